@@ -1,0 +1,235 @@
+"""Every path of a run and of an artifact, in one place, for the control side and for compute.
+
+Keys are relative to the storage root and use `/`. Numbers are padded so that names sort as numbers do.
+
+    {stage}/{name}-{fingerprint12}[.rK]/          an artifact
+        record.json                               written last: the artifact is done
+        plan.json, {step_name}-plan.json          frozen plans
+        items/{step_name}-000012.json             one record per finished work item
+        leases/000001.…                           who writes this artifact
+        attempts/{step_name}-0000/                one submission
+            spec.json claim.json submitted.json exit.json heartbeats/ logs/
+        epochs/000003.json                        one per start of ranks
+        metrics/e000003-r0000-000012.jsonl
+        checkpoints/step-00001200.e000003/        training only
+        commits/step-00001200.json
+    runs/{run_id}/
+        config.json journal/000000.json artifacts/{stage}.json control/…
+    registry/{root_hash}.json
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from schemas.artifact import RECORD_NAME
+from schemas.canonical import FINGERPRINT_CHARS
+from schemas.errors import UnsafeFileError
+from schemas.stage import Stage
+
+_FOLDER = re.compile(r"^(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})(?:\.r(?P<rebuild>\d+))?$")
+
+BOOKKEEPING: tuple[str, ...] = ("items", "leases", "attempts", "epochs", "metrics", "commits", "checkpoints")
+"""Folders of an artifact that are how it was made, not what it is; never part of its content."""
+
+
+def safe_key(key: str) -> str:
+    """Returns `key` when it stays below the root.
+
+    Raises:
+        UnsafeFileError: for an absolute path, `..`, a back-slash, a NUL or an empty part.
+    """
+    parts = key.split("/")
+    if not key or key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise UnsafeFileError(f"refused path {key!r}", why="a stored path must stay below its folder: relative, no `..`, no empty part")
+    return key
+
+
+def artifact_key(stage: Stage, *, name: str, fingerprint: str, rebuild: int = 0) -> str:
+    """Returns an artifact's folder: `{stage}/{name}-{fingerprint12}`, with `.rK` for the K-th rebuild (K ≥ 1)."""
+    suffix = f".r{rebuild}" if rebuild else ""
+    return f"{stage.value}/{name}-{fingerprint[:FINGERPRINT_CHARS]}{suffix}"
+
+
+def parse_artifact_folder(folder: str) -> tuple[str, str, int] | None:
+    """Returns (name, fingerprint12, rebuild) of an artifact's folder name, or None for another folder."""
+    match = _FOLDER.match(folder)
+    return (match["name"], match["fingerprint"], int(match["rebuild"] or 0)) if match else None
+
+
+@dataclass(frozen=True)
+class ArtifactLayout:
+    """Keys inside one artifact's folder."""
+
+    key: str
+    """The artifact's folder."""
+
+    @property
+    def record(self) -> str:
+        """`record.json`."""
+        return f"{self.key}/{RECORD_NAME}"
+
+    @property
+    def leases(self) -> str:
+        """Folder of the artifact's lease."""
+        return f"{self.key}/leases"
+
+    @property
+    def epochs(self) -> str:
+        """Folder of epochs."""
+        return f"{self.key}/epochs"
+
+    @property
+    def commits(self) -> str:
+        """Folder of commits."""
+        return f"{self.key}/commits"
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of checkpoints."""
+        return f"{self.key}/checkpoints"
+
+    @property
+    def metrics(self) -> str:
+        """Folder of metric segments."""
+        return f"{self.key}/metrics"
+
+    @property
+    def attempts(self) -> str:
+        """Folder of attempts."""
+        return f"{self.key}/attempts"
+
+    def plan(self, step_name: str) -> str:
+        """Returns the key of a frozen work plan."""
+        return f"{self.key}/{step_name}-plan.json"
+
+    def epoch(self, epoch: int) -> str:
+        """Returns the key of an epoch."""
+        return f"{self.epochs}/{epoch:06d}.json"
+
+    def item(self, step_name: str, index: int) -> str:
+        """Returns the key of an item's record."""
+        return f"{self.key}/items/{step_name}-{index:06d}.json"
+
+    def commit(self, step: int) -> str:
+        """Returns the key of a commit."""
+        return f"{self.commits}/{step_name(step)}.json"
+
+    def checkpoint(self, step: int, epoch: int) -> str:
+        """Returns the folder of a checkpoint."""
+        return f"{self.checkpoints}/{step_name(step)}.e{epoch:06d}"
+
+    def metric_segment(self, *, epoch: int, rank: int, sequence: int) -> str:
+        """Returns the key of a metrics segment."""
+        return f"{self.metrics}/e{epoch:06d}-r{rank:04d}-{sequence:06d}.jsonl"
+
+    def attempt(self, job: str, attempt: int) -> "AttemptLayout":
+        """Returns the keys of one attempt; `job` is the stage's step name, or `job`."""
+        return AttemptLayout(f"{self.attempts}/{job or 'job'}-{attempt:04d}")
+
+
+@dataclass(frozen=True)
+class AttemptLayout:
+    """Keys inside one attempt's folder."""
+
+    key: str
+    """The attempt's folder."""
+
+    @property
+    def spec(self) -> str:
+        """The job spec: the intent to submit."""
+        return f"{self.key}/spec.json"
+
+    @property
+    def claim(self) -> str:
+        """The claim."""
+        return f"{self.key}/claim.json"
+
+    @property
+    def submitted(self) -> str:
+        """What the launcher answered."""
+        return f"{self.key}/submitted.json"
+
+    @property
+    def cancel(self) -> str:
+        """The wish that the attempt stops gracefully; the agent looks for it."""
+        return f"{self.key}/cancel.json"
+
+    @property
+    def exit(self) -> str:
+        """The exit record."""
+        return f"{self.key}/exit.json"
+
+    @property
+    def heartbeats(self) -> str:
+        """Folder of heartbeats."""
+        return f"{self.key}/heartbeats"
+
+    @property
+    def incidents(self) -> str:
+        """Folder of incidents, in order."""
+        return f"{self.key}/incidents"
+
+    @property
+    def logs(self) -> str:
+        """Folder of log segments."""
+        return f"{self.key}/logs"
+
+    def heartbeat(self, node_rank: int, sequence: int) -> str:
+        """Returns the key of a heartbeat."""
+        return f"{self.heartbeats}/n{node_rank:04d}-{sequence:08d}.json"
+
+    def incident(self, number: int) -> str:
+        """Returns the key of an incident."""
+        return f"{self.incidents}/{number:04d}.json"
+
+    def log_segment(self, *, epoch: int, rank: int, sequence: int) -> str:
+        """Returns the key of a piece of a rank's (or item's) output."""
+        return f"{self.logs}/e{epoch:06d}-r{rank:06d}-{sequence:06d}.log"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Keys inside one run's folder."""
+
+    run_id: str
+    """The run."""
+
+    @property
+    def key(self) -> str:
+        """The run's folder."""
+        return f"runs/{self.run_id}"
+
+    @property
+    def config(self) -> str:
+        """The resolved config, without secrets."""
+        return f"{self.key}/config.json"
+
+    @property
+    def journal(self) -> str:
+        """Folder of the journal: numbered immutable events."""
+        return f"{self.key}/journal"
+
+    @property
+    def control(self) -> str:
+        """Folder of the control lease."""
+        return f"{self.key}/control"
+
+    def artifact(self, stage: Stage) -> str:
+        """Returns the key of the pointer to a stage's artifact."""
+        return f"{self.key}/artifacts/{stage.value}.json"
+
+
+def registry_claim(root_hash: str) -> str:
+    """Returns the key of the claim that makes a registration unique."""
+    return f"registry/{root_hash}.json"
+
+
+def step_name(step: int) -> str:
+    """Returns `step-00001200`."""
+    return f"step-{step:08d}"
+
+
+def is_within(child: PurePosixPath, parent: PurePosixPath) -> bool:
+    """Whether `child` is `parent` or lies below it, by name alone."""
+    return child == parent or parent in child.parents

@@ -1,0 +1,333 @@
+"""Shared storage. Everything shared is an immutable object, written once by `create_exclusive`, or data that such an object names.
+
+Nothing shared is appended to or renamed. `FileStorage` is a POSIX folder (temporary file, fsync, `link(2)`, fsync of the folder);
+`FsspecStorage` is anything else that fsspec reaches and is the only user of fsspec. One contract suite (`tests/contract`) holds for all.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import xxhash
+
+from cluster.layout import safe_key
+from schemas.artifact import FileEntry
+from schemas.errors import ConfigError, HeadraceError, Problem, UnreachableError, UnsafeFileError
+
+_BLOCK_BYTES = 4 << 20
+_TEMPORARY_PREFIX = ".tmp-"
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".bin.index")
+
+
+class AlreadyExistsError(HeadraceError):
+    """`create_exclusive` found the object: somebody else was first. Part of the protocol, caught by its callers."""
+
+
+class Storage(Protocol):
+    """What Headrace asks of shared storage. Keys are relative, with `/`, and checked by `safe_key`."""
+
+    url: str
+    """Absolute path or URL of the root."""
+
+    def create_exclusive(self, key: str, data: bytes) -> None:
+        """Writes `data` durably unless `key` exists. Of several racing writers exactly one succeeds.
+
+        Raises:
+            AlreadyExistsError: `key` exists, complete, written by somebody else.
+        """
+
+    def read(self, key: str) -> bytes:
+        """Returns the object. Raises FileNotFoundError."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the object exists, complete."""
+
+    def size(self, key: str) -> int:
+        """Returns the object's size in bytes. Raises FileNotFoundError."""
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        """Returns the sorted names directly below the folder `prefix`; empty when there is none. Unfinished writes are not listed."""
+
+    def delete(self, key: str) -> None:
+        """Removes an object or a whole folder; nothing when there is none."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Returns where compute may open `key` directly, or None when it must be staged."""
+
+
+class FileStorage:
+    """A folder on a POSIX file system, local or shared."""
+
+    def __init__(self, root: Path) -> None:
+        """Args: root: absolute path; created when missing."""
+        self.root = root
+        self.url = str(root)
+
+    def _path(self, key: str) -> Path:
+        """Returns the path of `key`, refusing symbolic links on the way: they could lead out of the root."""
+        path = self.root / safe_key(key)
+        for part in (path, *path.parents):
+            if part == self.root:
+                break
+            if part.is_symlink():
+                raise UnsafeFileError(f"{part} is a symbolic link", why="a link could lead out of the storage root", mend="replace it by the file or folder itself")
+        return path
+
+    def create_exclusive(self, key: str, data: bytes) -> None:
+        """See `Storage.create_exclusive`. POSIX `link(2)` fails when the target exists, also over NFS."""
+        path = self._path(key)
+        make_folder(path.parent)
+        temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            write_durably(temporary, data)
+            link_exclusive(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+    def read(self, key: str) -> bytes:
+        """See `Storage.read`."""
+        return self._path(key).read_bytes()
+
+    def exists(self, key: str) -> bool:
+        """See `Storage.exists`."""
+        return self._path(key).exists()
+
+    def size(self, key: str) -> int:
+        """See `Storage.size`."""
+        return self._path(key).stat().st_size
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        """See `Storage.names`."""
+        try:
+            return tuple(sorted(name for name in os.listdir(self._path(prefix)) if not name.startswith(_TEMPORARY_PREFIX)))
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+
+    def delete(self, key: str) -> None:
+        """See `Storage.delete`. A folder goes file by file, never through a link."""
+        path = self._path(key)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        for folder, folders, files in os.walk(path, topdown=False, followlinks=False):
+            for name in files:
+                (Path(folder) / name).unlink(missing_ok=True)
+            for name in folders:
+                child = Path(folder) / name
+                child.unlink() if child.is_symlink() else child.rmdir()
+        path.rmdir()
+
+    def local_path(self, key: str) -> Path:
+        """See `Storage.local_path`."""
+        return self._path(key)
+
+
+class FsspecStorage:
+    """Any file system that fsspec reaches and that has an exclusive create (`memory://`, S3)."""
+
+    def __init__(self, url: str) -> None:
+        """Args: url: `scheme://…`. Raises UnreachableError when fsspec or the endpoint cannot serve it."""
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError, OSError) as error:
+            raise UnreachableError(f"storage {url!r} cannot be opened", why=str(error), mend="check storage.root and its credentials") from error
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{safe_key(key)}"
+
+    def create_exclusive(self, key: str, data: bytes) -> None:
+        """See `Storage.create_exclusive`: fsspec's `mode="create"`, a conditional put on S3."""
+        try:
+            self._fs.pipe_file(self._path(key), data, mode="create")
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{key} exists") from error
+        except OSError as error:  # some S3 servers answer EINVAL for a failed condition
+            if error.errno == errno.EINVAL and self.exists(key):
+                raise AlreadyExistsError(f"{key} exists") from error
+            raise
+
+    def read(self, key: str) -> bytes:
+        """See `Storage.read`."""
+        data: bytes = self._fs.cat_file(self._path(key))
+        return data
+
+    def exists(self, key: str) -> bool:
+        """See `Storage.exists`."""
+        return bool(self._fs.exists(self._path(key)))
+
+    def size(self, key: str) -> int:
+        """See `Storage.size`."""
+        return int(self._fs.size(self._path(key)))
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        """See `Storage.names`."""
+        self._fs.invalidate_cache()
+        try:
+            found: list[Any] = self._fs.ls(self._path(prefix), detail=False)
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}))
+
+    def delete(self, key: str) -> None:
+        """See `Storage.delete`."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._path(key), recursive=True)
+
+    def local_path(self, key: str) -> None:
+        """See `Storage.local_path`: compute cannot open it."""
+        return None
+
+
+def open_storage(url: str) -> Storage:
+    """Returns the storage at an absolute path or URL.
+
+    Raises:
+        ConfigError: for a relative path; a worker's working directory is not the user's.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme in ("", "file"):
+        path = Path(url.removeprefix("file://"))
+        if not path.is_absolute():
+            raise ConfigError((Problem("storage.root", repr(url), "must be absolute here", nearest=str(path.absolute())),))
+        make_folder(path)
+        return FileStorage(path.resolve())
+    return FsspecStorage(url)
+
+
+# ---- local files: what storage, agents and compute do alike ---------------------------------------------------------------
+
+
+def make_folder(path: Path) -> None:
+    """Creates `path` and its parents, durably: an fsync of each parent that got a new entry."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        sync_folder(path.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Creates `path` with `data` and fsyncs it. Raises FileExistsError, and OSError for a failed fsync: never trust such a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_exclusive(temporary: Path, path: Path) -> None:
+    """Gives the durable file `temporary` its name `path`, durably, unless the name is taken. `temporary` stays.
+
+    Raises:
+        AlreadyExistsError: the name is taken by another file.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        # NFS may report failure for a link that it made: the link count tells (Linux open(2), O_EXCL).
+        if temporary.stat().st_nlink != 2 or not os.path.samefile(temporary, path):
+            raise AlreadyExistsError(f"{path} exists") from error
+    sync_folder(path.parent)
+
+
+def publish_file(temporary: Path, path: Path) -> FileEntry:
+    """Makes the written file `temporary` durable under its final name, exclusively, and removes the temporary name.
+
+    Deterministic compute makes equal bytes: a name that is taken by equal bytes is success, by other bytes an error.
+
+    Returns:
+        The entry of `path`, relative to nothing: callers set `path`.
+
+    Raises:
+        AlreadyExistsError: the name is taken by other bytes.
+    """
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    entry = file_entry(temporary, relative_to=temporary.parent)
+    try:
+        link_exclusive(temporary, path)
+    except AlreadyExistsError:
+        if hash_file(path) != entry.xxh3:
+            raise
+    temporary.unlink()
+    return entry.model_copy(update={"path": path.name})
+
+
+def replace_local(path: Path, data: bytes) -> None:
+    """Replaces a node-local file atomically (readers see the old or the new one). Not durable; never for shared objects."""
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """Returns the xxh3-128 of a file's content, hex. Raises UnsafeFileError for a symbolic link or a special file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnsafeFileError(f"{path} is a symbolic link", why="a link could lead out of its folder", mend="replace it by the file itself") from error
+        raise
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UnsafeFileError(f"{path} is not a regular file", why="only regular files can be hashed and stored")
+        state = xxhash.xxh3_128()
+        while block := file.read(_BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()
+
+
+def file_entry(path: Path, *, relative_to: Path) -> FileEntry:
+    """Returns size and hash of a file, with its path relative to `relative_to`."""
+    return FileEntry(path=path.relative_to(relative_to).as_posix(), size=path.stat().st_size, xxh3=hash_file(path))
+
+
+def walk_files(folder: Path, *, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields the regular files below `folder`, sorted; top-level names in `skip` and temporary files are left out.
+
+    Raises:
+        UnsafeFileError: for symbolic links, and for endings that stand for pickles (`PICKLE_SUFFIXES`).
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name in skip or path.name.startswith(_TEMPORARY_PREFIX):
+            continue
+        if path.is_symlink():
+            raise UnsafeFileError(f"{path} is a symbolic link", why="a link could lead out of its folder", mend="replace it by the file itself")
+        if path.is_dir():
+            yield from walk_files(path)
+        elif path.name.endswith(PICKLE_SUFFIXES):
+            raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="convert it to safetensors or JSON")
+        else:
+            yield path
+
+
+def short_hash(text: str) -> str:
+    """Returns 12 hex characters that stand for `text`, for names."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

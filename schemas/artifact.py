@@ -1,0 +1,118 @@
+"""What stages make. An artifact is a folder `{stage}/{name}-{fingerprint12}/`, immutable once its `record.json` exists."""
+
+from typing import Any, Self
+
+from schemas.canonical import canonical_json, hash_of, root_hash
+from schemas.frozen import Frozen, JsonObject
+from schemas.stage import Stage
+
+RECORD_NAME = "record.json"
+
+
+class FileEntry(Frozen):
+    """One file of an artifact, a checkpoint or a corpus."""
+
+    path: str
+    """Path relative to the folder that the containing record describes, with `/`."""
+    size: int
+    """Bytes."""
+    xxh3: str
+    """xxh3-128 of the content, hex."""
+
+
+class ArtifactRef(Frozen):
+    """A finished artifact as another stage sees it."""
+
+    stage: Stage
+    """The stage that made it."""
+    key: str
+    """Its folder, relative to the storage root."""
+    fingerprint: str
+    """What it is: names the folder."""
+    content_hash: str
+    """What it holds: later stages build on this."""
+
+
+class Provenance(Frozen):
+    """How an artifact came to be. Never part of a hash that another stage builds on."""
+
+    run_id: str
+    """The run that made it."""
+    created_at: str
+    """UTC, ISO 8601."""
+    created_by: str
+    """user@host."""
+    argv: tuple[str, ...]
+    """Command line of the control process."""
+    commit: str
+    """Git commit of Headrace's checkout, or empty."""
+    versions: dict[str, str]
+    """Versions of the libraries that matter."""
+
+
+class ArtifactRecord(Frozen):
+    """The record that a stage leaves, last. Only its presence means done.
+
+    The file holds the canonical JSON of this type, so every flipped byte is found: either the JSON breaks, or the
+    bytes are not canonical, or `record_hash` disagrees.
+    """
+
+    schema_version: int = 1
+    """Version of this type."""
+    stage: Stage
+    """The stage that made it."""
+    stage_version: int
+    """The stage's version at that time."""
+    name: str
+    """The recipe's name."""
+    key: str
+    """The artifact's folder, relative to the storage root."""
+    fingerprint: str
+    """Hash of stage, version, recipe section and inputs' content hashes."""
+    content_hash: str
+    """Root hash over what was made."""
+    inputs: tuple[ArtifactRef, ...]
+    """The artifacts it was made from."""
+    recipe: JsonObject
+    """The recipe sections that are part of the fingerprint."""
+    files: tuple[FileEntry, ...]
+    """Every file of the artifact but the record itself."""
+    summary: JsonObject
+    """A few figures for people and for later stages, per stage; small."""
+    provenance: Provenance
+    """How it came to be."""
+    record_hash: str = ""
+    """Hash of everything above."""
+
+    def sealed(self) -> Self:
+        """Returns the record with its `record_hash`."""
+        return self.model_copy(update={"record_hash": self._hash()})
+
+    def is_intact(self) -> bool:
+        """Whether `record_hash` fits the rest."""
+        return self.record_hash == self._hash()
+
+    def to_bytes(self) -> bytes:
+        """Returns the canonical bytes that are stored."""
+        return canonical_json(self)
+
+    def ref(self) -> ArtifactRef:
+        """Returns the artifact as later stages see it."""
+        return ArtifactRef(stage=self.stage, key=self.key, fingerprint=self.fingerprint, content_hash=self.content_hash)
+
+    def input(self, stage: Stage) -> ArtifactRef:
+        """Returns the input made by `stage`. Raises KeyError when there is none."""
+        for ref in self.inputs:
+            if ref.stage is stage:
+                return ref
+        raise KeyError(f"{self.key} was not made from a {stage.value} artifact")
+
+    def _hash(self) -> str:
+        body: dict[str, Any] = self.model_dump(mode="json")
+        del body["record_hash"]
+        return hash_of(body)
+
+
+def content_hash_of(files: tuple[FileEntry, ...]) -> str:
+    """Returns the content hash of an artifact: the root hash over its content files."""
+    return root_hash((entry.path, entry.size, entry.xxh3) for entry in files)

@@ -1,0 +1,89 @@
+"""Logical checkpoints: fragments of named parameters, and the commit that makes them true."""
+
+from typing import Literal
+
+from schemas.artifact import FileEntry
+from schemas.frozen import Frozen, JsonObject
+
+Slot = Literal["weight", "exp_avg", "exp_avg_sq"]
+SLOTS: tuple[Slot, ...] = ("weight", "exp_avg", "exp_avg_sq")
+"""The fp32 master weight and AdamW's two moments."""
+
+
+class Fragment(Frozen):
+    """A contiguous piece of one flattened parameter, in one slot, in one file. Always fp32, little-endian."""
+
+    name: str
+    """Parameter name as in `model.named_parameters()`."""
+    slot: Slot
+    """What is stored."""
+    start: int
+    """First element, counted in the flattened parameter."""
+    count: int
+    """Elements."""
+    byte_offset: int
+    """Where it lies in the file."""
+
+
+class ParameterShape(Frozen):
+    """A parameter's full shape, the same at every world size."""
+
+    name: str
+    """Parameter name."""
+    shape: tuple[int, ...]
+    """Full shape."""
+
+
+class RankIndex(Frozen):
+    """`rank-0003.json` beside `rank-0003.bin`: which fragments a rank wrote, and its own state."""
+
+    rank: int
+    """The rank."""
+    world_size: int
+    """Ranks of the epoch that wrote it."""
+    fragments: tuple[Fragment, ...]
+    """In order of `byte_offset`."""
+    rng: JsonObject
+    """State of the rank's generators, as plain numbers."""
+
+
+class TrainingState(Frozen):
+    """`state.json`: what all ranks agree on."""
+
+    step: int
+    """Optimizer updates asked for: also the index of the next batch."""
+    optimizer_step: int
+    """Updates applied: `step` minus the skipped ones."""
+    skipped_steps: tuple[int, ...]
+    """Steps whose update was skipped (overflow)."""
+    loss_scale: JsonObject
+    """Numbers of the dynamic loss scaler; empty without one."""
+    parameters: tuple[ParameterShape, ...]
+    """All trained parameters."""
+    seed: int
+    """`training.seed`."""
+    zero_stage: int
+    """Stage that wrote it; any stage can load it."""
+    precision: str
+    """Number format of the forward pass."""
+
+
+class CommitRecord(Frozen):
+    """`commits/step-00001200.json`: created exclusively, makes a checkpoint true. Resume reads only these."""
+
+    schema_version: int = 1
+    """Version of this type."""
+    step: int
+    """The state after this many updates."""
+    epoch: int
+    """The epoch that wrote it."""
+    folder: str
+    """`checkpoints/step-00001200.e000003`, relative to the artifact."""
+    files: tuple[FileEntry, ...]
+    """Every file of the checkpoint, relative to `folder`."""
+    world_size: int
+    """Ranks that wrote it."""
+    committed_at: float
+    """Seconds since the Unix epoch."""
+    record_hash: str = ""
+    """Hash of everything above."""
