@@ -8,6 +8,9 @@ Two kinds of section, and they never mix:
   and never does.
 
 Derived numbers are properties that carry their formula. Nothing is written back.
+
+A validator that finds several broken rules raises one ValueError with a line per rule. A line names the keys it is
+about, the one to change first, and may end in `; nearest: VALUE` (`schemas.diagnosis` reads both).
 """
 
 import math
@@ -112,7 +115,7 @@ class CorpusConfig(Frozen):
         names = self.source_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"source names must be unique, found twice: {', '.join(twice)}")
+            raise ValueError(f"sources must have unique names, found twice: {', '.join(twice)}")
         return self
 
     @property
@@ -274,15 +277,18 @@ class TrainingConfig(Frozen):
 
     @model_validator(mode="after")
     def _cross_rules(self) -> Self:
+        problems: list[str] = []
         given = [key for key in ("steps", "tokens", "epochs") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, tokens, epochs; found {', '.join(given) or 'none'}")
+            problems.append(f"give exactly one of steps, tokens, epochs; found {', '.join(given) or 'none'}")
         if self.global_batch_size % self.micro_batch_size:
             below = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
             nearest = ", ".join(str(size) for size in (below, below + self.micro_batch_size) if size)
-            raise ValueError(
+            problems.append(
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size}); nearest: {nearest}"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -571,7 +577,7 @@ class RunConfig(Frozen):
         if training.steps is not None and training.schedule.warmup_steps > training.steps:
             problems.append(f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); nearest: {training.steps}")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def ranks(self, stage: Stage) -> int:

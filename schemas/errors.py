@@ -56,11 +56,14 @@ class Problem:
     """The rule that is broken."""
     nearest: str = ""
     """The nearest valid key or value, where there is one."""
+    origin: str = ""
+    """Where it was written: `line 12` of the recipe, or `--set`. May be empty."""
 
     def __str__(self) -> str:
+        origin = f"{self.origin}: " if self.origin else ""
         found = f" = {self.value}" if self.value else ""
         nearest = f"; nearest valid: {self.nearest}" if self.nearest else ""
-        return f"{self.key}{found}: {self.message}{nearest}"
+        return f"{origin}{self.key}{found}: {self.message}{nearest}"
 
 
 class ConfigError(HeadraceError):

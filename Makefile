@@ -1,0 +1,70 @@
+# The daily commands. `make demo` and `make test` work on a fresh machine: Debian 12, Python 3.11, no GPU, no compiler.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ACCEL ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(ACCEL)
+DEV_READY := $(VENV)/.ready-dev
+LOCKS := infra/requirements/base.txt infra/requirements/$(ACCEL).txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WHEELS := $(if $(wildcard wheelhouse),--no-index --find-links wheelhouse,)
+
+.PHONY: help venv dev demo test test-fast test-exhaustive check format bench lock wheelhouse clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+venv: $(READY) ## the environment alone, from the lock file; ACCEL=cpu|cuda|site
+
+$(READY): $(LOCKS) pyproject.toml
+	@echo "environment: $(VENV) (ACCEL=$(ACCEL)), about three minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(if $(filter site,$(ACCEL)),--system-site-packages,) $(VENV) \
+	  || { echo "python3 cannot make environments; mend: apt-get install python3-venv" >&2; exit 2; }
+	@$(PIP) install $(WHEELS) -r infra/requirements/$(ACCEL).txt
+	@$(PIP) install --no-deps --no-build-isolation --no-index --editable .
+	@touch $(READY)
+
+dev: $(DEV_READY) ## the environment with what checks and tests need
+
+$(DEV_READY): $(READY) infra/requirements/dev.txt
+	@$(PIP) install $(WHEELS) -r infra/requirements/dev.txt
+	@touch $(DEV_READY)
+
+demo: $(READY) ## the whole pipeline on real text that this machine has
+	@$(BIN)/headrace demo
+
+test: $(DEV_READY) ## the test suite
+	@$(BIN)/python -m pytest -m "not exhaustive"
+
+test-fast: $(DEV_READY) ## the tests that take under a minute in all
+	@$(BIN)/python -m pytest -m "not slow and not exhaustive"
+
+test-exhaustive: $(DEV_READY) ## the tests that take minutes each
+	@$(BIN)/python -m pytest -m exhaustive
+
+check: $(DEV_READY) ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(DEV_READY) ## rewrite the sources in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(DEV_READY) ## one benchmark: make bench NAME=noop
+	@$(BIN)/python -m tests.benchmarks $(NAME) $(if $(JSON),--json $(JSON),)
+
+lock: $(DEV_READY) ## write the lock files from what is installed
+	@$(BIN)/python infra/requirements/lock.py
+
+wheelhouse: $(READY) ## all packages as files, for machines without a network
+	@$(BIN)/python -m pip download --dest wheelhouse -r infra/requirements/$(ACCEL).txt -r infra/requirements/dev.txt
+
+clean: ## remove all that was made
+	rm -rf $(VENV) .headrace .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache wheelhouse headrace.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""STORIES: what happens in which order, and the command line. Functions only."""

@@ -1,0 +1,84 @@
+"""Around the stories: which run a flow works on, who controls it, and what Prefect shows of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect import runtime, tags
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
+
+from cluster.lease import Lease
+from cluster.storage import AlreadyExistsError, open_storage
+from schemas.canonical import canonical_json
+from schemas.errors import HeadraceError
+from schemas.journal import EventKind, RunHandle
+from schemas.recipe import load_recipe
+from schemas.stage import Stage
+from tasks.runs import Run, create_run, open_run
+from tasks.wiring import exit_code_of
+
+
+def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None) -> RunHandle:
+    """Returns the run to work on: the named one, the one this Prefect flow run began with (a retry), or a new one."""
+    path = Path(recipe)
+    if not path.is_absolute() and not path.exists():  # a worker's folder is not the checkout
+        path = Path(__file__).resolve().parent.parent / recipe
+    loaded = load_recipe(path, tuple(overrides))
+    storage = open_storage(loaded.config.storage.root)
+    if run_id is not None:
+        return RunHandle(run_id=run_id, storage_root=storage.url, state_dir=Run(storage, run_id).read().state_dir)
+    link = f"flow-runs/{runtime.flow_run.id}.json"
+    if storage.exists(link):
+        return RunHandle.model_validate_json(storage.read(link))
+    handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(path), overrides=tuple(overrides), from_stage=from_stage)
+    try:
+        storage.create_exclusive(link, canonical_json(handle))
+    except AlreadyExistsError:  # a retry of the same flow run was faster
+        return RunHandle.model_validate_json(storage.read(link))
+    return handle
+
+
+@contextmanager
+def controlled(handle: RunHandle) -> Iterator[None]:
+    """Holds the run's control lease, keeps its journal's beginning and end, and leaves the stage table in Prefect.
+
+    Raises:
+        LeaseHeldError: another live process controls this run.
+    """
+    run = open_run(handle)
+    logger = get_run_logger()
+    with Lease.take(run.storage, run.layout.control), tags(handle.run_name):
+        resumed = bool(run.events())
+        run.append(EventKind.RUN_RESUMED if resumed else EventKind.RUN_STARTED, handle.run_name)
+        logger.info("run %s", handle.run_id)
+        try:
+            yield
+        except BaseException as error:
+            code = exit_code_of(error)
+            message = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
+            run.append(EventKind.RUN_FAILED, message, figures={"exit_code": int(code)})
+            raise
+        finally:
+            _show_stages(run)
+        run.append(EventKind.RUN_FINISHED, handle.run_name, figures={"exit_code": 0})
+
+
+def _show_stages(run: Run) -> None:
+    """Leaves the table of stages, and where the run lies, as Prefect artifacts."""
+    ends = {EventKind.STAGE_FINISHED: "made", EventKind.STAGE_REUSED: "found", EventKind.STAGE_FAILED: "failed"}
+    rows = [
+        {
+            "stage": event.stage.value,
+            "outcome": ends[event.kind],
+            "seconds": round(float(event.figures.get("seconds", 0.0)), 1),
+            "artifact": event.artifact_key,
+        }
+        for event in run.events()
+        if event.kind in ends and event.stage is not None
+    ]
+    create_table_artifact(table=rows, key="stages", description=f"Stages of {run.layout.run_id}")
+    create_markdown_artifact(
+        markdown=f"Run `{run.layout.run_id}` in `{run.storage.url}`\n\nLook: `headrace status {run.layout.run_id}` · go on: `headrace resume {run.layout.run_id}`",
+        key="run",
+    )

@@ -1,0 +1,39 @@
+"""The pipeline on one screen: raw text to a registered language model.
+
+Each task finds its artifact by content or makes it; a job that is running already is adopted. So this flow may be
+killed and started again at any time: run it with the same `run_id`, or retry it in the Prefect UI.
+"""
+
+from prefect import flow
+
+from flows.control import controlled, open_or_create
+from schemas.artifact import ArtifactRef
+from schemas.stage import Stage
+from tasks.evaluate.task import evaluate
+from tasks.export.task import export
+from tasks.register.task import register
+from tasks.tokenize.task import tokenize
+from tasks.tokenizer.task import make_tokenizer
+from tasks.train.task import train
+from tasks.validate.task import validate
+
+
+@flow(name="pretrain", retries=0, validate_parameters=True)
+def pretrain(recipe: str = "infra/recipes/demo_cpu.yaml", overrides: tuple[str, ...] = (), from_stage: Stage | None = None, run_id: str | None = None) -> ArtifactRef:
+    """Returns the registered model.
+
+    Args:
+        recipe: path of a recipe, relative to the checkout or absolute.
+        overrides: `key.path=value`, as after `--set`.
+        from_stage: rebuild this stage and what follows it.
+        run_id: go on with this run instead of starting a new one; `recipe` then only tells where runs lie.
+    """
+    run = open_or_create(recipe, overrides=overrides, from_stage=from_stage, run_id=run_id)
+    with controlled(run):
+        corpus = validate(run)
+        tokenizer = make_tokenizer(run, corpus)
+        shards = tokenize(run, corpus, tokenizer)
+        training = train(run, tokenizer, shards)
+        model = export(run, tokenizer, training)
+        report = evaluate(run, corpus, shards, model)
+        return register(run, model, report)

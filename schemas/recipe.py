@@ -1,0 +1,246 @@
+"""Loading a recipe: one YAML file plus overrides becomes a `RunConfig`, or a list of everything that is wrong with it.
+
+Relative paths in the file start at the recipe's *project folder* (the nearest folder above it with a `pyproject.toml`,
+`.git` or `.headrace`, else its own folder), so a recipe means the same wherever it is called from. Relative paths given
+with `--set` start at the current directory, as on any command line. URLs and `${env:…}`/`${file:…}` stay as they are.
+Imports nothing heavy: the command line's fast path goes through here.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from schemas.canonical import sha256
+from schemas.config import ClusterKind, RunConfig
+from schemas.diagnosis import diagnose
+from schemas.errors import ConfigError, InputError, Problem
+from schemas.override import ORIGIN, apply_override, parse_overrides
+from schemas.reference import has_secret, plain_password, reference_problems, resolve_machine
+from schemas.warning import warnings_of
+from schemas.yaml_text import Document, Location, dotted, parse_yaml, shorten
+
+_PROJECT_MARKS = ("pyproject.toml", ".git", ".headrace")
+_PATH_KEYS = tuple(
+    re.compile(pattern) for pattern in (r"storage\.root", r"state", r"corpus\.sources\.\d+(\.path)?", r"tokenizer\.path", r"model\.pretrained", r"deepspeed", r"tracking\.mlflow_uri")
+)
+_INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|tokenizer\.path|model\.pretrained")
+_VERBATIM_KEYS = re.compile(r"(cluster\.(.*\.)?setup|cluster\.extra_directives|evaluation\.prompts|tracking\.sample_prompt)(\..*)?")
+"""Text for shells, schedulers and models, where `${…}` is not ours."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe that is right, and where it came from."""
+
+    config: RunConfig
+    """Paths are absolute; secrets are still `${…}`."""
+    project_dir: Path
+    """Where relative paths of the recipe start. Absolute."""
+    path: Path
+    """The recipe. Absolute."""
+    overrides: tuple[str, ...]
+    """`KEY=VALUE` as given after `--set`."""
+    text_hash: str
+    """SHA-256 of the recipe's text, hex."""
+    warnings: tuple[str, ...] = ()
+    """Options that were given and have no effect, a line each."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Returns the recipe at `path` with `overrides` (`KEY=VALUE`) applied.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+        ConfigError: carries every problem of the file and the overrides, with key, value, and the nearest valid key or value.
+    """
+    path = Path(os.path.abspath(path))
+    text = _read(path)
+    project_dir = project_dir_of(path)
+    problems: list[Problem] = []
+    document = _parse(text, path)
+    data = _inline_deepspeed(_anchor(_machine_values(document.data), (), base=project_dir), problems)
+    problems += document.problems
+    assigned: dict[str, str] = {}
+    parsed, override_problems = parse_overrides(overrides)
+    problems += override_problems
+    for override in parsed:
+        value = _anchor(_machine_values(override.value), override.location, base=Path.cwd())
+        problem = apply_override(data, replace(override, value=value))
+        problems += [problem] if problem else []
+        assigned[dotted(override.location)] = ORIGIN
+        data = _inline_deepspeed(data, problems)
+    config, found = diagnose(data)
+    problems += found
+    problems += _value_problems(data)
+    problems += _missing_files(data)
+    if problems or config is None:
+        raise ConfigError(tuple(_with_origin(problem, document, assigned) for problem in _unique(problems)), source=str(path))
+    return LoadedRecipe(
+        config=config, project_dir=project_dir, path=path, overrides=tuple(overrides), text_hash=sha256(text.encode()), warnings=warnings_of(config)
+    )
+
+
+def project_dir_of(path: Path) -> Path:
+    """Returns the project folder of the recipe at the absolute `path`."""
+    return next((folder for folder in path.parents if any((folder / mark).exists() for mark in _PROJECT_MARKS)), path.parent)
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"recipe {path} holds {path.stat().st_size:,} bytes", why=f"a recipe holds at most {_MAX_BYTES:,}", mend="give the YAML file of a recipe")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        nearest = _nearest_file(path)
+        raise InputError(f"recipe {path} does not exist", mend=f"did you mean {nearest}?" if nearest else "`headrace init` writes one") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {path} is not UTF-8 text", why=f"byte {error.start} cannot be decoded", mend="give the YAML file of a recipe") from None
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read", why=str(error.strerror or error), mend="give the YAML file of a recipe") from None
+
+
+def _parse(text: str, path: Path) -> Document:
+    try:
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError((Problem(key="recipe", value="", message=f"not YAML: {error}"),), source=str(path)) from None
+    if document.data is None:
+        document.data = {}
+    if not isinstance(document.data, dict):
+        message = f"must be a mapping with the sections {', '.join(RunConfig.model_fields)}"
+        raise ConfigError((Problem(key="recipe", value=shorten(document.data), message=message),), source=str(path))
+    return document
+
+
+def _nearest_file(path: Path) -> str:
+    """Returns the existing file with a name close to the missing `path`'s, in the deepest folder of it that exists; or an empty string."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        names = os.listdir(missing.parent)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
+    return str(missing.with_name(close[0])) if close else ""
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def _map_text(value: Any, location: Location, change: Callable[[str, Location], Any]) -> Any:
+    """Returns plain data with `change(text, location)` in place of every text."""
+    if isinstance(value, dict):
+        return {str(key): _map_text(item, (*location, str(key)), change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_map_text(item, (*location, index), change) for index, item in enumerate(value)]
+    return change(value, location) if isinstance(value, str) else value
+
+
+def _machine_values(data: Any) -> Any:
+    return _map_text(data, (), lambda text, location: resolve_machine(text) if not _VERBATIM_KEYS.fullmatch(dotted(location)) else text)
+
+
+def _anchor(data: Any, location: Location, *, base: Path) -> Any:
+    """Returns `data` with the relative paths of path keys made absolute against `base`."""
+
+    def absolute(text: str, at: Location) -> str:
+        if not any(pattern.fullmatch(dotted(at)) for pattern in _PATH_KEYS) or not text:
+            return text
+        if dotted(at) == "tracking.mlflow_uri":
+            file = text.removeprefix("sqlite:///")
+            return text if file == text or file.startswith("/") else f"sqlite:///{os.path.normpath(base / file)}"
+        if _URL.match(text) or has_secret(text):
+            return text
+        return os.path.normpath(base / Path(text).expanduser())
+
+    return _map_text(data, location, absolute)
+
+
+def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """Returns `data` with the JSON file that `deepspeed` names in its place; takes the key out when it cannot be read."""
+    section = data.get("deepspeed")
+    if section is None or isinstance(section, Mapping):
+        return data
+    rest = {key: value for key, value in data.items() if key != "deepspeed"}
+    if not isinstance(section, str):
+        problems.append(Problem(key="deepspeed", value=shorten(section), message="must be a mapping or the path of a JSON file"))
+        return rest
+    try:
+        inlined = json.loads(Path(section).read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(Problem(key="deepspeed", value=repr(section), message=f"the file cannot be read: {error.strerror}", nearest=_nearest_file(Path(section))))
+        return rest
+    except ValueError as error:
+        problems.append(Problem(key="deepspeed", value=repr(section), message=f"the file is not JSON: {error}"))
+        return rest
+    if not isinstance(inlined, dict):
+        problems.append(Problem(key="deepspeed", value=repr(section), message="the file must hold a JSON object"))
+        return rest
+    return {**data, "deepspeed": inlined}
+
+
+def _value_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Returns what is wrong with references and passwords in any text of the recipe."""
+    problems: list[Problem] = []
+
+    def judge(text: str, location: Location) -> str:
+        key = dotted(location)
+        if not _VERBATIM_KEYS.fullmatch(key):
+            problems.extend(reference_problems(key, text))
+            masked = plain_password(text)
+            if masked:
+                problems.append(Problem(key=key, value="", message="holds a password in plain, which would be stored with the run", nearest=masked))
+        return text
+
+    _map_text(dict(data), (), judge)
+    return problems
+
+
+def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
+    """Returns the local inputs that do not exist. Other machines may see other files, so this is for `kind: local` only."""
+    problems: list[Problem] = []
+    cluster = data.get("cluster")
+    if isinstance(cluster, Mapping) and cluster.get("kind", ClusterKind.LOCAL) != ClusterKind.LOCAL:
+        return problems
+
+    def judge(text: str, location: Location) -> str:
+        key = dotted(location)
+        is_local = not (_URL.match(text) or "${" in text or re.search(r"[*?\[]", text))
+        if _INPUT_KEYS.fullmatch(key) and text and is_local and not os.path.exists(text):
+            problems.append(Problem(key=key, value=repr(text), message="does not exist", nearest=_nearest_file(Path(text))))
+        return text
+
+    _map_text(dict(data), (), judge)
+    return problems
+
+
+# ---- where a problem was written -------------------------------------------------------------------------------------
+
+
+def _with_origin(problem: Problem, document: Document, assigned: Mapping[str, str]) -> Problem:
+    """Returns the problem with the line of its key, of the nearest section above it, or `--set`."""
+    if problem.origin:
+        return problem
+    if any(problem.key == key or problem.key.startswith(f"{key}.") for key in assigned):
+        return replace(problem, origin=ORIGIN)
+    location: Location = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
+    while location:
+        if location in document.lines:
+            return replace(problem, origin=f"line {document.lines[location]}")
+        location = location[:-1]
+    return problem
+
+
+def _unique(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    return tuple(dict.fromkeys(problems))

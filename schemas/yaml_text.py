@@ -1,0 +1,104 @@
+"""Reading YAML text strictly: YAML 1.2 scalars, no duplicate keys, the line of every key. Plain data only, no tags, no objects.
+
+PyYAML follows YAML 1.1, which reads `no` as false, `24:00:00` as 86400 and `1e-6` as text. A recipe means what it
+says, so the scalars here follow YAML 1.2's core schema (and digits may be grouped: `3_000_000`).
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from schemas.errors import Problem
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader as _BaseLoader
+else:
+    _BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster; PyYAML may be built without it
+
+Location = tuple[str | int, ...]
+"""Where a value lies in a document: keys and list positions."""
+
+
+@dataclass
+class Document:
+    """A parsed document."""
+
+    data: Any
+    """Plain dicts, lists and scalars."""
+    lines: dict[Location, int] = field(default_factory=dict)
+    """1-based line of every key and list item."""
+    problems: list[Problem] = field(default_factory=list)
+    """Duplicate keys."""
+
+
+class _Loader(_BaseLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+def _scalar(tag: str, pattern: str, first: str) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))  # type: ignore[no-untyped-call]
+
+
+_scalar("null", r"~|null|Null|NULL|", "~nN\0")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])  # type: ignore[no-untyped-call]
+_scalar("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
+_scalar("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789")
+_scalar("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789")
+_scalar("merge", "<<", "<")
+
+
+def parse_yaml(text: str) -> Document:
+    """Returns the document in `text`.
+
+    Raises:
+        ValueError: not YAML, or more than one document; the message names line and column.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        document = Document(data=None)
+        if node is not None:
+            _walk(node, (), document)
+            document.data = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return document
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem or error.context or 'not YAML'}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def dotted(location: Location) -> str:
+    """Returns a location as the user would write it after `--set`: `corpus.sources.0.path`."""
+    return ".".join(map(str, location))
+
+
+def shorten(value: Any, *, limit: int = 60) -> str:
+    """Returns `repr(value)`, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _walk(node: Any, location: Location, document: Document) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            document.lines[(*location, index)] = item.start_mark.line + 1
+            _walk(item, (*location, index), document)
+        return
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        if key_node.tag.endswith(":merge"):
+            continue
+        below, line = (*location, str(key_node.value)), key_node.start_mark.line + 1
+        if below in document.lines:
+            value = shorten(value_node.value) if isinstance(value_node, yaml.ScalarNode) else ""
+            message = f"given twice, in lines {document.lines[below]} and {line}; keep one"
+            document.problems.append(Problem(key=dotted(below), value=value, message=message, origin=f"line {line}"))
+        document.lines[below] = line
+        _walk(value_node, below, document)

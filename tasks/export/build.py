@@ -1,0 +1,60 @@
+"""The control half of `export`: one work item that turns the training's final checkpoint into a Hugging Face folder."""
+
+import json
+from typing import Any
+
+from cluster.storage import Storage
+from schemas.artifact import ArtifactRecord, content_hash_of
+from schemas.checkpoint import CommitRecord
+from schemas.errors import VerificationError
+from schemas.job import WorkItem, WorkPlan
+from schemas.stage import Stage
+from tasks.work import Draft, Work
+
+TOKENIZER_REPORT = "report.json"
+
+
+def build(work: Work) -> Draft:
+    """Exports and returns the draft, with dtype, step and number of parameters in its summary.
+
+    Raises:
+        VerificationError: no commit of the training artifact fits its record.
+    """
+    training, tokenizer = work.inputs[Stage.TRAIN], work.inputs[Stage.TOKENIZER]
+    name, commit = final_commit(work.storage, training)
+    weight = sum(entry.size for entry in commit.files)
+    plan = WorkPlan(stage=Stage.EXPORT, step_name="export", items=(WorkItem(index=0, weight_bytes=weight, label=f"step {commit.step}"),))
+    options: dict[str, Any] = {
+        "commit": name,
+        "content_hash": training.content_hash,
+        "tokenizer_files": [entry.model_dump(mode="json") for entry in tokenizer.files if entry.path != TOKENIZER_REPORT and "/" not in entry.path],
+        "end_of_text_id": _end_of_text_id(work),
+    }
+    (record,) = work.run_array(plan, module="tasks.export.job", options=options)
+    work.note(f"exported step {record.output['step']}: {record.output['num_parameters']:,} parameters, {record.output['dtype']}")
+    return Draft(files=record.files, summary=dict(record.output))
+
+
+def final_commit(storage: Storage, training: ArtifactRecord) -> tuple[str, CommitRecord]:
+    """Returns (name relative to the artifact, commit) of the checkpoint that the training artifact's content hash stands for.
+
+    Raises:
+        VerificationError: there is none.
+    """
+    folder = f"{training.key}/commits"
+    for name in reversed(storage.names(folder)):
+        commit = CommitRecord.model_validate_json(storage.read(f"{folder}/{name}"))
+        if content_hash_of(commit.files) == training.content_hash:
+            return f"commits/{name}", commit
+    finding = f"{folder}: no commit has the content hash {training.content_hash[:12]} of the record"
+    raise VerificationError((finding,), subject=training.key, mend="headrace verify names the damaged file; --from train builds it anew")
+
+
+def _end_of_text_id(work: Work) -> int:
+    """Returns the id of the end-of-text token, from the tokenizer's own file."""
+    tokenizer = json.loads((work.input_dir(Stage.TOKENIZER) / "tokenizer.json").read_bytes())
+    name = work.config.tokenizer.end_of_text
+    for token in tokenizer["added_tokens"]:
+        if token["content"] == name:
+            return int(token["id"])
+    raise VerificationError((f"tokenizer.json: has no token {name!r}",), subject=work.inputs[Stage.TOKENIZER].key)

@@ -1,0 +1,50 @@
+"""From a configuration to what each artifact is: the fingerprint of every stage, as soon as its inputs are known."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cluster.storage import walk_files
+from schemas.canonical import root_hash
+from schemas.config import RunConfig
+from schemas.errors import InputError
+from schemas.stage import Stage
+from tasks.store import Identity
+
+HashFile = Callable[[Path], str]
+"""Returns the xxh3-128 of a local file."""
+
+
+def identity_of(stage: Stage, *, config: RunConfig, inputs: Mapping[Stage, str], hash_file: HashFile) -> Identity:
+    """Returns what the artifact of `stage` is.
+
+    Args:
+        inputs: content hash of every input stage.
+        hash_file: hashes raw inputs; a cache is welcome here.
+
+    Raises:
+        InputError: a raw input is missing or cannot be read.
+    """
+    hashes = {source.value: inputs[source] for source in stage.inputs} | _outside_inputs(stage, config=config, hash_file=hash_file)
+    return Identity(stage=stage, name=config.name, recipe=config.identity(stage), inputs=hashes)
+
+
+def _outside_inputs(stage: Stage, *, config: RunConfig, hash_file: HashFile) -> dict[str, str]:
+    """What a stage reads from outside the store: raw text, an existing tokenizer, a pretrained model."""
+    if stage is Stage.VALIDATE:
+        from tasks.validate.sources import plan_inputs
+
+        files = plan_inputs(config, hash_file)
+        return {"raw": root_hash((f"{file.source}/{file.relative_path}", file.size, file.xxh3) for file in files)}
+    if stage is Stage.TOKENIZER and config.tokenizer.path is not None:
+        return {"existing": _hash_path(Path(config.tokenizer.path), key="tokenizer.path", hash_file=hash_file)}
+    if stage is Stage.TRAIN and config.model.pretrained is not None:
+        return {"pretrained": _hash_path(Path(config.model.pretrained), key="model.pretrained", hash_file=hash_file)}
+    return {}
+
+
+def _hash_path(path: Path, *, key: str, hash_file: HashFile) -> str:
+    if path.is_file():
+        return root_hash([(path.name, path.stat().st_size, hash_file(path))])
+    if not path.is_dir():
+        raise InputError(f"{key}: {str(path)!r} does not exist", why="it must be a local file or folder", mend=f"correct {key} in the recipe, or --set {key}=…")
+    return root_hash((file.relative_to(path).as_posix(), file.stat().st_size, hash_file(file)) for file in walk_files(path))

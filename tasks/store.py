@@ -1,0 +1,136 @@
+"""Find a finished artifact; commit a record, last. The only place that decides whether a stage is done."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.layout import ArtifactLayout, artifact_key, parse_artifact_folder
+from cluster.storage import AlreadyExistsError, Storage
+from schemas.artifact import ArtifactRecord
+from schemas.canonical import FINGERPRINT_CHARS, fingerprint
+from schemas.errors import VerificationError
+from schemas.stage import Stage
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an artifact is, before anybody has made it."""
+
+    stage: Stage
+    name: str
+    recipe: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Content hash by input stage; for `validate`, of the raw files under `raw`."""
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = fingerprint(stage=self.stage.value, stage_version=self.stage.version, recipe=self.recipe, inputs=self.inputs)
+        object.__setattr__(self, "fingerprint", digest)
+
+
+class Store:
+    """Artifacts on one storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Args: storage: where artifacts lie."""
+        self.storage = storage
+
+    def find(self, identity: Identity) -> ArtifactRecord | None:
+        """Returns the finished artifact of this identity, the latest rebuild first, or None.
+
+        Raises:
+            VerificationError: its record is damaged.
+        """
+        for key in reversed(self._folders(identity)):
+            if self.storage.exists(ArtifactLayout(key).record):
+                return self.read(key)
+        return None
+
+    def place(self, identity: Identity, *, rebuild: bool) -> str:
+        """Returns the folder to make the artifact in: the unfinished one, or with `rebuild` the next `.rK` that has no record."""
+        taken = [key for key in self._folders(identity) if self.storage.exists(ArtifactLayout(key).record)]
+        if not taken or not rebuild:
+            return artifact_key(identity.stage, name=identity.name, fingerprint=identity.fingerprint)
+        newest = parse_artifact_folder(taken[-1].rpartition("/")[2])
+        assert newest is not None
+        return artifact_key(identity.stage, name=identity.name, fingerprint=identity.fingerprint, rebuild=newest[2] + 1)
+
+    def read(self, key: str) -> ArtifactRecord:
+        """Returns the record in the folder `key`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            VerificationError: a byte of it changed since it was written.
+        """
+        path = ArtifactLayout(key).record
+        data = self.storage.read(path)
+        try:
+            record = ArtifactRecord.model_validate_json(data)
+        except ValidationError as error:
+            raise VerificationError((f"{path}: not a record ({error.error_count()} problems)",), subject=key, mend=_MEND) from error
+        if not record.is_intact() or record.to_bytes() != data or record.key != key:
+            raise VerificationError((f"{path}: its bytes are not what was committed",), subject=key, mend=_MEND)
+        return record
+
+    def commit(self, record: ArtifactRecord) -> ArtifactRecord:
+        """Writes the sealed record, last, and returns it; when another process was first with equal content, returns that one's.
+
+        Raises:
+            VerificationError: another process committed different content in this folder.
+        """
+        sealed = record.sealed()
+        try:
+            self.storage.create_exclusive(ArtifactLayout(record.key).record, sealed.to_bytes())
+        except AlreadyExistsError as error:
+            present = self.read(record.key)
+            if present.content_hash != sealed.content_hash:
+                finding = f"{record.key}/record.json: holds content {present.content_hash[:12]}, this process made {sealed.content_hash[:12]}"
+                raise VerificationError((finding,), subject=record.key, mend="two writers made different bytes; run again with --from") from error
+            return present
+        return sealed
+
+    def siblings(self, identity: Identity) -> tuple[ArtifactRecord, ...]:
+        """Returns the finished artifacts of the same stage and name with another fingerprint, newest first: what `plan` compares with."""
+        records = []
+        for folder in self.storage.names(identity.stage.value):
+            parsed = parse_artifact_folder(folder)
+            if parsed is None or parsed[0] != identity.name or parsed[1] == identity.fingerprint[:FINGERPRINT_CHARS]:
+                continue
+            key = f"{identity.stage.value}/{folder}"
+            if self.storage.exists(ArtifactLayout(key).record):
+                records.append(self.read(key))
+        return tuple(sorted(records, key=lambda record: record.provenance.created_at, reverse=True))
+
+    def _folders(self, identity: Identity) -> list[str]:
+        """The folders of this identity that exist, oldest rebuild first."""
+        found = []
+        for folder in self.storage.names(identity.stage.value):
+            parsed = parse_artifact_folder(folder)
+            if parsed is not None and parsed[:2] == (identity.name, identity.fingerprint[:FINGERPRINT_CHARS]):
+                found.append((parsed[2], f"{identity.stage.value}/{folder}"))
+        return [key for _, key in sorted(found)]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "") -> tuple[str, ...]:
+    """Returns the field-level differences between two recipes as `key: old -> new`, sorted."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        path = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines.extend(differences(before, after, prefix=f"{path}."))
+        elif _plain(before) != _plain(after):
+            lines.append(f"{path}: {_plain(before)} -> {_plain(after)}")
+    return tuple(lines)
+
+
+def _plain(value: Any) -> str:
+    from schemas.frozen import thaw
+
+    return json.dumps(thaw(value), sort_keys=True, ensure_ascii=False)
+
+
+_MEND = "move the artifact's folder away and run again: it is built anew from its inputs"

@@ -1,0 +1,138 @@
+"""From a run's handle to what its stages work with: configuration, storage, store, and where notes and job views go."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.storage import open_storage
+from cluster.supervisor import JobView
+from schemas.artifact import ArtifactRecord, Provenance
+from schemas.errors import HeadraceError
+from schemas.exit_code import ExitCode
+from schemas.journal import EventKind, RunHandle
+from schemas.stage import Stage
+from tasks.file_hashes import FileHashes
+from tasks.identity import identity_of
+from tasks.runs import Pointer, Run, provenance_of
+from tasks.store import Identity, Store
+from tasks.work import Bench, Draft, Work, make
+
+stop_requested = threading.Event()
+"""Set by the first SIGTERM or Ctrl-C of a process that runs stages: jobs are asked to commit and stop."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who else wants to hear of a stage: Prefect's task log, the tracker."""
+
+    note: Callable[[str], None]
+    view: Callable[[JobView], None]
+
+
+def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
+    """Returns the bench of a run; notes go to its journal and to `listener`."""
+    run = Run(open_storage(handle.storage_root), handle.run_id)
+    file, config = run.read(), run.config()
+    incidents: dict[str, int] = {}
+
+    def note(stage: Stage, message: str) -> None:
+        run.append(EventKind.NOTE, message, stage=stage)
+        listener.note(message)
+
+    def on_view(stage: Stage, view: JobView) -> None:
+        for incident in view.incidents[incidents.get(view.key, 0) :]:
+            message = f"rank {incident.rank}: {incident.cause.value} at step {incident.step}; {incident.decision}: {incident.reason}"
+            run.append(EventKind.INCIDENT, message, stage=stage, figures=incident.model_dump(mode="json"))
+            listener.note(message)
+        incidents[view.key] = len(view.incidents)
+        listener.view(view)
+
+    return Bench(
+        run_id=handle.run_id,
+        run_name=handle.run_name,
+        config=config,
+        storage=run.storage,
+        store=Store(run.storage),
+        state_dir=Path(file.state_dir),
+        project_dir=Path(file.project_dir),
+        python_argv=(),
+        provenance=Provenance(**provenance_of(handle.run_id)),
+        note=note,
+        on_view=on_view,
+        stop_requested=stop_requested.is_set,
+    )
+
+
+def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) -> ArtifactRecord:
+    """Returns the stage's artifact for this run: found by content, or built, and says so in the run's journal.
+
+    The inputs are the artifacts that the run's pointers name. A run that was asked to rebuild from an earlier stage
+    builds anew; when it is resumed it goes on in the folder that its pointer fixed.
+    """
+    run = Run(bench.storage, bench.run_id)
+    started = time.time()
+    inputs = {source: _input_record(run, bench.store, source) for source in stage.inputs}
+    with FileHashes(bench.state_dir / "file-hashes.sqlite") as hashes:
+        contents = {source: record.content_hash for source, record in inputs.items()}
+        identity = identity_of(stage, config=bench.config, inputs=contents, hash_file=hashes.hash)
+    from_stage = run.read().from_stage
+    rebuild = from_stage is not None and stage in from_stage.following
+    key = _fixed_key(run, identity, store=bench.store, rebuild=rebuild)
+    if bench.storage.exists(f"{key}/record.json"):
+        record = bench.store.read(key)
+        run.append(EventKind.STAGE_REUSED, f"found {key}", stage=stage, artifact_key=key, figures=dict(record.summary))
+        return record
+    run.append(EventKind.STAGE_STARTED, f"making {key}", stage=stage, artifact_key=key)
+    try:
+        record = make(identity, bench=bench, key=key, inputs=inputs, build=build)
+    except HeadraceError as error:
+        figures = {"exit_code": int(error.exit_code), "seconds": time.time() - started}
+        run.append(EventKind.STAGE_FAILED, str(error), stage=stage, artifact_key=key, figures=figures)
+        raise
+    figures = {**record.summary, "seconds": time.time() - started}
+    run.append(EventKind.STAGE_FINISHED, f"made {key}", stage=stage, artifact_key=key, figures=figures)
+    return record
+
+
+def _fixed_key(run: Run, identity: Identity, *, store: Store, rebuild: bool) -> str:
+    """The folder that this run uses for the stage. A pointer from before holds while it fits: inputs may have changed since."""
+    pointer = run.pointer(identity.stage)
+    if pointer is not None and pointer.fingerprint == identity.fingerprint:
+        return pointer.key
+    found = None if rebuild else store.find(identity)
+    key = found.key if found is not None else store.place(identity, rebuild=rebuild)
+    if pointer is not None:  # raw inputs changed between the run's start and its resumption
+        raise HeadraceError(
+            f"{identity.stage.value}: the inputs of run {run.layout.run_id} changed since it began",
+            why=f"it began with {pointer.key}; now the recipe leads to {key}",
+            mend="headrace run starts a new run with the inputs as they are",
+        )
+    return run.point(identity.stage, Pointer(key=key, fingerprint=identity.fingerprint)).key
+
+
+def _input_record(run: Run, store: Store, stage: Stage) -> ArtifactRecord:
+    pointer = run.pointer(stage)
+    assert pointer is not None, f"{stage.value} runs before the stages that read it"
+    return store.read(pointer.key)
+
+
+def stop_on_signals() -> None:
+    """Makes the first SIGTERM or Ctrl-C ask jobs to commit and stop; a second Ctrl-C ends the process at once."""
+
+    def ask(number: int, _frame: object) -> None:
+        if stop_requested.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop_requested.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+
+
+def exit_code_of(error: BaseException) -> ExitCode:
+    """Returns the exit code that an error means."""
+    if isinstance(error, HeadraceError):
+        return error.exit_code
+    return ExitCode.CTRL_C if isinstance(error, KeyboardInterrupt) else ExitCode.BUG

@@ -1,0 +1,270 @@
+"""What a stage's control half gets: its inputs, its folder, and the means to run jobs. And the frame around it: find, lease, build, commit."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from cluster.layout import ArtifactLayout
+from cluster.lease import Lease
+from cluster.storage import AlreadyExistsError, Storage
+from cluster.supervisor import JobView, run_job
+from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
+from schemas.canonical import canonical_json
+from schemas.config import RunConfig
+from schemas.errors import BY_EXIT_CODE, ConfigError, HeadraceError, Problem, VerificationError
+from schemas.exit_code import ExitCode
+from schemas.job import ExitRecord, ItemRecord, JobKind, JobSpec, RestartLimits, WorkPlan
+from schemas.stage import Stage
+from tasks.store import Identity, Store
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a stage made, before its record is written."""
+
+    files: tuple[FileEntry, ...]
+    """Content files, relative to the artifact's folder."""
+    summary: Mapping[str, Any]
+    """Small figures for people and for later stages; plain JSON data."""
+    content_hash: str | None = None
+    """Default: the root hash over `files`."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all stages of one run share."""
+
+    run_id: str
+    run_name: str
+    config: RunConfig
+    storage: Storage
+    store: Store
+    state_dir: Path
+    project_dir: Path
+    python_argv: tuple[str, ...]
+    provenance: Provenance
+    note: Callable[[Stage, str], None]
+    """Takes one line for people."""
+    on_view: Callable[[Stage, JobView], None]
+    """Takes the state of a running job, every second or so."""
+    stop_requested: Callable[[], bool]
+    """Whether the run was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage in the making."""
+
+    bench: Bench
+    stage: Stage
+    key: str
+    inputs: Mapping[Stage, ArtifactRecord]
+    layout: ArtifactLayout = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", ArtifactLayout(self.key))
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return self.bench.config
+
+    @property
+    def storage(self) -> Storage:
+        """Shared storage."""
+        return self.bench.storage
+
+    @property
+    def state_dir(self) -> Path:
+        """The local state folder."""
+        return self.bench.state_dir
+
+    @property
+    def output_dir(self) -> Path:
+        """Local folder of the artifact in the making."""
+        return self._local(self.key)
+
+    def input_dir(self, stage: Stage) -> Path:
+        """Returns the local folder of an input."""
+        return self._local(self.inputs[stage].key)
+
+    def note(self, message: str) -> None:
+        """Tells people one line: task log, terminal, journal."""
+        self.bench.note(self.stage, message)
+
+    def publish_json(self, name: str, value: BaseModel | Mapping[str, Any]) -> FileEntry:
+        """Writes a JSON file of the artifact exclusively and returns its entry. Equal bytes that are there already are success.
+
+        Raises:
+            VerificationError: the file is there with other bytes.
+        """
+        return self._publish(f"{self.key}/{name}", canonical_json(value), name=name)
+
+    def run_array(self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None) -> tuple[ItemRecord, ...]:
+        """Freezes `plan`, runs the items that have no record yet, and returns all records in order.
+
+        Raises:
+            VerificationError: an earlier start froze another plan in this folder.
+            HeadraceError: the job failed; the class fits its exit code.
+        """
+        self._publish(self.layout.plan(plan.step_name), canonical_json(plan), name=f"{plan.step_name}-plan.json")
+        if any(not self.storage.exists(self.layout.item(plan.step_name, item.index)) for item in plan.items):
+            resources = self.config.cluster.resources(self.stage)
+            parallel = self.config.cluster.max_parallel_items or os.cpu_count() or 1
+            request = self._request(
+                module=module,
+                step_name=plan.step_name,
+                kind=JobKind.ARRAY,
+                num_nodes=resources.nodes or 1,
+                ranks_per_node=max(1, min(parallel, len(plan.items))),
+                num_items=len(plan.items),
+                preload=(),
+                options=options,
+            )
+            self._run(request)
+        records = [ItemRecord.model_validate_json(self.storage.read(self.layout.item(plan.step_name, item.index))) for item in plan.items]
+        return tuple(records)
+
+    def run_gang(
+        self,
+        *,
+        module: str,
+        step_name: str = "",
+        num_nodes: int,
+        ranks_per_node: int,
+        preload: tuple[str, ...] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> ExitRecord:
+        """Runs ranks that start, work and restart together, until they are done.
+
+        Raises:
+            HeadraceError: the job failed; the class fits its exit code.
+        """
+        request = self._request(
+            module=module,
+            step_name=step_name,
+            kind=JobKind.GANG,
+            num_nodes=num_nodes,
+            ranks_per_node=ranks_per_node,
+            num_items=0,
+            preload=preload,
+            options=options,
+        )
+        return self._run(request)
+
+    def _request(
+        self,
+        *,
+        module: str,
+        step_name: str,
+        kind: JobKind,
+        num_nodes: int,
+        ranks_per_node: int,
+        num_items: int,
+        preload: tuple[str, ...],
+        options: Mapping[str, Any] | None,
+    ) -> JobSpec:
+        restart = self.config.restart
+        threads = self.config.cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // ranks_per_node)
+        return JobSpec(
+            run_id=self.bench.run_id,
+            stage=self.stage,
+            step_name=step_name,
+            artifact_key=self.key,
+            attempt=0,
+            key="",
+            kind=kind,
+            argv=("-m", module),
+            num_nodes=num_nodes,
+            ranks_per_node=ranks_per_node,
+            num_items=num_items,
+            threads_per_rank=threads,
+            preload=preload,
+            limits=RestartLimits(
+                max_failures=restart.max_failures,
+                max_interruptions=restart.max_interruptions,
+                max_attempts_without_progress=restart.max_attempts_without_progress,
+                backoff_s=restart.backoff_s,
+            ),
+            storage_root=self.storage.url,
+            scratch_dir=str(self.state_dir / "scratch"),
+            project_dir=str(self.bench.project_dir),
+            inputs={stage: record.key for stage, record in self.inputs.items()},
+            config=self.config.model_dump(mode="json"),
+            options=dict(options or {}),
+        )
+
+    def _run(self, request: JobSpec) -> ExitRecord:
+        from cluster.launchers import launcher_for
+
+        record = run_job(
+            request,
+            storage=self.storage,
+            launcher=launcher_for(self.config),
+            on_view=lambda view: self.bench.on_view(self.stage, view),
+            stop_requested=self.bench.stop_requested,
+        )
+        if record.exit_code is not ExitCode.DONE:
+            raise _error_of(record, stage=self.stage)
+        return record
+
+    def _publish(self, key: str, data: bytes, *, name: str) -> FileEntry:
+        import xxhash
+
+        try:
+            self.storage.create_exclusive(key, data)
+        except AlreadyExistsError as error:
+            if self.storage.read(key) != data:
+                mend = "the inputs changed under an unfinished artifact; run again with --from " + self.stage.value
+                raise VerificationError((f"{key}: is there with other content than this start made",), subject=self.key, mend=mend) from error
+        return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
+
+    def _local(self, key: str) -> Path:
+        path = self.storage.local_path(key)
+        if path is None:
+            problem = Problem("storage.root", repr(self.storage.url), "the local launcher needs a folder or a mounted path")
+            raise ConfigError((problem,))
+        return path
+
+
+def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, ArtifactRecord], build: Callable[[Work], Draft]) -> ArtifactRecord:
+    """Builds the artifact in `key` under its lease and commits its record, last.
+
+    Raises:
+        LeaseHeldError: another live process builds it.
+        HeadraceError: the stage failed; nothing is committed.
+    """
+    work = Work(bench=bench, stage=identity.stage, key=key, inputs=inputs)
+    with Lease.take(bench.storage, work.layout.leases):
+        if bench.storage.exists(work.layout.record):  # another process finished it while we waited for the lease
+            return bench.store.read(key)
+        draft = build(work)
+        record = ArtifactRecord(
+            stage=identity.stage,
+            stage_version=identity.stage.version,
+            name=identity.name,
+            key=key,
+            fingerprint=identity.fingerprint,
+            content_hash=draft.content_hash or content_hash_of(draft.files),
+            inputs=tuple(inputs[stage].ref() for stage in identity.stage.inputs),
+            recipe=identity.recipe,
+            files=draft.files,
+            summary=json.loads(canonical_json(draft.summary)),
+            provenance=bench.provenance.model_copy(update={"created_at": datetime.now(UTC).isoformat(timespec="seconds")}),
+        )
+        return bench.store.commit(record)
+
+
+def _error_of(record: ExitRecord, *, stage: Stage) -> HeadraceError:
+    """Returns the error that a failed job means for the control side."""
+    kind = BY_EXIT_CODE.get(record.exit_code, HeadraceError)
+    what = f"{stage.value} failed: {record.message}"
+    if record.exit_code is ExitCode.VERIFICATION:
+        return VerificationError((record.message,), subject=stage.value)
+    return kind(what, why=f"{record.cause.value} (exit code {int(record.exit_code)})", mend="headrace logs shows the ranks' output; headrace resume goes on")
