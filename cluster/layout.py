@@ -8,7 +8,7 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         items/{step_name}-000012.json             one record per finished work item
         leases/000001.…                           who writes this artifact
         attempts/{step_name}-0000/                one submission
-            spec.json claim.json submitted.json exit.json heartbeats/ logs/
+            spec.json claim.json submitted.json cancel.json exit.json verdict.json heartbeats/ incidents/ nodes/ logs/
         epochs/000003.json                        one per start of ranks
         metrics/e000003-r0000-000012.jsonl
         checkpoints/step-00001200.e000003/        training only
@@ -159,6 +159,20 @@ class AttemptLayout:
     def exit(self) -> str:
         """The exit record."""
         return f"{self.key}/exit.json"
+
+    @property
+    def verdict(self) -> str:
+        """What the supervisor decided after the attempt's end."""
+        return f"{self.key}/verdict.json"
+
+    @property
+    def nodes(self) -> str:
+        """Folder of what nodes tell each other: how an epoch ended there."""
+        return f"{self.key}/nodes"
+
+    def node_report(self, *, epoch: int, node_rank: int) -> str:
+        """Returns the key of a node's account of how an epoch ended on it."""
+        return f"{self.nodes}/e{epoch:06d}-n{node_rank:04d}.json"
 
     @property
     def heartbeats(self) -> str:

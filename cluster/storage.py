@@ -77,7 +77,9 @@ class FileStorage:
             if part == self.root:
                 break
             if part.is_symlink():
-                raise UnsafeFileError(f"{part} is a symbolic link", why="a link could lead out of the storage root", mend="replace it by the file or folder itself")
+                raise UnsafeFileError(
+                    f"{part} is a symbolic link", why="a link could lead out of the storage root", mend="replace it by the file or folder itself"
+                )
         return path
 
     def create_exclusive(self, key: str, data: bytes) -> None:
@@ -186,7 +188,7 @@ class FsspecStorage:
 
     def local_path(self, key: str) -> None:
         """See `Storage.local_path`: compute cannot open it."""
-        return None
+        return
 
 
 def open_storage(url: str) -> Storage:
@@ -293,7 +295,9 @@ def hash_file(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UnsafeFileError(f"{path} is a symbolic link", why="a link could lead out of its folder", mend="replace it by the file itself") from error
+            raise UnsafeFileError(
+                f"{path} is a symbolic link", why="a link could lead out of its folder", mend="replace it by the file itself"
+            ) from error
         raise
     with open(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

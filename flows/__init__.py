@@ -1,1 +1,1 @@
-"""STORIES: what happens in which order, and the command line. Functions only."""
+"""STORIES: what happens in which order, and the command line. Functions only; no class is defined here."""

@@ -19,7 +19,9 @@ from tasks.validate.task import validate
 
 
 @flow(name="pretrain", retries=0, validate_parameters=True)
-def pretrain(recipe: str = "infra/recipes/demo_cpu.yaml", overrides: tuple[str, ...] = (), from_stage: Stage | None = None, run_id: str | None = None) -> ArtifactRef:
+def pretrain(
+    recipe: str = "infra/recipes/demo_cpu.yaml", overrides: tuple[str, ...] = (), from_stage: Stage | None = None, run_id: str | None = None
+) -> ArtifactRef:
     """Returns the registered model.
 
     Args:

@@ -1,9 +1,8 @@
 """What stages make. An artifact is a folder `{stage}/{name}-{fingerprint12}/`, immutable once its `record.json` exists."""
 
-from typing import Any, Self
-
-from schemas.canonical import canonical_json, hash_of, root_hash
+from schemas.canonical import root_hash
 from schemas.frozen import Frozen, JsonObject
+from schemas.sealed import Sealed
 from schemas.stage import Stage
 
 RECORD_NAME = "record.json"
@@ -50,12 +49,8 @@ class Provenance(Frozen):
     """Versions of the libraries that matter."""
 
 
-class ArtifactRecord(Frozen):
-    """The record that a stage leaves, last. Only its presence means done.
-
-    The file holds the canonical JSON of this type, so every flipped byte is found: either the JSON breaks, or the
-    bytes are not canonical, or `record_hash` disagrees.
-    """
+class ArtifactRecord(Sealed):
+    """The record that a stage leaves, last. Only its presence means done."""
 
     schema_version: int = 1
     """Version of this type."""
@@ -81,20 +76,6 @@ class ArtifactRecord(Frozen):
     """A few figures for people and for later stages, per stage; small."""
     provenance: Provenance
     """How it came to be."""
-    record_hash: str = ""
-    """Hash of everything above."""
-
-    def sealed(self) -> Self:
-        """Returns the record with its `record_hash`."""
-        return self.model_copy(update={"record_hash": self._hash()})
-
-    def is_intact(self) -> bool:
-        """Whether `record_hash` fits the rest."""
-        return self.record_hash == self._hash()
-
-    def to_bytes(self) -> bytes:
-        """Returns the canonical bytes that are stored."""
-        return canonical_json(self)
 
     def ref(self) -> ArtifactRef:
         """Returns the artifact as later stages see it."""
@@ -106,11 +87,6 @@ class ArtifactRecord(Frozen):
             if ref.stage is stage:
                 return ref
         raise KeyError(f"{self.key} was not made from a {stage.value} artifact")
-
-    def _hash(self) -> str:
-        body: dict[str, Any] = self.model_dump(mode="json")
-        del body["record_hash"]
-        return hash_of(body)
 
 
 def content_hash_of(files: tuple[FileEntry, ...]) -> str:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from schemas.artifact import FileEntry
 from schemas.frozen import Frozen, JsonObject
+from schemas.sealed import Sealed
 
 Slot = Literal["weight", "exp_avg", "exp_avg_sq"]
 SLOTS: tuple[Slot, ...] = ("weight", "exp_avg", "exp_avg_sq")
@@ -68,7 +69,7 @@ class TrainingState(Frozen):
     """Number format of the forward pass."""
 
 
-class CommitRecord(Frozen):
+class CommitRecord(Sealed):
     """`commits/step-00001200.json`: created exclusively, makes a checkpoint true. Resume reads only these."""
 
     schema_version: int = 1
@@ -85,5 +86,3 @@ class CommitRecord(Frozen):
     """Ranks that wrote it."""
     committed_at: float
     """Seconds since the Unix epoch."""
-    record_hash: str = ""
-    """Hash of everything above."""

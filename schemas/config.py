@@ -87,7 +87,9 @@ class SplitConfig(Frozen):
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:
         if self.validation + self.test >= 1.0:
-            raise ValueError(f"validation ({self.validation}) + test ({self.test}) = {self.validation + self.test} leaves nothing to train on; must be below 1")
+            raise ValueError(
+                f"validation ({self.validation}) + test ({self.test}) = {self.validation + self.test} leaves nothing to train on; must be below 1"
+            )
         return self
 
 
@@ -575,7 +577,9 @@ class RunConfig(Frozen):
                     "leave it out and it is filled in from the tokenizer"
                 )
         if training.steps is not None and training.schedule.warmup_steps > training.steps:
-            problems.append(f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); nearest: {training.steps}")
+            problems.append(
+                f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); nearest: {training.steps}"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

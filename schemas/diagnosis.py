@@ -144,7 +144,9 @@ def _rule_and_nearest(detail: ErrorDetails, location: Location) -> tuple[str, st
         case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
             return "must be a whole number", nearest_number(value, whole=True)
         case "float_parsing" | "float_type" | "finite_number":
-            return "must be a finite number" if kind == "finite_number" else "must be a number", nearest_number(value, whole=False) or _default(location)
+            return "must be a finite number" if kind == "finite_number" else "must be a number", nearest_number(value, whole=False) or _default(
+                location
+            )
         case "bool_parsing" | "bool_type":
             return "must be true or false", nearest_choice(value, ("true", "false")) if isinstance(value, str) else ""
         case "string_type":

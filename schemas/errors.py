@@ -1,17 +1,17 @@
 """The error tree. Every error says what happened, why, and the mend, and knows its exit code.
 
-    HeadraceError
-    ├── ConfigError            2   wrong recipe, override or command line; carries all problems at once
-    ├── InputError             2   an input file or folder is missing or unreadable
-    ├── DataVerdictError       3   validation failed the corpus
-    ├── GateError              4   a tokenizer or evaluation gate said no
-    ├── PolicyStopError        5   restart budget used up, or no progress
-    ├── OutOfMemoryError       6   memory ran out and the policy allows no retry
-    ├── VerificationError      7   stored bytes differ from what was committed; carries all findings
-    │   └── UnsafeFileError    7   a pickle, a link out of its folder, or a path that escapes
-    ├── LeaseHeldError         8   another live writer
-    ├── UnreachableError       9   a service or storage does not answer
-    └── InterruptedRunError   75   stopped, resumable
+HeadraceError
+├── ConfigError            2   wrong recipe, override or command line; carries all problems at once
+├── InputError             2   an input file or folder is missing or unreadable
+├── DataVerdictError       3   validation failed the corpus
+├── GateError              4   a tokenizer or evaluation gate said no
+├── PolicyStopError        5   restart budget used up, or no progress
+├── OutOfMemoryError       6   memory ran out and the policy allows no retry
+├── VerificationError      7   stored bytes differ from what was committed; carries all findings
+│   └── UnsafeFileError    7   a pickle, a link out of its folder, or a path that escapes
+├── LeaseHeldError         8   another live writer
+├── UnreachableError       9   a service or storage does not answer
+└── InterruptedRunError   75   stopped, resumable
 """
 
 from dataclasses import dataclass

@@ -66,6 +66,8 @@ class JobSpec(Frozen):
     """Environment beyond the agent's allow list. Never a secret."""
     limits: RestartLimits
     """When the agent restarts ranks by itself."""
+    grace_s: float = 30.0
+    """Seconds between asking ranks to stop (SIGTERM) and killing them."""
     storage_root: str
     """Absolute path or URL of the storage root."""
     scratch_dir: str
@@ -76,7 +78,7 @@ class JobSpec(Frozen):
     """Folders of the input artifacts, relative to the storage root."""
     config: JsonObject
     """The resolved `RunConfig` without secrets."""
-    options: JsonObject = {}  # type: ignore[assignment]  # pydantic copies and freezes defaults
+    options: JsonObject = {}
     """What this job needs beyond the config; each stage documents its own."""
 
 
@@ -142,8 +144,45 @@ class Claim(Frozen):
     pid: int
     """Its process."""
     pid_started: float
-    """Its start, seconds since the Unix epoch: tells a recycled pid."""
+    """Its start, seconds after its machine's boot: tells a recycled pid."""
+    process_table: str
+    """Boot id and pid namespace: who shares them can ask about the pid."""
+    submission: str
+    """Which submission of the attempt it belongs to: agents of other submissions stand back."""
     claimed_at: float
+    """Seconds since the Unix epoch."""
+
+
+class Submitted(Frozen):
+    """`attempts/NNNN/submitted.json`: what the launcher answered. Its absence proves nothing: the submitter may have died in between."""
+
+    key: str
+    """The attempt key."""
+    launcher: str
+    """Kind of the launcher."""
+    job_id: str
+    """What the launcher calls the job."""
+    at: float
+    """Seconds since the Unix epoch, by the submitter's clock."""
+
+
+class CancelRequest(Frozen):
+    """`attempts/NNNN/cancel.json`: the wish that an attempt stops gracefully."""
+
+    reason: str
+    """Why, for people."""
+    at: float
+    """Seconds since the Unix epoch."""
+
+
+class AttemptVerdict(Frozen):
+    """`attempts/NNNN/verdict.json`: what the supervisor decided once the attempt had ended. Budgets count from the last `stop` on."""
+
+    decision: Literal["restart", "stop"]
+    """Whether another attempt follows by itself."""
+    reason: str
+    """Why."""
+    at: float
     """Seconds since the Unix epoch."""
 
 

@@ -36,7 +36,7 @@ class Event(Frozen):
     """One line for people."""
     artifact_key: str = ""
     """The artifact it is about, relative to the storage root."""
-    figures: JsonObject = {}  # type: ignore[assignment]  # pydantic copies and freezes defaults
+    figures: JsonObject = {}
     """Small figures: seconds, exit code, an artifact's summary."""
 
 

@@ -30,12 +30,22 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
         parts = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
         if not equals or not all(part != "" for part in parts):
             nearest = nearest_choice(key.strip(), known_keys())
-            problems.append(Problem(key=key.strip() or "--set", value=repr(text), message="must be KEY=VALUE", nearest=f"{nearest}=VALUE" if nearest else "", origin=ORIGIN))
+            problems.append(
+                Problem(
+                    key=key.strip() or "--set",
+                    value=repr(text),
+                    message="must be KEY=VALUE",
+                    nearest=f"{nearest}=VALUE" if nearest else "",
+                    origin=ORIGIN,
+                )
+            )
             continue
         try:
             document = parse_yaml(value_text)
         except ValueError as error:
-            problems.append(Problem(key=key, value=shorten(value_text), message=f"the value is not YAML: {error}", nearest=_quoted(value_text), origin=ORIGIN))
+            problems.append(
+                Problem(key=key, value=shorten(value_text), message=f"the value is not YAML: {error}", nearest=_quoted(value_text), origin=ORIGIN)
+            )
             continue
         problems += document.problems
         overrides.append(Override(location=parts, value=document.data))
@@ -95,8 +105,14 @@ def _place(here: Any, part: str | int, value: Any) -> None:
 
 def _problem(override: Override, depth: int, refused: _Refused) -> Problem:
     location = override.location
-    nearest = dotted((*location[:depth], refused.nearest, *location[depth + (isinstance(location[depth], int)) :])) if refused.nearest else dotted(location[:depth])
-    return Problem(key=dotted(location), value=shorten(override.value), message=f"{dotted(location[:depth])} {refused.message}", nearest=nearest, origin=ORIGIN)
+    nearest = (
+        dotted((*location[:depth], refused.nearest, *location[depth + (isinstance(location[depth], int)) :]))
+        if refused.nearest
+        else dotted(location[:depth])
+    )
+    return Problem(
+        key=dotted(location), value=shorten(override.value), message=f"{dotted(location[:depth])} {refused.message}", nearest=nearest, origin=ORIGIN
+    )
 
 
 def _quoted(text: str) -> str:

@@ -26,7 +26,16 @@ from schemas.yaml_text import Document, Location, dotted, parse_yaml, shorten
 
 _PROJECT_MARKS = ("pyproject.toml", ".git", ".headrace")
 _PATH_KEYS = tuple(
-    re.compile(pattern) for pattern in (r"storage\.root", r"state", r"corpus\.sources\.\d+(\.path)?", r"tokenizer\.path", r"model\.pretrained", r"deepspeed", r"tracking\.mlflow_uri")
+    re.compile(pattern)
+    for pattern in (
+        r"storage\.root",
+        r"state",
+        r"corpus\.sources\.\d+(\.path)?",
+        r"tokenizer\.path",
+        r"model\.pretrained",
+        r"deepspeed",
+        r"tracking\.mlflow_uri",
+    )
 )
 _INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|tokenizer\.path|model\.pretrained")
 _VERBATIM_KEYS = re.compile(r"(cluster\.(.*\.)?setup|cluster\.extra_directives|evaluation\.prompts|tracking\.sample_prompt)(\..*)?")
@@ -98,13 +107,19 @@ def project_dir_of(path: Path) -> Path:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"recipe {path} holds {path.stat().st_size:,} bytes", why=f"a recipe holds at most {_MAX_BYTES:,}", mend="give the YAML file of a recipe")
+            raise InputError(
+                f"recipe {path} holds {path.stat().st_size:,} bytes",
+                why=f"a recipe holds at most {_MAX_BYTES:,}",
+                mend="give the YAML file of a recipe",
+            )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         nearest = _nearest_file(path)
         raise InputError(f"recipe {path} does not exist", mend=f"did you mean {nearest}?" if nearest else "`headrace init` writes one") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"recipe {path} is not UTF-8 text", why=f"byte {error.start} cannot be decoded", mend="give the YAML file of a recipe") from None
+        raise InputError(
+            f"recipe {path} is not UTF-8 text", why=f"byte {error.start} cannot be decoded", mend="give the YAML file of a recipe"
+        ) from None
     except OSError as error:
         raise InputError(f"recipe {path} cannot be read", why=str(error.strerror or error), mend="give the YAML file of a recipe") from None
 
@@ -179,7 +194,9 @@ def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str
     try:
         inlined = json.loads(Path(section).read_text(encoding="utf-8"))
     except OSError as error:
-        problems.append(Problem(key="deepspeed", value=repr(section), message=f"the file cannot be read: {error.strerror}", nearest=_nearest_file(Path(section))))
+        problems.append(
+            Problem(key="deepspeed", value=repr(section), message=f"the file cannot be read: {error.strerror}", nearest=_nearest_file(Path(section)))
+        )
         return rest
     except ValueError as error:
         problems.append(Problem(key="deepspeed", value=repr(section), message=f"the file is not JSON: {error}"))

@@ -48,7 +48,11 @@ def reference_problems(key: str, text: str) -> list[Problem]:
         if kind not in _KINDS:
             close = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.3)
             nearest = f"${{{close[0]}:{name}}}" if close else ""
-            problems.append(Problem(key=key, value=repr(text), message="unknown reference; there are ${env:NAME}, ${file:PATH} and ${python:stdlib}", nearest=nearest))
+            problems.append(
+                Problem(
+                    key=key, value=repr(text), message="unknown reference; there are ${env:NAME}, ${file:PATH} and ${python:stdlib}", nearest=nearest
+                )
+            )
         elif kind == "python" and name != "stdlib":
             problems.append(Problem(key=key, value=repr(text), message="the only value of this kind is ${python:stdlib}", nearest="${python:stdlib}"))
         elif message := _missing(match):

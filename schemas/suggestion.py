@@ -48,7 +48,19 @@ _FOREIGN_KEYS: dict[str, str] = {
 """Words of other trainers and schedulers, and where Headrace keeps the same thing."""
 
 _MAGNITUDES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}
-_UNITS = {"seconds": "s", "second": "s", "sec": "s", "minutes": "m", "minute": "m", "min": "m", "hours": "h", "hour": "h", "hr": "h", "days": "d", "day": "d"}
+_UNITS = {
+    "seconds": "s",
+    "second": "s",
+    "sec": "s",
+    "minutes": "m",
+    "minute": "m",
+    "min": "m",
+    "hours": "h",
+    "hour": "h",
+    "hr": "h",
+    "days": "d",
+    "day": "d",
+}
 
 
 def model_at(location: Location) -> type[BaseModel] | None:
@@ -142,7 +154,10 @@ def nearest_match(value: Any, pattern: str) -> str:
         seconds = f"{total // 3600}h" if total % 3600 == 0 else f"{total // 60}m" if total % 60 == 0 else f"{total}s"
     hours_only = f"{text}h" if text.isdigit() else ""
     entry_point = re.sub(r"\.(\w+)$", r":\1", text) if "." in text and ":" not in text else ""
-    return next((word for word in (seconds, size, span, hours_only, entry_point, text.lower(), slug) if word and word != value and re.search(pattern, word)), "")
+    return next(
+        (word for word in (seconds, size, span, hours_only, entry_point, text.lower(), slug) if word and word != value and re.search(pattern, word)),
+        "",
+    )
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -14,11 +14,17 @@ def warnings_of(config: RunConfig) -> tuple[str, ...]:
     if config.training.schedule.kind is Schedule.CONSTANT:
         lines += _ineffective(config.training.schedule, ("final_fraction",), prefix="training.schedule", reason="the learning rate is constant")
     if config.cluster.kind is ClusterKind.LOCAL:
-        sections: dict[str, StageResources] = {"cluster": config.cluster} | {f"cluster.stages.{stage.value}": own for stage, own in config.cluster.stages.items()}
+        sections: dict[str, StageResources] = {"cluster": config.cluster} | {
+            f"cluster.stages.{stage.value}": own for stage, own in config.cluster.stages.items()
+        }
         for prefix, section in sections.items():
-            lines += _ineffective(section, ("queue", "image", "memory", "time_limit"), prefix=prefix, reason="cluster.kind is local: no scheduler is asked")
+            lines += _ineffective(
+                section, ("queue", "image", "memory", "time_limit"), prefix=prefix, reason="cluster.kind is local: no scheduler is asked"
+            )
     elif config.cluster.kind is ClusterKind.SLURM and config.cluster.image:
-        lines.append(f"cluster.image = {config.cluster.image!r} has no effect: cluster.kind is slurm, which starts no containers; load what you need in cluster.setup")
+        lines.append(
+            f"cluster.image = {config.cluster.image!r} has no effect: cluster.kind is slurm, which starts no containers; load what you need in cluster.setup"
+        )
     if not config.evaluation.prompts:
         lines += _ineffective(config.evaluation, ("temperature", "max_new_tokens"), prefix="evaluation", reason="evaluation.prompts is empty")
     return tuple(lines)

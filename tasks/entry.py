@@ -71,7 +71,14 @@ class ItemTask:
         _write_progress(
             Path(self.spec.scratch_dir),
             RankProgress(
-                rank=self.index, pid=os.getpid(), phase=RankPhase.STEPPING, step=0, committed_step=-1, total_steps=0, at=now, figures={"done_bytes": done_bytes}
+                rank=self.index,
+                pid=os.getpid(),
+                phase=RankPhase.STEPPING,
+                step=0,
+                committed_step=-1,
+                total_steps=0,
+                at=now,
+                figures={"done_bytes": done_bytes},
             ),
         )
 

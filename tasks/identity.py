@@ -46,5 +46,7 @@ def _hash_path(path: Path, *, key: str, hash_file: HashFile) -> str:
     if path.is_file():
         return root_hash([(path.name, path.stat().st_size, hash_file(path))])
     if not path.is_dir():
-        raise InputError(f"{key}: {str(path)!r} does not exist", why="it must be a local file or folder", mend=f"correct {key} in the recipe, or --set {key}=…")
+        raise InputError(
+            f"{key}: {str(path)!r} does not exist", why="it must be a local file or folder", mend=f"correct {key} in the recipe, or --set {key}=…"
+        )
     return root_hash((file.relative_to(path).as_posix(), file.stat().st_size, hash_file(file)) for file in walk_files(path))

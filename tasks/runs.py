@@ -68,7 +68,13 @@ class Run:
         """Appends an event under the next free number and returns it."""
         while True:
             event = Event(
-                sequence=self._next_sequence, at=time.time(), kind=kind, stage=stage, message=message, artifact_key=artifact_key, figures=dict(figures or {})
+                sequence=self._next_sequence,
+                at=time.time(),
+                kind=kind,
+                stage=stage,
+                message=message,
+                artifact_key=artifact_key,
+                figures=dict(figures or {}),
             )
             self._next_sequence += 1
             try:
@@ -98,9 +104,7 @@ class Run:
         return pointer
 
 
-def create_run(
-    config: RunConfig, *, project_dir: Path, recipe: str, overrides: tuple[str, ...] = (), from_stage: Stage | None = None
-) -> RunHandle:
+def create_run(config: RunConfig, *, project_dir: Path, recipe: str, overrides: tuple[str, ...] = (), from_stage: Stage | None = None) -> RunHandle:
     """Creates a run's folder and returns its handle."""
     storage = open_storage(config.storage.root)
     while True:

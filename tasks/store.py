@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from cluster.layout import ArtifactLayout, artifact_key, parse_artifact_folder
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.artifact import ArtifactRecord
 from schemas.canonical import FINGERPRINT_CHARS, fingerprint
 from schemas.errors import VerificationError
+from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 
 
@@ -68,11 +67,11 @@ class Store:
         path = ArtifactLayout(key).record
         data = self.storage.read(path)
         try:
-            record = ArtifactRecord.model_validate_json(data)
-        except ValidationError as error:
-            raise VerificationError((f"{path}: not a record ({error.error_count()} problems)",), subject=key, mend=_MEND) from error
-        if not record.is_intact() or record.to_bytes() != data or record.key != key:
-            raise VerificationError((f"{path}: its bytes are not what was committed",), subject=key, mend=_MEND)
+            record = ArtifactRecord.from_bytes(data)
+        except SealBrokenError as error:
+            raise VerificationError((f"{path}: {error}",), subject=key, mend=_MEND) from error
+        if record.key != key:
+            raise VerificationError((f"{path}: is the record of {record.key}",), subject=key, mend=_MEND)
         return record
 
     def commit(self, record: ArtifactRecord) -> ArtifactRecord:

@@ -267,4 +267,6 @@ def _error_of(record: ExitRecord, *, stage: Stage) -> HeadraceError:
     what = f"{stage.value} failed: {record.message}"
     if record.exit_code is ExitCode.VERIFICATION:
         return VerificationError((record.message,), subject=stage.value)
-    return kind(what, why=f"{record.cause.value} (exit code {int(record.exit_code)})", mend="headrace logs shows the ranks' output; headrace resume goes on")
+    return kind(
+        what, why=f"{record.cause.value} (exit code {int(record.exit_code)})", mend="headrace logs shows the ranks' output; headrace resume goes on"
+    )

@@ -1,1 +1,1 @@
-"""The `tokenize` stage."""
+"""tokenize: accepted documents become packed sequences of token ids in Parquet shards."""

@@ -1,1 +1,1 @@
-"""The `tokenizer` stage."""
+"""tokenizer: a byte-level BPE trained on the accepted corpus, or an existing one that is taken over."""

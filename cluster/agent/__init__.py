@@ -1,0 +1,1 @@
+"""What runs on a node: the agent (starts, watches, kills, publishes), its zygote, and the processes that the zygote forks. Never torch."""

@@ -1,0 +1,236 @@
+"""Carries what happens on a node to shared storage, in a thread of its own: a slow storage never delays a restart or a step.
+
+Heartbeats, incidents, and numbered segments of logs and metrics. It also listens: for the wish to cancel, and for the word that
+somebody declared this attempt lost.
+"""
+
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from cluster.agent.scratch import EpochScratch
+from cluster.agent.usage import UsageMeter
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.storage import AlreadyExistsError, Storage
+from schemas.canonical import canonical_json
+from schemas.errors import HeadraceError, UnreachableError
+from schemas.job import Heartbeat, RankProgress
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_EVERY_S = 1.0
+_KEEP_HEARTBEATS = 3
+_TICK_S = 0.2
+_SEGMENT_BYTES = 1 << 20
+_MOST_SEGMENT_PAUSE_S = 15.0
+_LAST_TRIES_S = 60.0
+_SEQUENCE = re.compile(r"-(\d+)\.json$")
+
+
+class _SegmentKey(Protocol):
+    """Sequence number → key of a segment."""
+
+    def __call__(self, *, sequence: int) -> str: ...
+
+
+@dataclass
+class _Tail:
+    """A file that grows, and how much of it is published."""
+
+    path: Path
+    key: _SegmentKey
+    offset: int = 0
+    sequence: int = 0
+
+
+@dataclass
+class _Epoch:
+    """An epoch whose files are followed."""
+
+    scratch: EpochScratch
+    started_at: float
+    tails: dict[Path, _Tail] = field(default_factory=dict)
+    next_at: float = 0.0
+    ended: bool = False
+
+    def tail(self, path: Path, key: _SegmentKey) -> _Tail:
+        """Returns the state of a file, new when it is seen for the first time."""
+        return self.tails.setdefault(path, _Tail(path=path, key=key))
+
+
+class Publisher:
+    """Publishes for one agent. `start` and `stop` from the main thread; the rest from any."""
+
+    def __init__(self, storage: Storage, *, artifact: ArtifactLayout, attempt: AttemptLayout, key: str, node_rank: int) -> None:
+        """Args: storage: where to. artifact, attempt: what for. key: the attempt's. node_rank: this node's."""
+        self._storage, self._artifact, self._attempt, self._key, self._node_rank = storage, artifact, attempt, key, node_rank
+        self._epochs: dict[int, _Epoch] = {}
+        self._objects: deque[tuple[str, bytes]] = deque()
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._usage = UsageMeter()
+        self._sequence = self._next_sequence()
+        self._beat_at = 0.0
+        self._newest_epoch = -1
+        self.items_done = 0
+        """Finished items of an array; set by the main thread."""
+        self.cancelled = threading.Event()
+        """Set when `cancel.json` appears."""
+        self.declared_lost = threading.Event()
+        """Set when somebody else wrote this attempt's exit record."""
+        self.failure: BaseException | None = None
+        """What ended the thread, if anything did: a defect of ours."""
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def follow(self, epoch: int, scratch: EpochScratch) -> None:
+        """Publishes the logs and metrics of an epoch from now on."""
+        with self._lock:
+            self._epochs[epoch] = _Epoch(scratch=scratch, started_at=time.monotonic())
+            self._newest_epoch = max(self._newest_epoch, epoch)
+
+    def publish(self, key: str, data: bytes) -> None:
+        """Publishes an object soon, in the order of calls; it is retried until it is there."""
+        self._objects.append((key, data))
+
+    def finish(self, epoch: int) -> None:
+        """Says that an epoch's processes have ended: the rest of its files is published, then they are removed."""
+        with self._lock:
+            self._epochs[epoch].ended = True
+
+    def stop(self) -> None:
+        """Publishes all that is left, then ends the thread.
+
+        Raises:
+            UnreachableError: storage did not take it for a minute.
+        """
+        self._ending.set()
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+        deadline = time.monotonic() + _LAST_TRIES_S
+        while True:
+            try:
+                self._beat()
+                self._drain(everything=True)
+                return
+            except (OSError, HeadraceError) as error:
+                if time.monotonic() > deadline:
+                    raise UnreachableError(
+                        f"storage does not take the end of attempt {self._key}", why=str(error), mend="the next start goes on"
+                    ) from error
+                time.sleep(1.0)
+
+    def _run(self) -> None:
+        try:
+            while not self._ending.wait(_TICK_S):
+                try:
+                    self._tick()
+                except (OSError, HeadraceError) as error:
+                    logger.warning("storage does not answer, publishing waits: %s", error)
+                    self._ending.wait(1.0)
+        except BaseException as error:  # handed to the main thread, which raises it in `stop`
+            self.failure = error
+
+    def _tick(self) -> None:
+        if time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + HEARTBEAT_EVERY_S
+            self._beat()
+            self._listen()
+        self._drain(everything=False)
+
+    def _listen(self) -> None:
+        if not self.cancelled.is_set() and self._storage.exists(self._attempt.cancel):
+            self.cancelled.set()
+        if not self.declared_lost.is_set() and self._storage.exists(self._attempt.exit):
+            self.declared_lost.set()
+
+    def _beat(self) -> None:
+        """Publishes one heartbeat; the newest few are kept."""
+        with self._lock:
+            epochs = dict(self._epochs)
+        progress: dict[int, RankProgress] = {}
+        for epoch in sorted(epochs):
+            if not epochs[epoch].ended:
+                progress |= {rank.rank: rank for rank in epochs[epoch].scratch.progress()}
+        beat = Heartbeat(
+            key=self._key,
+            node_rank=self._node_rank,
+            host=socket.gethostname(),
+            agent_pid=os.getpid(),
+            epoch=self._newest_epoch,
+            sequence=self._sequence,
+            at=time.time(),
+            ranks=tuple(progress[rank] for rank in sorted(progress)),
+            items_done=self.items_done,
+            usage=self._usage.measure(),
+        )
+        self._create(self._attempt.heartbeat(self._node_rank, self._sequence), canonical_json(beat))
+        if self._sequence >= _KEEP_HEARTBEATS:
+            self._storage.delete(self._attempt.heartbeat(self._node_rank, self._sequence - _KEEP_HEARTBEATS))
+        self._sequence += 1
+
+    def _next_sequence(self) -> int:
+        prefix = f"n{self._node_rank:04d}-"
+        numbers = [
+            int(match[1]) for name in self._storage.names(self._attempt.heartbeats) if name.startswith(prefix) and (match := _SEQUENCE.search(name))
+        ]
+        return max(numbers, default=-1) + 1
+
+    def _drain(self, *, everything: bool) -> None:
+        """Publishes waiting objects and new pieces of files; with `everything` also what would wait for its time."""
+        with self._lock:
+            epochs = dict(self._epochs)
+        for number, epoch in epochs.items():
+            whole = everything or epoch.ended
+            if whole or time.monotonic() >= epoch.next_at:
+                age_s = time.monotonic() - epoch.started_at
+                epoch.next_at = time.monotonic() + min(_MOST_SEGMENT_PAUSE_S, max(1.0, age_s / 60))
+                self._publish_files(number, epoch)
+            if epoch.ended:
+                shutil.rmtree(epoch.scratch.folder, ignore_errors=True)  # published; what is left is only disk space
+                with self._lock:
+                    del self._epochs[number]
+        while self._objects:
+            self._create(*self._objects[0])
+            self._objects.popleft()
+
+    def _publish_files(self, number: int, epoch: _Epoch) -> None:
+        """Publishes what the epoch's files grew by."""
+        for rank, path in epoch.scratch.logs().items():
+            self._publish_growth(epoch.tail(path, partial(self._attempt.log_segment, epoch=number, rank=rank)), whole_lines=False)
+        for rank, path in epoch.scratch.metrics().items():
+            self._publish_growth(epoch.tail(path, partial(self._artifact.metric_segment, epoch=number, rank=rank)), whole_lines=True)
+
+    def _publish_growth(self, tail: _Tail, *, whole_lines: bool) -> None:
+        """Publishes what a file grew by, in pieces. With `whole_lines` a last line without its end waits; a killed rank's is never published."""
+        while True:
+            with tail.path.open("rb") as file:
+                file.seek(tail.offset)
+                data = file.read(_SEGMENT_BYTES)
+            if whole_lines:
+                data = data[: data.rfind(b"\n") + 1]
+            if not data:
+                return
+            self._create(tail.key(sequence=tail.sequence), data)
+            tail.offset += len(data)
+            tail.sequence += 1
+
+    def _create(self, key: str, data: bytes) -> None:
+        """Creates an object. Names carry epoch and sequence, so one that is there is our own from before an unclear answer."""
+        try:
+            self._storage.create_exclusive(key, data)
+        except AlreadyExistsError:
+            logger.info("%s is there already", key)

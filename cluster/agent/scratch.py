@@ -1,0 +1,99 @@
+"""The node-local folder of an attempt: what ranks write there and the agent reads. One folder per epoch.
+
+{scratch_dir}/n0000/                     one node of one attempt
+agent.log zygote.log modules.json
+e000003/                             one start of ranks (or of items)
+task.json                        what `--spec` names
+progress-000001.json             replaced by rank (or item) 1
+log-000001.txt                   its output
+metrics-r0000.jsonl              appended by rank 0
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.job import RankProgress
+
+_TAIL_BYTES = 64 << 10
+_LOG = re.compile(r"^log-(\d{6})\.txt$")
+_METRICS = re.compile(r"^metrics-r(\d{4})\.jsonl$")
+
+
+@dataclass(frozen=True)
+class NodeScratch:
+    """Paths of one node of one attempt."""
+
+    folder: Path
+
+    @property
+    def agent_log(self) -> Path:
+        """The agent's own log."""
+        return self.folder / "agent.log"
+
+    @property
+    def zygote_log(self) -> Path:
+        """The zygote's log."""
+        return self.folder / "zygote.log"
+
+    @property
+    def modules(self) -> Path:
+        """What the first rank imported."""
+        return self.folder / "modules.json"
+
+    def epoch(self, epoch: int) -> "EpochScratch":
+        """Returns the paths of an epoch."""
+        return EpochScratch(self.folder / f"e{epoch:06d}")
+
+
+@dataclass(frozen=True)
+class EpochScratch:
+    """Paths of one start of ranks."""
+
+    folder: Path
+
+    @property
+    def task(self) -> Path:
+        """The task spec."""
+        return self.folder / "task.json"
+
+    def log(self, rank: int) -> Path:
+        """Returns the output of a rank or item."""
+        return self.folder / f"log-{rank:06d}.txt"
+
+    def logs(self) -> dict[int, Path]:
+        """Returns the outputs by rank or item."""
+        return self._matching(_LOG)
+
+    def metrics(self) -> dict[int, Path]:
+        """Returns the metrics files by rank."""
+        return self._matching(_METRICS)
+
+    def progress(self) -> tuple[RankProgress, ...]:
+        """Returns what ranks or items last said of themselves, by number. A file that makes no sense is passed over: the next one replaces it."""
+        found = []
+        for path in sorted(self.folder.glob("progress-*.json")):
+            try:
+                found.append(RankProgress.model_validate_json(path.read_bytes()))
+            except (FileNotFoundError, ValidationError):
+                continue
+        return tuple(found)
+
+    def tail(self, rank: int, *, lines: int) -> tuple[str, ...]:
+        """Returns the last lines of an output, without blank ones at the end."""
+        try:
+            with self.log(rank).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ()
+        return tuple(line.rstrip() for line in text.rstrip().splitlines()[-lines:])
+
+    def _matching(self, pattern: re.Pattern[str]) -> dict[int, Path]:
+        if not self.folder.is_dir():
+            return {}
+        found = ((pattern.match(path.name), path) for path in self.folder.iterdir())
+        return {int(match[1]): path for match, path in sorted(found, key=lambda pair: pair[1].name) if match}

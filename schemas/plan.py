@@ -1,0 +1,62 @@
+"""What `headrace plan` answers: per stage what is reused and what is built, and why; every derived number."""
+
+from enum import StrEnum
+
+from schemas.frozen import Frozen, JsonObject
+from schemas.stage import Stage
+
+
+class Action(StrEnum):
+    """What a run would do with a stage."""
+
+    REUSE = "reuse"
+    """A finished artifact is found by content."""
+    BUILD = "build"
+    """Nothing is there yet."""
+    CONTINUE = "continue"
+    """An unfinished artifact is there; finished items and checkpoints are kept."""
+    REBUILD = "rebuild"
+    """A finished artifact is there, and `--from` asks for a new one."""
+    DEPENDS = "depends"
+    """Known only when what comes before is made: equal bytes upstream stop the rebuild there."""
+
+
+class PlannedStage(Frozen):
+    """One stage of the plan."""
+
+    stage: Stage
+    """The stage."""
+    action: Action
+    """What would be done."""
+    key: str
+    """The artifact's folder; empty when it depends on what comes before."""
+    fingerprint: str
+    """What the artifact is; empty when it depends on what comes before."""
+    reasons: tuple[str, ...]
+    """Why, in lines for people: the differences to the newest sibling, the inputs that changed."""
+    summary: JsonObject = {}
+    """The figures of a reused artifact."""
+
+
+class Plan(Frozen):
+    """The whole plan."""
+
+    name: str
+    """The recipe's name."""
+    storage_root: str
+    """Where artifacts lie."""
+    stages: tuple[PlannedStage, ...]
+    """All stages, in order."""
+    figures: JsonObject
+    """Derived numbers: name → value, in the order they are shown."""
+    warnings: tuple[str, ...] = ()
+    """What would not stop a run but should be known."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether every stage is reused."""
+        return all(stage.action is Action.REUSE for stage in self.stages)
+
+    def stage(self, stage: Stage) -> PlannedStage:
+        """Returns the plan of one stage."""
+        return next(planned for planned in self.stages if planned.stage is stage)

@@ -1,0 +1,119 @@
+"""What a run would do, and why, without doing any of it. Also the fast path of `headrace run`: all found, nothing to do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.layout import ArtifactLayout
+from cluster.storage import open_storage
+from schemas.artifact import ArtifactRecord
+from schemas.config import RunConfig
+from schemas.frozen import thaw
+from schemas.plan import Action, Plan, PlannedStage
+from schemas.stage import Stage
+from tasks.file_hashes import FileHashes
+from tasks.identity import identity_of
+from tasks.store import Identity, Store, differences
+
+
+def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
+    """Returns what `headrace run` would do with `config`.
+
+    Raises:
+        InputError: a raw input is missing, or `from_stage` needs stages that are not finished.
+        VerificationError: a record is damaged.
+    """
+    store = Store(open_storage(config.storage.root))
+    found: dict[Stage, ArtifactRecord] = {}
+    planned: list[PlannedStage] = []
+    with FileHashes(Path(config.state) / "file-hashes.sqlite") as hashes:
+        for stage in Stage:
+            missing = [source for source in stage.inputs if source not in found]
+            if missing:
+                planned.append(_depends(stage, missing))
+                continue
+            contents = {source: found[source].content_hash for source in stage.inputs}
+            identity = identity_of(stage, config=config, inputs=contents, hash_file=hashes.hash)
+            rebuild = from_stage is not None and stage in from_stage.following
+            planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
+    _check_from(from_stage, planned)
+    shards = found.get(Stage.TOKENIZE)
+    from tasks.figures import derived_figures
+
+    return Plan(
+        name=config.name,
+        storage_root=store.storage.url,
+        stages=tuple(planned),
+        figures=derived_figures(config, shards=shards.summary if shards is not None else None),
+    )
+
+
+def _plan_stage(
+    identity: Identity, *, store: Store, found: dict[Stage, ArtifactRecord], rebuild: bool, from_stage: Stage | None
+) -> PlannedStage:
+    """Plans a stage whose inputs are known; adds it to `found` when it is reused."""
+    stage, record = identity.stage, store.find(identity)
+    if record is not None and not rebuild:
+        found[stage] = record
+        return _planned(identity, Action.REUSE, record.key, ("found by content",), summary=thaw(record.summary))
+    key = store.place(identity, rebuild=rebuild)
+    if record is not None:
+        assert from_stage is not None
+        return _planned(identity, Action.REBUILD, key, (f"--from {from_stage.value}",))
+    if store.storage.names(ArtifactLayout(key).attempts) or store.storage.names(ArtifactLayout(key).commits):
+        return _planned(identity, Action.CONTINUE, key, _why_continue(store, key))
+    return _planned(identity, Action.BUILD, key, _why_build(identity, store))
+
+
+def _why_continue(store: Store, key: str) -> tuple[str, ...]:
+    commits = store.storage.names(ArtifactLayout(key).commits)
+    if commits:
+        return (f"unfinished; goes on from {commits[-1].removesuffix('.json')}",)
+    items = store.storage.names(f"{key}/items")
+    return (f"unfinished; {len(items)} finished items are kept",)
+
+
+def _why_build(identity: Identity, store: Store) -> tuple[str, ...]:
+    """The field-level difference to the newest sibling, and which inputs changed."""
+    siblings = store.siblings(identity)
+    if not siblings:
+        return ("not made yet",)
+    newest = siblings[0]
+    reasons = list(differences(newest.recipe, identity.recipe))
+    for ref in newest.inputs:
+        now = identity.inputs.get(ref.stage.value)
+        if now != ref.content_hash:
+            reasons.append(f"{ref.stage.value} changed: {ref.content_hash[:12]} -> {str(now)[:12]}")
+    if newest.stage_version != identity.stage.version:
+        reasons.append(f"stage version {newest.stage_version} -> {identity.stage.version}")
+    return tuple(reasons) or (_OUTSIDE_CHANGED.get(identity.stage, "its inputs changed"),)
+
+
+_OUTSIDE_CHANGED: Mapping[Stage, str] = {
+    Stage.VALIDATE: "the raw files changed",
+    Stage.TOKENIZER: "the given tokenizer changed",
+    Stage.TRAIN: "the pretrained model changed",
+}
+
+
+def _depends(stage: Stage, missing: list[Stage]) -> PlannedStage:
+    reason = f"depends on {', '.join(source.value for source in missing)}: rebuilt unless they come out byte for byte equal"
+    return PlannedStage(stage=stage, action=Action.DEPENDS, key="", fingerprint="", reasons=(reason,))
+
+
+def _planned(identity: Identity, action: Action, key: str, reasons: tuple[str, ...], *, summary: Mapping[str, Any] | None = None) -> PlannedStage:
+    return PlannedStage(stage=identity.stage, action=action, key=key, fingerprint=identity.fingerprint, reasons=reasons, summary=dict(summary or {}))
+
+
+def _check_from(from_stage: Stage | None, planned: list[PlannedStage]) -> None:
+    """`--from S` needs everything before S finished."""
+    from schemas.errors import InputError
+
+    if from_stage is None:
+        return
+    unfinished = [stage.stage.value for stage in planned if stage.stage not in from_stage.following and stage.action is not Action.REUSE]
+    if unfinished:
+        raise InputError(
+            f"--from {from_stage.value} needs the stages before it finished; unfinished: {', '.join(unfinished)}",
+            mend=f"headrace run without --from, or with --from {unfinished[0]}",
+        )

@@ -1,0 +1,176 @@
+"""Text to ids: gigatoken where it knows the tokenizer, Hugging Face `tokenizers` where it refuses. Both give the same ids.
+
+A document's text is ordinary text, whatever it says: the special tokens of the vocabulary are never recognised in it, so a document that
+contains the letters of the end-of-text token cannot pretend to end. Nothing is added either: no begin-of-text token, no padding, no truncation.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.errors import ConfigError, InputError, Problem
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["gigatoken", "huggingface"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of some documents, one after the other."""
+
+    ids: npt.NDArray[np.uint32]
+    """All ids [T]."""
+    offsets: npt.NDArray[np.int64]
+    """Document i has the ids `offsets[i]:offsets[i + 1]`; one entry more than documents."""
+
+    def of(self, index: int) -> list[int]:
+        """Returns the ids of one document."""
+        ids: list[int] = self.ids[self.offsets[index] : self.offsets[index + 1]].tolist()
+        return ids
+
+
+class Engine(Protocol):
+    """Encodes batches of documents. Output never depends on the number of threads."""
+
+    name: EngineName
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """Returns the ids of `texts`, in order."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine encodes, decided once per artifact."""
+
+    name: EngineName
+    reason: str
+    """Why, for people."""
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What the rest of the pipeline needs to know of a tokenizer."""
+
+    vocab_size: int
+    """Ids are below this: the largest id plus one."""
+    end_of_text_id: int
+    """Id of the token between documents."""
+
+
+class HuggingFaceEngine:
+    """Hugging Face `tokenizers`: every kind of tokenizer, about 5 MB of text per second and core."""
+
+    name: EngineName = "huggingface"
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        """Args: tokenizer_json: content of a `tokenizer.json`. Raises InputError when it is none."""
+        self.tokenizer = load_tokenizer(tokenizer_json)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.encode_special_tokens = True  # encode them as the text they are
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """See `Engine.encode`."""
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        pieces = [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum([piece.size for piece in pieces], out=offsets[1:])
+        return Encoded(ids=np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint32), offsets=offsets)
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of `ids`, special tokens included."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+
+class GigatokenEngine:
+    """gigatoken: byte-level and SentencePiece-style BPE with split patterns that it knows, some 100 MB of text per second and core."""
+
+    name: EngineName = "gigatoken"
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        """Args: tokenizer_json: content of a `tokenizer.json`. Raises RuntimeError or ValueError when gigatoken does not know its parts."""
+        from gigatoken.gigatoken_rs import load_hf_json
+
+        # gigatoken always recognises special tokens in text; a copy without them encodes everything as text
+        description = json.loads(tokenizer_json)
+        description["added_tokens"] = [token for token in description.get("added_tokens") or [] if not token.get("special")]
+        self._backend = load_hf_json(json.dumps(description))
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """See `Engine.encode`."""
+        if not texts:
+            return Encoded(ids=np.empty(0, dtype=np.uint32), offsets=np.zeros(1, dtype=np.int64))
+        layout = self._backend.encode_batch(texts, parallel=True).layout
+        offsets = np.asarray(layout.offsets.data, dtype=np.int64)
+        ids = np.asarray(layout.content.data, dtype=np.uint32)
+        return Encoded(ids=ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
+
+
+def limit_threads(num_threads: int) -> None:
+    """Sets the threads of both engines' pools. Must come before their first use; the environment's own wish wins."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
+
+
+def load_tokenizer(tokenizer_json: bytes) -> Any:
+    """Returns the `tokenizers.Tokenizer`. Raises InputError when the bytes are not a `tokenizer.json`."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        mend = "make it with tokenizers' Tokenizer.save, or transformers' save_pretrained of a fast tokenizer"
+        raise InputError("tokenizer.json cannot be loaded", why=str(error), mend=mend) from error
+
+
+def choose_engine(tokenizer_json: bytes, *, wanted: Literal["auto", "gigatoken", "huggingface"]) -> EngineChoice:
+    """Decides which engine encodes.
+
+    Raises:
+        ConfigError: `gigatoken` is wanted but refuses this tokenizer.
+    """
+    if wanted == "huggingface":
+        return EngineChoice("huggingface", "tokenization.engine asks for it")
+    try:
+        GigatokenEngine(tokenizer_json)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if wanted == "gigatoken":
+            message = f"gigatoken refuses this tokenizer: {reason}"
+            raise ConfigError((Problem("tokenization.engine", "'gigatoken'", message, nearest="auto"),)) from error
+        logger.info("gigatoken refuses the tokenizer (%s); Hugging Face tokenizers encodes", reason)
+        return EngineChoice("huggingface", f"gigatoken refuses it: {reason}")
+    return EngineChoice("gigatoken", "gigatoken knows it" if wanted == "auto" else "tokenization.engine asks for it")
+
+
+def open_engine(name: EngineName, tokenizer_json: bytes) -> Engine:
+    """Returns the engine of that name for this tokenizer."""
+    return GigatokenEngine(tokenizer_json) if name == "gigatoken" else HuggingFaceEngine(tokenizer_json)
+
+
+def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> TokenizerFacts:
+    """Returns vocabulary size and end-of-text id.
+
+    Args:
+        end_of_text: the token between documents; must be one of the tokenizer's special tokens.
+        subject: what the error message calls the tokenizer.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded, or has no such special token.
+    """
+    tokenizer = load_tokenizer(tokenizer_json)
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    special = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    if end_of_text not in special:
+        known = ", ".join(sorted(special)[:12]) or "none"
+        what = f"{subject} has no special token {end_of_text!r}"
+        why = "documents are joined with it, and training stops at it; special tokens that it has: " + known
+        raise InputError(what, why=why, mend="set tokenizer.end_of_text to one of them, or add the token to the tokenizer's added_tokens")
+    return TokenizerFacts(vocab_size=max(vocabulary.values()) + 1, end_of_text_id=special[end_of_text])

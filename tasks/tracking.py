@@ -1,0 +1,283 @@
+"""Runs, metrics and models in MLflow: the only module that imports mlflow, and only when it is first used (2-4 s).
+
+One MLflow run stands for one pipeline run, found again by its tag, however often either process is restarted. Every call
+that reaches for the server raises `UnreachableError` when it cannot be had: callers journal it and go on. Nothing fluent
+and no global state of mlflow is used, only its client; autologging and telemetry are off.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.config import RunConfig
+from schemas.errors import UnreachableError
+from schemas.frozen import thaw
+from schemas.job import MetricPoint
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+RUN_TAG = "headrace.run_id"
+STEP_TAG = "headrace.forwarded_step"
+_MAX_BATCH_METRICS = 1000
+_MAX_BATCH_PARAMS = 100
+_MAX_VALUE_CHARS = 500
+_UNREACHABLE_STATUS = (401, 403, 408, 429)
+_KEPT_SETTINGS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_S3_IGNORE_TLS",
+)
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    # The defaults retry for minutes; an outage is to be noted, and made up for later by whoever called.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+class RunStatus(StrEnum):
+    """How a run ended, in MLflow's words."""
+
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+
+
+@dataclass(frozen=True)
+class TrackingTarget:
+    """Where runs and models are tracked."""
+
+    uri: str
+    """Server or database."""
+    artifact_root: Path | None
+    """Where MLflow's files go; None: the server decides."""
+    experiment: str
+    """The experiment's name."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "TrackingTarget":
+        """Returns the recipe's server, or the SQLite database in its state folder (an absolute path)."""
+        experiment = config.tracking.experiment or config.name
+        if config.tracking.mlflow_uri is not None:
+            return cls(uri=config.tracking.mlflow_uri, artifact_root=None, experiment=experiment)
+        state = Path(config.state)
+        return cls(uri=f"sqlite:///{state / 'mlflow.db'}", artifact_root=state / "mlflow-artifacts", experiment=experiment)
+
+
+@dataclass(frozen=True)
+class SystemSample:
+    """One measurement of a node."""
+
+    name: str
+    """For example `node-0/cpu_percent`; shown under `system/`."""
+    value: float
+    step: int
+    """Newest optimizer step at that time."""
+    at: float
+    """Seconds since the Unix epoch, by the node's clock."""
+
+
+def environment(ambient: Mapping[str, str], *, own_server: bool) -> dict[str, str]:
+    """Returns `ambient` with Headrace's MLflow settings in place of any others; credentials stay when the recipe names a server."""
+    kept = _KEPT_SETTINGS if own_server else ()
+    return {key: value for key, value in ambient.items() if not key.startswith(("MLFLOW_", "_MLFLOW_")) or key in kept} | _SETTINGS
+
+
+def flat_params(config: RunConfig) -> dict[str, str]:
+    """Returns the recipe and the execution settings as dotted parameters; credentials inside URLs are blotted out."""
+    params: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, item in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), item)
+        else:
+            params[prefix] = _CREDENTIALS.sub("…@", str(value))[:_MAX_VALUE_CHARS]
+
+    walk("", thaw(config.model_dump(mode="json")))
+    return params
+
+
+class MlflowConnection:
+    """A lazily opened client, and the experiment."""
+
+    def __init__(self, target: TrackingTarget) -> None:
+        """Args: target: where to track. Nothing is contacted yet."""
+        self.target = target
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """The client; its first use imports mlflow and, on an empty SQLite file, creates the schema (about 2 s)."""
+        settings = environment(os.environ, own_server=self.target.artifact_root is None)
+        for key in set(os.environ) - set(settings):
+            del os.environ[key]
+        os.environ.update(settings)
+        if self.target.artifact_root is not None:
+            self.target.artifact_root.mkdir(parents=True, exist_ok=True)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        with self.reaching("opened"):
+            return MlflowClient(tracking_uri=self.target.uri, registry_uri=self.target.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment's id; created when missing."""
+        name, root = self.target.experiment, self.target.artifact_root
+        client = self.client
+        from mlflow.exceptions import MlflowException
+
+        with self.reaching("asked for the experiment"):
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                location = None if root is None else (root / name).as_uri()
+                try:
+                    return str(client.create_experiment(name, artifact_location=location))
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
+                        raise
+                found = client.get_experiment_by_name(name)
+            assert found is not None, f"experiment {name!r} exists and does not"
+            return str(found.experiment_id)
+
+    @contextlib.contextmanager
+    def reaching(self, what: str) -> Iterator[None]:
+        """Turns "the server could not be asked" into `UnreachableError`; what the server refuses for a reason of its own stays as it is."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError
+
+        try:
+            yield
+        except (MlflowException, OperationalError, OSError) as error:
+            if isinstance(error, MlflowException) and (status := error.get_http_status_code()) < 500 and status not in _UNREACHABLE_STATUS:
+                raise
+            reason = _CREDENTIALS.sub("…@", str(error)).splitlines()[0]
+            uri = _CREDENTIALS.sub("…@", self.target.uri)
+            mend = "start it again or check its credentials; what it missed is forwarded later"
+            raise UnreachableError(f"MLflow at {uri} could not be {what}", why=reason, mend=mend) from error
+
+
+class Tracker:
+    """The MLflow run of one pipeline run."""
+
+    def __init__(self, target: TrackingTarget, *, run_id: str, run_name: str, tags: Mapping[str, str] | None = None) -> None:
+        """Args: run_id: the pipeline run, by which the MLflow run is found again. run_name: its readable name. tags: more tags."""
+        self.connection = MlflowConnection(target)
+        self._run_id, self._run_name, self._tags = run_id, run_name, dict(tags or {})
+
+    @cached_property
+    def mlflow_run_id(self) -> str:
+        """The MLflow run: the oldest one with this run's tag, set running again; otherwise a new one, tagged as it is created."""
+        client, connection = self.connection.client, self.connection
+        with connection.reaching("asked for the run"):
+            found = client.search_runs([connection.experiment_id], f"tags.`{RUN_TAG}` = '{self._run_id}'", order_by=["attributes.start_time ASC"])
+            if found:
+                if found[0].info.status != "RUNNING":
+                    client.update_run(found[0].info.run_id, status="RUNNING")
+                return str(found[0].info.run_id)
+            created = client.create_run(connection.experiment_id, tags={**self._tags, RUN_TAG: self._run_id}, run_name=self._run_name)
+            return str(created.info.run_id)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Records parameters that the run does not have yet; they are immutable in MLflow."""
+        with self.connection.reaching("written to"):
+            from mlflow.entities import Param
+
+            present = self._run().data.params
+            missing = [Param(key, value) for key, value in sorted(params.items()) if key not in present]
+            for start in range(0, len(missing), _MAX_BATCH_PARAMS):
+                self.connection.client.log_batch(self.mlflow_run_id, params=missing[start : start + _MAX_BATCH_PARAMS])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of the run."""
+        with self.connection.reaching("written to"):
+            for key, value in tags.items():
+                self.connection.client.set_tag(self.mlflow_run_id, key, value)
+
+    def forwarded_step(self) -> int:
+        """Returns the newest step that MLflow holds completely; -1: none. Persisted as a tag of the MLflow run."""
+        with self.connection.reaching("asked for the run"):
+            return int(self._run().data.tags.get(STEP_TAG, "-1"))
+
+    def forward(self, points: Sequence[MetricPoint]) -> None:
+        """Hands over the points above `forwarded_step`, in order of steps, with the rank's own timestamps.
+
+        The high-water step moves after the points are in. A crash in between hands the same points over again, and
+        MLflow stores points with equal name, value, step and time once.
+
+        Raises:
+            UnreachableError: some points may be in; all are handed over again next time.
+        """
+        high = self.forwarded_step()
+        new = sorted((point for point in points if point.step > high), key=lambda point: point.step)
+        with self.connection.reaching("written to"):
+            for batch in _batches(new):
+                for point in batch:
+                    for name, text in point.text.items():
+                        self.connection.client.log_text(self.mlflow_run_id, text, f"text/{name}/step-{point.step:08d}.txt")
+                self._log_metrics([sample for point in batch for sample in _samples(point)])
+                self.connection.client.set_tag(self.mlflow_run_id, STEP_TAG, str(batch[-1].step))
+
+    def log_system(self, samples: Sequence[SystemSample]) -> None:
+        """Records measurements of nodes under `system/`."""
+        with self.connection.reaching("written to"):
+            self._log_metrics([SystemSample(f"system/{sample.name}", sample.value, sample.step, sample.at) for sample in samples])
+
+    def end(self, status: RunStatus) -> None:
+        """Ends the MLflow run; a later start sets it running again."""
+        with self.connection.reaching("written to"):
+            self.connection.client.set_terminated(self.mlflow_run_id, status.value)
+
+    def _run(self) -> "Run":
+        return self.connection.client.get_run(self.mlflow_run_id)
+
+    def _log_metrics(self, samples: Sequence[SystemSample]) -> None:
+        for start in range(0, len(samples), _MAX_BATCH_METRICS):
+            metrics = [_metric(sample) for sample in samples[start : start + _MAX_BATCH_METRICS]]
+            self.connection.client.log_batch(self.mlflow_run_id, metrics=metrics)
+
+
+def _samples(point: MetricPoint) -> list[SystemSample]:
+    return [SystemSample(name, value, point.step, point.at) for name, value in point.values.items()]
+
+
+def _metric(sample: SystemSample) -> "Metric":
+    from mlflow.entities import Metric
+
+    return Metric(sample.name, sample.value, int(sample.at * 1000), sample.step)
+
+
+def _batches(points: Sequence[MetricPoint]) -> Iterator[list[MetricPoint]]:
+    """Yields runs of whole steps that fit into one call each: a step is never divided by the high-water mark."""
+    batch: list[MetricPoint] = []
+    size = 0
+    for point in points:
+        if batch and point.step != batch[-1].step and size + len(point.values) > _MAX_BATCH_METRICS:
+            yield batch
+            batch, size = [], 0
+        batch.append(point)
+        size += len(point.values)
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""Logical checkpoints: fragments of named fp32 parameters and moments, made true by an exclusively created commit."""

@@ -1,0 +1,100 @@
+"""Batches as a pure function of the step: no iterator, so nothing to save and nothing to restore.
+
+Shapes: B sequences of a micro-batch, L tokens of a sequence.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from schemas.manifest import ShardManifest, Split
+from tasks.train.order import Indices, global_batch, rank_slice
+
+IGNORED = -100
+"""Label of a position that is not learned: torch's `ignore_index`."""
+
+
+class Rows(Protocol):
+    """What reads token rows of one split (`tasks.tokenize.shard_reader.ShardReader`)."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Rows of the split."""
+
+    def rows(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Returns the ids of rows `indices`: int64 [B, L]."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the CPU."""
+
+    tokens_BL: torch.Tensor
+    """Ids, int64."""
+    labels_BL: torch.Tensor
+    """Ids again, with `IGNORED` in the padded tail of a group's last row. Shifting by one is the model's business."""
+    num_targets: int
+    """Predicted positions: labels that count, without the first of each row."""
+
+
+class BatchSource:
+    """Micro-batches of one split."""
+
+    def __init__(self, reader: Rows, *, manifest: ShardManifest, split: Split) -> None:
+        """Args: reader: reads the rows of `split` of `manifest`."""
+        self._reader = reader
+        self.num_sequences = reader.num_sequences
+        shards = manifest.of_split(split)
+        lasts = np.cumsum([shard.rows for shard in shards], dtype=np.int64) - 1
+        short = [(int(last), shard.last_row_tokens) for last, shard in zip(lasts, shards, strict=True) if shard.last_row_tokens < manifest.sequence_length]
+        self._short_rows = np.array([row for row, _ in short], dtype=np.int64)
+        self._short_tokens = np.array([tokens for _, tokens in short], dtype=np.int64)
+
+    def batch(self, indices: Indices) -> Batch:
+        """Returns the rows `indices` with labels."""
+        tokens_BL = torch.from_numpy(self._reader.rows(indices))
+        num_rows, length = tokens_BL.shape
+        padded = np.flatnonzero(np.isin(indices, self._short_rows))
+        if not padded.size:
+            return Batch(tokens_BL, tokens_BL, num_targets=num_rows * (length - 1))
+        labels_BL, missing = tokens_BL.clone(), 0
+        for row in padded:
+            tokens = int(self._short_tokens[np.searchsorted(self._short_rows, indices[row])])
+            labels_BL[row, tokens:] = IGNORED
+            missing += length - max(tokens, 1)
+        return Batch(tokens_BL, labels_BL, num_targets=num_rows * (length - 1) - missing)
+
+
+class TrainingBatches:
+    """The micro-batches of this rank, step by step. A thread reads one step ahead, so a slow file system is waited for only once."""
+
+    def __init__(self, source: BatchSource, *, global_batch_size: int, micro_batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        """Args: source: the training split."""
+        self._source = source
+        self._global_batch_size, self._micro_batch_size, self._seed = global_batch_size, micro_batch_size, seed
+        self._rank, self._world_size = rank, world_size
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Future[Sequence[Batch]]] | None = None
+
+    def at(self, step: int) -> Sequence[Batch]:
+        """Returns the micro-batches of update `step`, 0-based."""
+        if self._ahead is not None and self._ahead[0] == step:
+            batches = self._ahead[1].result()
+        else:
+            batches = self._read(step)
+        self._ahead = (step + 1, self._executor.submit(self._read, step + 1))
+        return batches
+
+    def close(self) -> None:
+        """Ends the reading thread."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _read(self, step: int) -> Sequence[Batch]:
+        batch = global_batch(step, num_sequences=self._source.num_sequences, global_batch_size=self._global_batch_size, seed=self._seed)
+        own = rank_slice(batch, rank=self._rank, world_size=self._world_size, micro_batch_size=self._micro_batch_size)
+        return [self._source.batch(indices) for indices in own]

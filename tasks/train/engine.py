@@ -1,0 +1,140 @@
+"""The DeepSpeed engine, behind the four calls that the loop makes. No other module of the loop knows DeepSpeed's engine."""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from schemas.config import Precision, RunConfig
+from schemas.errors import ConfigError, Problem
+from tasks.train.data import Batch
+from tasks.train.gang import Gang
+from tasks.train.model import BuiltModel, optimizer_groups
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step did."""
+
+    applied: bool
+    """False when the update was skipped: the gradients overflowed."""
+    gradient_norm: float
+    """Global norm before clipping; infinite when the update was skipped."""
+
+
+class Engine:
+    """A model in training: forward, backward, step. Everything is in terms of micro-batches and updates."""
+
+    def __init__(self, deepspeed_engine: Any, *, gang: Gang) -> None:
+        """Args: deepspeed_engine: what `deepspeed.initialize` returned."""
+        self.deepspeed = deepspeed_engine
+        self.gang = gang
+        self._reports_norm = hasattr(deepspeed_engine.optimizer, "_global_grad_norm") or self.zero_stage > 0
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself, in the number format of the forward pass."""
+        module: nn.Module = self.deepspeed.module
+        return module
+
+    @property
+    def optimizer(self) -> Any:
+        """DeepSpeed's optimizer, or torch's own where DeepSpeed wraps nothing (fp32 without ZeRO)."""
+        return self.deepspeed.optimizer
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage."""
+        return int(self.deepspeed.zero_optimization_stage())
+
+    @property
+    def loss_scale(self) -> float:
+        """Present loss scale; 1 without loss scaling."""
+        return float(getattr(self.optimizer, "loss_scale", 1.0) or 1.0)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Returns the mean loss of a micro-batch over its targets, in nats, on this rank's device."""
+        device = self.gang.device
+        tokens_BL = batch.tokens_BL.to(device, non_blocking=True)
+        labels_BL = tokens_BL if batch.labels_BL is batch.tokens_BL else batch.labels_BL.to(device, non_blocking=True)
+        loss: torch.Tensor = self.deepspeed(input_ids=tokens_BL, labels=labels_BL).loss
+        return loss
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of one micro-batch; the last one of an update also reduces them over the ranks."""
+        self.deepspeed.backward(loss)
+
+    def step(self, *, learning_rate: float | None) -> StepResult | None:
+        """Ends a micro-batch. After the last one of an update (a learning rate is given) returns what the update did."""
+        if learning_rate is None:
+            self.deepspeed.step()
+            return None
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        own_norm = None if self._reports_norm else self._norm_of_gradients()
+        scale = self.loss_scale
+        skipped_before = self.deepspeed.skipped_steps
+        self.deepspeed.step()
+        applied = self.deepspeed.skipped_steps == skipped_before
+        norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if own_norm is None else own_norm
+        if self.zero_stage == 0:
+            norm /= scale  # DeepSpeed 0.19 reports the norm of the scaled gradients there
+        return StepResult(applied=applied, gradient_norm=norm if applied else math.inf)
+
+    def _norm_of_gradients(self) -> float:
+        """Returns the global norm where DeepSpeed computes none (fp32 without ZeRO): after backward every rank holds the mean gradients."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+
+def prepare_library() -> None:
+    """Imports DeepSpeed quietly and switches off what would need a compiler or leave things behind. Call before a gang joins."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        import deepspeed.ops
+
+    # Only inference_all_reduce uses this op; it needs ninja and a compiler, and leaves 69 MB in /dev/shm per dead rank (0.19.8).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def check_precision(config: RunConfig) -> None:
+    """Refuses a number format that this machine cannot train in.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or anywhere DeepSpeed says so.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    precision = config.training.precision
+    unsupported = precision is Precision.FP16 and (accelerator.device_name() == "cpu" or not accelerator.is_fp16_supported())
+    if unsupported or (precision is Precision.BF16 and not accelerator.is_bf16_supported()):
+        message = f"this machine's {accelerator.device_name()} cannot train in {precision.value}"
+        raise ConfigError((Problem("training.precision", precision.value, message, nearest="fp32" if precision is Precision.BF16 else "bf16"),))
+
+
+def start_engine(built: BuiltModel, *, config: RunConfig, options: Mapping[str, Any], gang: Gang) -> Engine:
+    """Hands the model to DeepSpeed and returns the engine, at the state of step 0.
+
+    Args:
+        built: the model.
+        config: the run's configuration.
+        options: DeepSpeed's configuration, from `deepspeed_config`.
+        gang: the ranks, already joined.
+    """
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    groups = optimizer_groups(built.module, weight_decay=config.training.optimizer.weight_decay)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine, *_ = deepspeed.initialize(model=built.module, model_parameters=groups, config=dict(options), dist_init_required=False)
+    return Engine(engine, gang=gang)

@@ -1,0 +1,204 @@
+"""The model: from a transformers configuration, a local pretrained folder, or the user's own factory.
+
+Never remote code, never a pickle, never a download. Initial weights depend on `training.seed` and on the parameter's module
+alone: not on the rank, the world size or the ZeRO stage.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from schemas.config import ModelConfig, RunConfig
+from schemas.errors import ConfigError, InputError, Problem, UnsafeFileError
+from schemas.frozen import thaw
+from schemas.manifest import ShardManifest
+from tasks.train.order import stream_seed
+
+logger = logging.getLogger(__name__)
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model on the CPU (or partitioned over the ranks, under ZeRO 3), in fp32 unless partitioned."""
+
+    module: nn.Module
+    """Called with `input_ids` and `labels`, returns an object with `loss` and `logits`."""
+    model_config: Mapping[str, Any]
+    """What an exported model's `config.json` holds; empty for a factory without a transformers configuration."""
+    num_parameters: int
+    """Trained parameters; tied ones count once."""
+
+
+def build_model(config: RunConfig, *, manifest: ShardManifest, deepspeed_options: Mapping[str, Any] | None = None) -> BuiltModel:
+    """Returns the model of a recipe.
+
+    Args:
+        config: the run's configuration.
+        manifest: the token shards; its `vocab_size` fills in the model's.
+        deepspeed_options: the DeepSpeed configuration when parameters are to be partitioned as they are made (ZeRO 3).
+
+    Raises:
+        ConfigError: the model does not fit the tokens.
+        InputError: a pretrained folder or a factory cannot be used.
+    """
+    model = config.model
+    if model.config is not None:
+        module = _from_config(thaw(model.config), manifest=manifest, seed=config.training.seed, deepspeed_options=deepspeed_options)
+    elif model.pretrained is not None:
+        module = _from_pretrained(Path(model.pretrained), manifest=manifest)
+    else:
+        module = _from_factory(model, manifest=manifest, seed=config.training.seed)
+    if config.training.activation_checkpointing:
+        _checkpoint_activations(module)
+    module.train()
+    num_parameters = sum(full_size(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    return BuiltModel(module, model_config=_config_mapping(module), num_parameters=num_parameters)
+
+
+def full_size(parameter: nn.Parameter) -> int:
+    """Returns the number of elements of a whole parameter, also of one that ZeRO 3 partitioned."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Returns the shape of a whole parameter, also of one that ZeRO 3 partitioned."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def optimizer_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns AdamW's parameter groups: matrices decay; biases, norms and embeddings (also tied ones) do not."""
+    embeddings = {id(parameter) for part in module.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters(recurse=False)}
+    decaying, spared = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            (decaying if len(full_shape(parameter)) >= 2 and id(parameter) not in embeddings else spared).append(parameter)
+    groups = ({"params": decaying, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+    from transformers.initialization import no_init_weights
+
+    values = {"vocab_size": manifest.vocab_size, **values, "use_cache": False}
+    model_type = values.pop("model_type")
+    for key in ("bos_token_id", "eos_token_id"):
+        values.setdefault(key, manifest.end_of_text_id)
+    try:
+        hf_config = AutoConfig.for_model(model_type, **values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError((Problem("model.config", repr(model_type), str(error).splitlines()[0]),)) from error
+    partitioned = deepspeed_options is not None
+    with _partition_on_creation(deepspeed_options), no_init_weights():
+        module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+    assert isinstance(module, PreTrainedModel)
+    _initialise(module, seed=seed, partitioned=partitioned)
+    module.tie_weights()
+    return module
+
+
+@contextlib.contextmanager
+def _partition_on_creation(deepspeed_options: Mapping[str, Any] | None) -> Iterator[None]:
+    """Partitions every parameter over the ranks as soon as its module exists, so that no rank holds the whole model."""
+    if deepspeed_options is None:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=dict(deepspeed_options)):
+        yield
+
+
+def _initialise(model: Any, *, seed: int, partitioned: bool) -> None:
+    """Initialises every module with random numbers of its own, seeded by its name: so the order of modules and partitioning do not matter.
+
+    Uses the initialisation of the transformers model that owns the module, children first, as transformers does.
+    """
+    from transformers import PreTrainedModel
+
+    owners: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    for name, module in reversed(list(model.named_modules())):
+        owner = next(owners[prefix] for prefix in _prefixes(name) if prefix in owners)
+        parameters = list(module.parameters(recurse=False))
+        with _whole(parameters, partitioned=partitioned) as writes, torch.no_grad():
+            if writes:
+                torch.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
+                owner._initialize_weights(module)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Yields a module's name and those of its ancestors, nearest first; the root is the empty name."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
+@contextlib.contextmanager
+def _whole(parameters: Sequence[nn.Parameter], *, partitioned: bool) -> Iterator[bool]:
+    """Gathers partitioned parameters for a change by rank 0, and yields whether this rank makes the change."""
+    if not (partitioned and parameters):
+        yield True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+        yield deepspeed.comm.get_rank() == 0
+
+
+def _from_pretrained(folder: Path, *, manifest: ShardManifest) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)) if folder.is_dir() else []
+        if pickles:
+            raise UnsafeFileError(f"{folder / pickles[0]} is refused", why="a pickle can run code when it is loaded", mend="convert the weights to safetensors")
+        raise InputError(f"model.pretrained: {str(folder)!r} holds no *.safetensors", why="a pretrained model is a local folder in Hugging Face layout")
+    module: nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    cast(Any, module).config.use_cache = False
+    logger.info("starts from %s, %d ids of the tokenizer", folder, manifest.vocab_size)
+    return module
+
+
+def _from_factory(model: ModelConfig, *, manifest: ShardManifest, seed: int) -> nn.Module:
+    assert model.factory is not None
+    module_name, _, function_name = model.factory.partition(":")
+    try:
+        factory: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError((Problem("model.factory", repr(model.factory), f"cannot be imported: {error}"),)) from error
+    torch.manual_seed(seed)
+    module = factory(vocab_size=manifest.vocab_size, sequence_length=manifest.sequence_length)
+    if not isinstance(module, nn.Module):
+        raise ConfigError((Problem("model.factory", repr(model.factory), f"must return a torch.nn.Module, returned {type(module).__name__}"),))
+    return module
+
+
+def _checkpoint_activations(module: nn.Module) -> None:
+    enable = getattr(module, "gradient_checkpointing_enable", None)
+    if enable is None:
+        message = "needs a model with gradient_checkpointing_enable(), which the factory's has not"
+        raise ConfigError((Problem("training.activation_checkpointing", "True", message, nearest="False"),))
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _config_mapping(module: nn.Module) -> Mapping[str, Any]:
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "to_json_string"):
+        return {}
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    values["architectures"] = [type(module).__name__]
+    return values

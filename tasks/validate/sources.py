@@ -1,0 +1,215 @@
+"""From `corpus.sources` to the list of raw files, with their hashes. Reads no content itself and imports nothing heavy: `plan` runs it in milliseconds."""
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from schemas.config import RunConfig, SourceConfig
+from schemas.errors import InputError
+from schemas.manifest import InputFile
+
+Format = Literal["jsonl", "parquet", "csv", "text"]
+Compression = Literal["none", "gzip", "zstd"]
+
+HashFile = Callable[[Path], str]
+"""Returns the xxh3-128 of a local file, hex."""
+
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+_GLOB = re.compile(r"[*?\[]")
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A raw file before it is hashed."""
+
+    path: Path
+    """Absolute, without symbolic links."""
+    relative_path: str
+    """Path within the source, with `/`."""
+
+
+def plan_inputs(config: RunConfig, hash_file: HashFile) -> tuple[InputFile, ...]:
+    """Returns every raw file of the corpus, in order of (source, relative path), with size and hash.
+
+    Args:
+        hash_file: hashes one file; a cache is welcome here, because the scan hashes the very bytes it parses again.
+
+    Raises:
+        InputError: a source does not exist, matches nothing, holds links that leave it, or a file cannot be read. All problems of a source at once.
+    """
+    inputs = []
+    for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
+        subject = source.path
+        try:
+            for found in find_files(source, name=name):
+                subject = str(found.path)
+                size, digest = found.path.stat().st_size, hash_file(found.path)
+                inputs.append(InputFile(source=name, path=str(found.path), relative_path=found.relative_path, size=size, xxh3=digest))
+        except OSError as error:
+            raise InputError(
+                f"source {name!r}: {error.filename or subject}: cannot be read",
+                why=error.strerror or str(error),
+                mend="make it readable, or leave it out with `exclude`",
+            ) from error
+    return tuple(inputs)
+
+
+def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
+    """Returns the files of one source, sorted by relative path. Names that begin with a dot are left out, as a shell's `*` does.
+
+    Raises:
+        InputError: nothing is there, or something is there that Headrace refuses to read.
+    """
+    path = _local_path(source.path, name=name)
+    if _GLOB.search(source.path) and not path.exists():
+        root = Path(*_fixed_part(path))
+        names = _matches(path, root=root)
+    elif path.is_dir():
+        root = path
+        names = [relative for relative in _walk(root) if _selected(relative, source)]
+    elif path.exists():
+        return _checked([(path.resolve(), path.name)], root=path.resolve().parent, name=name)
+    else:
+        raise InputError(
+            f"source {name!r}: {source.path!r} does not exist",
+            why="a source is a file, a glob or a folder",
+            mend=f"correct corpus.sources[].path; nearest folder that exists: {_nearest(path)}",
+        )
+    if not names:
+        raise InputError(
+            f"source {name!r}: {source.path!r} holds no file to read",
+            why=f"nothing matches include {list(source.include)}, exclude {list(source.exclude)}; names that begin with a dot do not count",
+            mend="correct corpus.sources[].path, include or exclude",
+        )
+    root = root.resolve()
+    return _checked([(root / relative, relative) for relative in sorted(names)], root=root, name=name)
+
+
+def format_of(path: str, source: SourceConfig) -> Format:
+    """Returns how a file is read: the source's `format`, or by the ending (a compression's ending does not count)."""
+    if source.format != "auto":
+        return source.format
+    return _FORMATS.get(Path(_without_compression(path)).suffix.lower(), "text")
+
+
+def compression_of(path: str) -> Compression:
+    """Returns how a file is compressed, by its ending."""
+    return _COMPRESSIONS.get(Path(path).suffix.lower(), "none")
+
+
+def delimiter_of(path: str) -> str:
+    """Returns the delimiter of a CSV file: a tab for `.tsv`, else a comma."""
+    return "\t" if Path(_without_compression(path)).suffix.lower() == ".tsv" else ","
+
+
+def _without_compression(path: str) -> str:
+    return path if compression_of(path) == "none" else str(Path(path).with_suffix(""))
+
+
+def _local_path(path: str, *, name: str) -> Path:
+    """Returns the path of a source on this machine. Raises InputError for URLs of other kinds."""
+    scheme = urlsplit(path).scheme
+    if scheme not in ("", "file"):
+        raise InputError(
+            f"source {name!r}: {path!r} is not on this machine",
+            why=f"raw text is read from local or mounted paths; {scheme}:// would need credentials on every compute node",
+            mend="mount it, or copy it to a folder, and name that in corpus.sources",
+        )
+    return Path(os.path.abspath(path.removeprefix("file://")))
+
+
+def _fixed_part(pattern: Path) -> tuple[str, ...]:
+    """Returns the leading parts of a glob that hold no wildcard."""
+    parts: list[str] = []
+    for part in pattern.parts[:-1]:
+        if _GLOB.search(part):
+            break
+        parts.append(part)
+    return tuple(parts)
+
+
+def _matches(pattern: Path, *, root: Path) -> list[str]:
+    """Returns the files below `root` that a glob matches, relative to it. `**` crosses folders, `*` does not."""
+    if not root.is_dir():
+        return []
+    relative_pattern = pattern.relative_to(root).as_posix()
+    found = (path.relative_to(root) for path in root.glob(relative_pattern) if not path.is_dir())
+    return sorted({path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)})
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Yields every file below a folder, relative to it. Linked folders are not entered: inside the source their files come up anyway."""
+    for folder, folders, files in os.walk(root, onerror=_raise, followlinks=False):
+        inside = Path(folder).relative_to(root)
+        linked = [child for child in folders if os.path.islink(os.path.join(folder, child))]
+        folders[:] = sorted(child for child in folders if not child.startswith(".") and child not in linked)
+        for child in linked:
+            if not Path(folder, child).resolve().is_relative_to(root.resolve()):
+                files.append(child)  # refused later, with the other links that leave the source
+        for child in files:
+            if not child.startswith("."):
+                yield (inside / child).as_posix()
+
+
+def _raise(error: OSError) -> None:
+    """Makes `os.walk` report a folder that cannot be listed, which it leaves out silently by default."""
+    raise error
+
+
+def _selected(relative: str, source: SourceConfig) -> bool:
+    """Whether a folder's file is to be read. `*` in patterns crosses folders."""
+    return any(fnmatch.fnmatchcase(relative, pattern) for pattern in source.include) and not any(
+        fnmatch.fnmatchcase(relative, pattern) for pattern in source.exclude
+    )
+
+
+def _checked(files: list[tuple[Path, str]], *, root: Path, name: str) -> tuple[FoundFile, ...]:
+    """Returns the files with links resolved.
+
+    Raises:
+        InputError: some lead out of `root`, are broken links or no regular files, or have names that cannot be stored.
+    """
+    found, problems = [], []
+    for path, relative in files:
+        resolved = path.resolve()
+        if problem := _problem_of(path, resolved=resolved, relative=relative, root=root):
+            problems.append(problem)
+        else:
+            found.append(FoundFile(path=resolved, relative_path=relative))
+    if problems:
+        more = [f"… and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
+        lines = "\n".join(f"    {problem}" for problem in [*problems[:_SHOWN_PROBLEMS], *more])
+        raise InputError(
+            f"source {name!r}: {len(problems)} of {len(files)} files are refused\n{lines}",
+            why="only regular files inside the source are read: a link could lead anywhere",
+            mend="replace them by the files themselves, or leave them out with `exclude`",
+        )
+    return tuple(found)
+
+
+def _problem_of(path: Path, *, resolved: Path, relative: str, root: Path) -> str:
+    """Returns what forbids reading a file, or an empty text."""
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        return f"{relative!r}: the name is not valid UTF-8"
+    if not resolved.is_relative_to(root):
+        return f"{path} -> {resolved}: a symbolic link that leaves the source"
+    try:
+        mode = resolved.stat().st_mode
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return "" if stat.S_ISREG(mode) else f"{path}: not a regular file"
+
+
+def _nearest(path: Path) -> str:
+    """Returns the nearest parent that exists."""
+    return next((str(parent) for parent in path.parents if parent.exists()), "/")

@@ -1,0 +1,53 @@
+"""What holds for every test: nothing ambient leaks in, nothing is written outside the test's folder, and each folder's share of the time is shown."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+AMBIENT = ("PREFECT_", "MLFLOW_", "AWS_", "KUBE", "HEADRACE_", "WANDB_", "SLURM_")
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "HF_HUB_OFFLINE": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+
+for _name in [name for name in os.environ if name.startswith(AMBIENT)]:
+    del os.environ[_name]
+os.environ.update(QUIET)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Libraries that keep a home write into the session's temporary folder."""
+    homes = tmp_path_factory.mktemp("homes")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PREFECT_HOME", "HF_HOME", "TORCH_EXTENSIONS_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
+            folder = homes / name.lower()
+            folder.mkdir()
+            patch.setenv(name, str(folder))
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what each folder of tests cost, so that a share can be held to its bound."""
+    seconds: dict[str, float] = defaultdict(float)
+    tests: dict[str, int] = defaultdict(int)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if not isinstance(report, pytest.TestReport):
+                continue
+            parts = Path(report.location[0]).parts
+            folder = "/".join(parts[1:-1][:2]) or "."
+            seconds[folder] += report.duration
+            tests[folder] += report.when == "call"
+    if not seconds:
+        return
+    terminalreporter.section("share of each folder")
+    for folder, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{spent:8.1f} s  {tests[folder]:4d} tests  {folder}")
+    terminalreporter.write_line(f"{sum(seconds.values()):8.1f} s  {sum(tests.values()):4d} tests  in all")

@@ -1,0 +1,85 @@
+"""What an artifact is, and where it is made, are separate: no execution field moves a fingerprint."""
+
+from typing import Any
+
+import pytest
+
+from schemas.canonical import canonical_json, hash_of, root_hash
+from schemas.config import EXECUTION_SECTIONS, RECIPE_SECTIONS, RunConfig
+from schemas.stage import Stage
+
+BASE: dict[str, Any] = {
+    "name": "demo",
+    "corpus": {"sources": ["/text"]},
+    "model": {"config": {"model_type": "llama", "hidden_size": 64}},
+    "training": {"steps": 100, "global_batch_size": 8, "micro_batch_size": 4, "schedule": {"warmup_steps": 10}},
+}
+
+EXECUTION_CHANGES: dict[str, Any] = {
+    "storage": {"root": "/elsewhere"},
+    "state": "/other/state",
+    "deepspeed": {"zero_optimization": {"overlap_comm": False}},
+    "cluster": {"ranks_per_node": 2, "time_limit": "2h", "stages": {"train": {"nodes": 1}}},
+    "checkpoint": {"every_steps": 7, "keep_last": 1, "keep_every_steps": 3},
+    "restart": {"max_failures": 0, "max_interruptions": 1, "max_attempts_without_progress": 9, "backoff_s": 1.0},
+    "tracking": {"mlflow_uri": "http://127.0.0.1:1", "validate_every_steps": 3, "sample_prompt": "x"},
+}
+
+
+def fingerprints(**changes: Any) -> dict[Stage, str]:
+    config = RunConfig.model_validate(BASE | changes)
+    return {stage: hash_of(config.identity(stage)) for stage in Stage}
+
+
+def test_every_section_is_either_recipe_or_execution() -> None:
+    recipe = {section for sections in RECIPE_SECTIONS.values() for section in sections}
+    assert recipe | set(EXECUTION_SECTIONS) | {"name"} == set(RunConfig.model_fields)
+    assert not recipe & set(EXECUTION_SECTIONS)
+
+
+@pytest.mark.parametrize("section", EXECUTION_SECTIONS)
+def test_execution_never_moves_a_fingerprint(section: str) -> None:
+    assert fingerprints(**{section: EXECUTION_CHANGES[section]}) == fingerprints()
+
+
+def test_where_the_text_lies_is_not_what_it_is() -> None:
+    assert fingerprints(corpus={"sources": ["/moved/text"]}) == fingerprints()
+
+
+def test_zero_stage_is_a_matter_of_memory() -> None:
+    assert fingerprints(training=BASE["training"] | {"zero_stage": 3}) == fingerprints()
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 5), ("steps", 101), ("micro_batch_size", 2), ("precision", "fp32"), ("gradient_clipping", 0.5)])
+def test_the_recipe_moves_the_fingerprint_of_its_own_stage_only(key: str, value: Any) -> None:
+    before, after = fingerprints(), fingerprints(training=BASE["training"] | {key: value})
+    assert {stage for stage in Stage if before[stage] != after[stage]} == {Stage.TRAIN}
+
+
+@pytest.mark.parametrize(("kind", "equal"), [("constant", True), ("wsd", True), ("cosine", False), ("linear", False)])
+def test_how_long_is_not_what_where_the_schedule_does_not_depend_on_it(kind: str, equal: bool) -> None:
+    schedule = {"kind": kind, "warmup_steps": 1} | ({"decay_steps": 5} if kind == "wsd" else {})
+    short, long = (
+        RunConfig.model_validate(BASE | {"training": BASE["training"] | {"steps": steps, "schedule": schedule}}).trajectory() for steps in (100, 200)
+    )
+    assert (short == long) is equal
+
+
+def test_canonical_json_is_stable_and_refuses_what_is_not() -> None:
+    assert canonical_json({"b": 1, "a": [1.5, None, True, "é"]}) == '{"a":[1.5,null,true,"é"],"b":1}'.encode()
+    for value in (float("nan"), {1, 2}, object(), lambda: None):
+        with pytest.raises(TypeError, match=r"\$\.x"):
+            canonical_json({"x": value})
+
+
+def test_root_hash_does_not_depend_on_order() -> None:
+    files = [("a", 1, "x"), ("b", 2, "y")]
+    assert root_hash(files) == root_hash(reversed(files))
+    assert root_hash(files) != root_hash([("a", 1, "x"), ("b", 2, "z")])
+
+
+def test_feasible_world_sizes_are_the_divisors() -> None:
+    training = RunConfig.model_validate(BASE | {"training": {"steps": 1, "global_batch_size": 96, "micro_batch_size": 8, "schedule": {"warmup_steps": 0}}}).training
+    assert training.feasible_world_sizes == (1, 2, 3, 4, 6, 12)
+    assert training.world_size_for(5) == 4
+    assert training.gradient_accumulation_steps(4) == 3
