@@ -48,20 +48,8 @@ ALLOWED: tuple[str, ...] = (
 """What ranks inherit from the agent by name. Credentials of storage and services are none of it: compute talks to neither."""
 
 ALLOWED_PREFIXES: tuple[str, ...] = (
-    "LC_",
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "GLOO_",
-    "ROCM_",
-    "HIP_",
-    "UCX_",
-    "FI_",
-    "OMPI_",
-    "MKL_",
-    "KMP_",
-    "SLURM_",
-    "TORCH_",
+    *("LC_", "MKL_", "KMP_", "SLURM_", "TORCH_"),
+    *("CUDA_", "NVIDIA_", "NCCL_", "ROCM_", "HIP_", "GLOO_", "UCX_", "FI_", "OMPI_"),
 )
 """What ranks inherit from the agent by the beginning of the name."""
 

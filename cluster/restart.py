@@ -45,7 +45,8 @@ _STOP_CODES: dict[ExitCode, Cause] = {
 """Exit codes of compute that no restart can mend: the job stops with them."""
 
 _OUT_OF_MEMORY = re.compile(
-    r"^MemoryError\b|OutOfMemoryError|CUDA out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|ArrowMemoryError|DefaultCPUAllocator: not enough memory"
+    r"^MemoryError\b|OutOfMemoryError|CUDA out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|ArrowMemoryError|"
+    r"DefaultCPUAllocator: not enough memory"
 )
 _STORAGE = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Stale file handle|Read-only file system|Remote I/O error")
 _PORT_TAKEN = re.compile(r"EADDRINUSE|Address already in use")
@@ -119,8 +120,8 @@ def classify(ending: Ending) -> Finding:
         return found(Cause.KILLED, how)
     if status < 0:
         return found(Cause.OUT_OF_MEMORY, stop_code=ExitCode.OUT_OF_MEMORY) if _OUT_OF_MEMORY.search(text) else found(Cause.USER_CODE, how)
-    if status in ExitCode and (code := ExitCode(status)) in _STOP_CODES:
-        return found(_STOP_CODES[code], stop_code=code)
+    if status in _STOP_CODES:
+        return found(_STOP_CODES[ExitCode(status)], stop_code=ExitCode(status))
     if status == ExitCode.UNREACHABLE:
         return found(Cause.STORAGE)
     if any(_OUT_OF_MEMORY.search(line) for line in tail):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 _WATCH_S = 0.5
-_LINGER_S = 3.0
+_LINGER_S = 2.0
 """Seconds without a user before the server ends: a next command joins instead of starting another."""
 _SHUTDOWN_S = 10.0
 
@@ -72,7 +72,7 @@ def prepare_database(home: Path) -> bool:
     if template is not None and template.exists():
         _copy(template, database)
     else:
-        _migrate(database)
+        _migrate()
         if template is not None:
             template.parent.mkdir(parents=True, exist_ok=True)
             _copy(database, template)
@@ -80,17 +80,13 @@ def prepare_database(home: Path) -> bool:
     return True
 
 
-def _migrate(database: Path) -> None:
-    """Creates `database` with Prefect's migrations. Prefect's settings must name it."""
+def _migrate() -> None:
+    """Creates the database that Prefect's settings name. Killed half-way, the next start goes on: there is no mark yet."""
     import asyncio
 
     from prefect.server.database import provide_database_interface
 
-    unfinished = database.with_suffix(".unfinished")
-    unfinished.unlink(missing_ok=True)
-    interface = provide_database_interface()
-    asyncio.run(interface.create_db())
-    del unfinished
+    asyncio.run(provide_database_interface().create_db())
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -109,7 +105,7 @@ def _watch(home: Path, server: "uvicorn.Server") -> None:
     last_used = time.monotonic()
     while True:
         time.sleep(_WATCH_S)
-        if _has_users(home):
+        if _users(home, alive=True):
             last_used = time.monotonic()
         elif time.monotonic() - last_used > _LINGER_S and _leave(home):
             server.should_exit = True
@@ -119,27 +115,36 @@ def _watch(home: Path, server: "uvicorn.Server") -> None:
 
 def _leave(home: Path) -> bool:
     """Takes the server's address away, unless a user came in the meantime."""
-    descriptor = os.open(home / "join.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(home / "join.lock", os.O_RDWR)
+    except FileNotFoundError:  # somebody removed the state folder
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _has_users(home):
+        if _users(home, alive=True):
             return False
+        for path in _users(home, alive=False):  # under join.lock: nobody is between making a file and locking it
+            path.unlink(missing_ok=True)
         (home / "server.json").unlink(missing_ok=True)
         return True
     finally:
         os.close(descriptor)
 
 
-def _has_users(home: Path) -> bool:
-    """Whether a living process holds a user file; removes those of the dead."""
-    alive = False
-    for path in (home / "users").iterdir():
-        descriptor = os.open(path, os.O_RDWR)
+def _users(home: Path, *, alive: bool) -> list[Path]:
+    """Returns the user files whose process lives, or those whose process is dead."""
+    found: list[Path] = []
+    for path in (home / "users").glob("*-*"):
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            held = False
         except BlockingIOError:
-            alive = True
+            held = True
         finally:
             os.close(descriptor)
-    return alive
+        found += [path] if held is alive else []
+    return found

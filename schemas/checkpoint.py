@@ -1,8 +1,9 @@
 """Logical checkpoints: fragments of named parameters, and the commit that makes them true."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from schemas.artifact import FileEntry
+from schemas.canonical import canonical_json, hash_of
 from schemas.frozen import Frozen, JsonObject
 from schemas.sealed import Sealed
 
@@ -67,6 +68,12 @@ class TrainingState(Frozen):
     """Stage that wrote it; any stage can load it."""
     precision: str
     """Number format of the forward pass."""
+    loss: float | None = None
+    """Training loss of the last update, averaged over the ranks; nats per token."""
+    validation_loss: float | None = None
+    """Newest validation loss; nats per token."""
+    validation_bits_per_byte: float | None = None
+    """The same in bits per byte of text, estimated from the split's tokens per byte."""
 
 
 class CommitRecord(Sealed):
@@ -86,3 +93,35 @@ class CommitRecord(Sealed):
     """Ranks that wrote it."""
     committed_at: float
     """Seconds since the Unix epoch."""
+
+    def sealed(self) -> Self:
+        """Returns the record with its `record_hash`."""
+        return self.model_copy(update={"record_hash": self._hash()})
+
+    def is_intact(self) -> bool:
+        """Whether `record_hash` fits the rest."""
+        return self.record_hash == self._hash()
+
+    def to_bytes(self) -> bytes:
+        """Returns the canonical bytes that are stored."""
+        return canonical_json(self)
+
+    def _hash(self) -> str:
+        body = self.model_dump(mode="json")
+        del body["record_hash"]
+        return hash_of(body)
+
+
+class QuarantineRecord(Frozen):
+    """`quarantine/step-00001200.e000003.json`: a checkpoint that did not verify. Its commit is withdrawn, its data stay as evidence."""
+
+    schema_version: int = 1
+    """Version of this type."""
+    step: int
+    """The step of the damaged commit."""
+    found_in_epoch: int
+    """The start that found the damage."""
+    findings: tuple[str, ...]
+    """What is wrong, file by file."""
+    commit: str
+    """The withdrawn commit as it was read, for people."""

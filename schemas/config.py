@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.frozen import Frozen, JsonObject, thaw
+from schemas.frozen import Frozen, JsonObject, ReadOnly, thaw
 from schemas.stage import Stage
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -50,7 +50,7 @@ class SourceConfig(Frozen):
 class RulesConfig(Frozen):
     """What a document must satisfy; what does not is quarantined with file, row, reason and excerpt."""
 
-    required_columns: Mapping[str, Literal["string", "integer", "number", "boolean"]] = Field(default_factory=dict)
+    required_columns: Annotated[Mapping[str, Literal["string", "integer", "number", "boolean"]], *ReadOnly] = Field(default_factory=dict)
     """Columns that each record must have besides the text, with their types (jsonl, parquet, csv)."""
     min_chars: int = Field(default=1, ge=0)
     """Fewest characters of a document, after stripping white space."""
@@ -66,14 +66,6 @@ class RulesConfig(Frozen):
     """Verdict *fail* when the number of records changed by more than this share against the previous accepted corpus. `null`: not judged."""
     min_documents: int = Field(default=1, ge=1)
     """Verdict *fail* with fewer accepted documents than this."""
-
-    @field_validator("required_columns", mode="after")
-    @classmethod
-    def _read_only(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        from schemas.frozen import freeze
-
-        frozen: Mapping[str, str] = freeze(value)
-        return frozen
 
 
 class SplitConfig(Frozen):
@@ -140,6 +132,8 @@ class TokenizerConfig(Frozen):
     """How text is pre-split before merging. Ignored with `path`."""
     min_frequency: int = Field(default=2, ge=1)
     """A pair must occur this often to be merged."""
+    training_bytes: int = Field(default=256_000_000, ge=1)
+    """A tokenizer is trained on about this many bytes of the training split, documents chosen by the hash of their id. Ignored with `path`."""
     end_of_text: str = Field(default="<|endoftext|>", min_length=1)
     """The token between documents. An existing tokenizer must have it."""
     special_tokens: tuple[str, ...] = ()
@@ -162,7 +156,7 @@ class TokenizationConfig(Frozen):
     layout: Literal["fixed", "list"] = "fixed"
     """`fixed`: one fixed-size binary value per sequence (fast). `list`: `list<uint16|uint32>`, for other readers."""
     shadow_check_documents: int = Field(default=200, ge=0)
-    """Documents per group that are encoded by Hugging Face `tokenizers` as well and must give equal ids."""
+    """Documents per group, spread evenly, that are encoded by Hugging Face `tokenizers` as well and must give equal ids; at most some 1 MB of text."""
 
 
 # ---- model ---------------------------------------------------------------------------------------------------------
@@ -420,7 +414,7 @@ class ClusterConfig(StageResources):
 
     kind: ClusterKind = ClusterKind.LOCAL
     """Where jobs run."""
-    stages: Mapping[Stage, StageResources] = Field(default_factory=dict)
+    stages: Annotated[Mapping[Stage, StageResources], *ReadOnly] = Field(default_factory=dict)
     """Overrides per stage."""
     extra_directives: tuple[str, ...] = ()
     """Raw scheduler directives, one per line, without the `#SBATCH`."""
@@ -432,13 +426,6 @@ class ClusterConfig(StageResources):
     """Compute threads of each rank. Default: cores of the node / ranks on it, at least 1."""
     lost_after_s: float = Field(default=300.0, gt=0.0)
     """A job that the scheduler does not know counts as gone when its heartbeat is older than this."""
-
-    @field_validator("stages", mode="after")
-    @classmethod
-    def _read_only(cls, value: Mapping[Stage, StageResources]) -> Mapping[Stage, StageResources]:
-        from types import MappingProxyType
-
-        return MappingProxyType(dict(value))
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> Self:
@@ -608,7 +595,7 @@ class RunConfig(Frozen):
             path = sections["tokenizer"].pop("path")
             sections["tokenizer"]["existing"] = path is not None
             if path is not None:  # what trains a tokenizer has no bearing on one that exists
-                for key in ("vocab_size", "pattern", "min_frequency", "special_tokens"):
+                for key in ("vocab_size", "pattern", "min_frequency", "training_bytes", "special_tokens"):
                     del sections["tokenizer"][key]
         if stage is Stage.TRAIN:
             del sections["training"]["zero_stage"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, WrapSerializer
 
 
 class Frozen(BaseModel):
@@ -33,3 +33,6 @@ def thaw(value: Any) -> Any:
 
 JsonObject = Annotated[Mapping[str, Any], AfterValidator(freeze), PlainSerializer(thaw, return_type=dict[str, Any])]
 """A free-form JSON object, deeply read-only. For sections that belong to another library (a transformers config, a DeepSpeed config)."""
+
+ReadOnly = (AfterValidator(lambda value: MappingProxyType(dict(value))), WrapSerializer(lambda value, dump: dump(dict(value))))
+"""Metadata for a mapping field that cannot be changed: `Annotated[Mapping[str, int], *ReadOnly]`."""

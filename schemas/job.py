@@ -68,6 +68,8 @@ class JobSpec(Frozen):
     """When the agent restarts ranks by itself."""
     grace_s: float = 30.0
     """Seconds between asking ranks to stop (SIGTERM) and killing them."""
+    lost_after_s: float = 300.0
+    """Seconds of silence after which another node counts as lost."""
     storage_root: str
     """Absolute path or URL of the storage root."""
     scratch_dir: str

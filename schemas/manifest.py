@@ -99,6 +99,8 @@ class Shard(Frozen):
     """Byte where the contiguous payload starts (`fixed` layout; 0 otherwise): rows × sequence_length × itemsize bytes follow."""
     text_bytes: int
     """UTF-8 bytes of the documents that *begin* in this shard."""
+    source_xxh3: str = ""
+    """Hash of the accepted file that it was cut from: an equal file gives equal shards."""
 
 
 class ShardManifest(Frozen):

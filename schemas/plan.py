@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from schemas.frozen import Frozen, JsonObject
+from schemas.sizing import TrainingSize
 from schemas.stage import Stage
 
 
@@ -47,8 +48,8 @@ class Plan(Frozen):
     """Where artifacts lie."""
     stages: tuple[PlannedStage, ...]
     """All stages, in order."""
-    figures: JsonObject
-    """Derived numbers: name → value, in the order they are shown."""
+    size: TrainingSize
+    """Derived numbers of the training."""
     warnings: tuple[str, ...] = ()
     """What would not stop a run but should be known."""
 

@@ -47,6 +47,24 @@ _FOREIGN_KEYS: dict[str, str] = {
 }
 """Words of other trainers and schedulers, and where Headrace keeps the same thing."""
 
+_FOREIGN_VALUES: dict[str, str] = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "k8s": "kubernetes",
+    "hf": "huggingface",
+    "json": "jsonl",
+    "txt": "text",
+    "int": "integer",
+    "str": "string",
+    "float": "number",
+    "bool": "boolean",
+    "tokenise": "tokenize",
+    "eval": "evaluate",
+}
+"""Other names of values."""
+
 _MAGNITUDES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}
 _UNITS = {
     "seconds": "s",
@@ -113,11 +131,9 @@ def nearest_choice(value: Any, choices: Iterable[Any]) -> str:
     numbers = [choice for choice in by_text.values() if isinstance(choice, int)]
     if numbers and isinstance(value, int | float):
         return str(min(numbers, key=lambda choice: abs(choice - value)))
-    aliases = {"fp": "fp32", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "k8s": "kubernetes", "hf": "huggingface", "json": "jsonl",
-               "int": "integer", "str": "string", "float": "number", "bool": "boolean", "txt": "text", "tokenise": "tokenize", "eval": "evaluate"}  # fmt: skip
-    if aliases.get(text) in by_text:
-        return aliases[text]
-    close = difflib.get_close_matches(text, by_text, n=1, cutoff=0.5)
+    if _FOREIGN_VALUES.get(text) in by_text:
+        return _FOREIGN_VALUES[text]
+    close: list[str] = difflib.get_close_matches(text, by_text, n=1, cutoff=0.5)
     if close:
         return close[0]
     return next((choice for choice in by_text if choice and (text.startswith(choice) or choice.startswith(text))), "") if text else ""

@@ -38,11 +38,11 @@ class _Loader(_BaseLoader):
 
 
 def _scalar(tag: str, pattern: str, first: str) -> None:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))  # type: ignore[no-untyped-call]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
 
 
 _scalar("null", r"~|null|Null|NULL|", "~nN\0")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 _scalar("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
 _scalar("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789")
 _scalar(
@@ -65,7 +65,7 @@ def parse_yaml(text: str) -> Document:
         document = Document(data=None)
         if node is not None:
             _walk(node, (), document)
-            document.data = loader.construct_document(node)  # type: ignore[no-untyped-call]
+            document.data = loader.construct_document(node)
         return document
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -74,7 +74,7 @@ def parse_yaml(text: str) -> Document:
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def dotted(location: Location) -> str:

@@ -10,6 +10,7 @@ from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
 from schemas.frozen import thaw
 from schemas.plan import Action, Plan, PlannedStage
+from schemas.sizing import training_size
 from schemas.stage import Stage
 from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
@@ -38,13 +39,12 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
             planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
     _check_from(from_stage, planned)
     shards = found.get(Stage.TOKENIZE)
-    from tasks.figures import derived_figures
-
+    known = thaw(shards.summary) if shards is not None else {}
     return Plan(
         name=config.name,
         storage_root=store.storage.url,
         stages=tuple(planned),
-        figures=derived_figures(config, shards=shards.summary if shards is not None else None),
+        size=training_size(config, vocab_size=known.get("vocab_size"), train_sequences=known.get("train_sequences")),
     )
 
 

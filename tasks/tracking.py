@@ -15,11 +15,13 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from schemas.config import RunConfig
 from schemas.errors import UnreachableError
 from schemas.frozen import thaw
 from schemas.job import MetricPoint
+from schemas.journal import RunHandle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "headrace.run_id"
 STEP_TAG = "headrace.forwarded_step"
+ROOT_HASH_TAG = "headrace.root_hash"
 _MAX_BATCH_METRICS = 1000
 _MAX_BATCH_PARAMS = 100
 _MAX_VALUE_CHARS = 500
@@ -50,6 +53,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
@@ -98,6 +102,11 @@ class SystemSample:
     """Seconds since the Unix epoch, by the node's clock."""
 
 
+def without_credentials(text: str) -> str:
+    """Returns a text with the credentials inside its URLs blotted out."""
+    return _CREDENTIALS.sub("…@", text)
+
+
 def environment(ambient: Mapping[str, str], *, own_server: bool) -> dict[str, str]:
     """Returns `ambient` with Headrace's MLflow settings in place of any others; credentials stay when the recipe names a server."""
     kept = _KEPT_SETTINGS if own_server else ()
@@ -113,7 +122,7 @@ def flat_params(config: RunConfig) -> dict[str, str]:
             for key, item in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), item)
         else:
-            params[prefix] = _CREDENTIALS.sub("…@", str(value))[:_MAX_VALUE_CHARS]
+            params[prefix] = without_credentials(str(value))[:_MAX_VALUE_CHARS]
 
     walk("", thaw(config.model_dump(mode="json")))
     return params
@@ -129,24 +138,27 @@ class MlflowConnection:
     @cached_property
     def client(self) -> "MlflowClient":
         """The client; its first use imports mlflow and, on an empty SQLite file, creates the schema (about 2 s)."""
-        settings = environment(os.environ, own_server=self.target.artifact_root is None)
-        for key in set(os.environ) - set(settings):
-            del os.environ[key]
-        os.environ.update(settings)
+        self.prepare()
         if self.target.artifact_root is not None:
             self.target.artifact_root.mkdir(parents=True, exist_ok=True)
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
         with self.reaching("opened"):
             return MlflowClient(tracking_uri=self.target.uri, registry_uri=self.target.uri)
 
+    def prepare(self) -> None:
+        """Sets the environment that mlflow reads when it is imported and later. To be called before any import of it."""
+        settings = environment(os.environ, own_server=self.target.artifact_root is None)
+        for key in set(os.environ) - set(settings):
+            del os.environ[key]
+        os.environ.update(settings)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
     @cached_property
     def experiment_id(self) -> str:
         """The experiment's id; created when missing."""
-        name, root = self.target.experiment, self.target.artifact_root
-        client = self.client
+        name, root, client = self.target.experiment, self.target.artifact_root, self.client
         from mlflow.exceptions import MlflowException
 
         with self.reaching("asked for the experiment"):
@@ -165,6 +177,7 @@ class MlflowConnection:
     @contextlib.contextmanager
     def reaching(self, what: str) -> Iterator[None]:
         """Turns "the server could not be asked" into `UnreachableError`; what the server refuses for a reason of its own stays as it is."""
+        self.prepare()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import OperationalError
 
@@ -173,8 +186,8 @@ class MlflowConnection:
         except (MlflowException, OperationalError, OSError) as error:
             if isinstance(error, MlflowException) and (status := error.get_http_status_code()) < 500 and status not in _UNREACHABLE_STATUS:
                 raise
-            reason = _CREDENTIALS.sub("…@", str(error)).splitlines()[0]
-            uri = _CREDENTIALS.sub("…@", self.target.uri)
+            reason = without_credentials(str(error)).splitlines()[0]
+            uri = without_credentials(self.target.uri)
             mend = "start it again or check its credentials; what it missed is forwarded later"
             raise UnreachableError(f"MLflow at {uri} could not be {what}", why=reason, mend=mend) from error
 
@@ -245,6 +258,18 @@ class Tracker:
         with self.connection.reaching("written to"):
             self._log_metrics([SystemSample(f"system/{sample.name}", sample.value, sample.step, sample.at) for sample in samples])
 
+    def log_figures(self, figures: Mapping[str, float], *, at: float) -> None:
+        """Records single figures, measured at `at` (seconds since the Unix epoch)."""
+        with self.connection.reaching("written to"):
+            self._log_metrics([SystemSample(name, value, 0, at) for name, value in figures.items()])
+
+    def log_files(self, files: Mapping[str, Path], *, folder: str) -> None:
+        """Stores files under `folder` of the run's artifacts, by their relative path; the same again replaces them."""
+        with self.connection.reaching("written to"):
+            for name, path in files.items():
+                inside = "/".join((folder, *name.split("/")[:-1]))
+                self.connection.client.log_artifact(self.mlflow_run_id, str(path), artifact_path=inside)
+
     def end(self, status: RunStatus) -> None:
         """Ends the MLflow run; a later start sets it running again."""
         with self.connection.reaching("written to"):
@@ -257,6 +282,11 @@ class Tracker:
         for start in range(0, len(samples), _MAX_BATCH_METRICS):
             metrics = [_metric(sample) for sample in samples[start : start + _MAX_BATCH_METRICS]]
             self.connection.client.log_batch(self.mlflow_run_id, metrics=metrics)
+
+
+def tracker_of(config: RunConfig, handle: RunHandle) -> Tracker:
+    """Returns the tracker of a run; nothing is contacted until it is used."""
+    return Tracker(TrackingTarget.of(config), run_id=handle.run_id, run_name=handle.run_name)
 
 
 def _samples(point: MetricPoint) -> list[SystemSample]:
@@ -281,3 +311,170 @@ def _batches(points: Sequence[MetricPoint]) -> Iterator[list[MetricPoint]]:
         size += len(point.values)
     if batch:
         yield batch
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A model to be logged, as files."""
+
+    name: str
+    """Name of the logged model."""
+    hf_dir: Path
+    """Hugging Face folder with safetensors; the artifact `hf`."""
+    code_path: Path
+    """The models-from-code file."""
+    card_path: Path
+    """Model card; the artifact `card`."""
+    requirements: tuple[str, ...]
+    """Pinned requirements of serving; given, so MLflow infers nothing and asks no network."""
+    root_hash: str
+    """Content hash of the exported model, by which the logged model is found again."""
+    tags: Mapping[str, str]
+    """Further tags of the logged model."""
+
+
+class ModelRegistry:
+    """Logged models and registered versions; the `VersionStore` of `tasks.register.registry`."""
+
+    def __init__(self, connection: MlflowConnection, *, mlflow_run_id: str) -> None:
+        """Args: mlflow_run_id: the run that logged models belong to."""
+        self._connection, self._mlflow_run_id = connection, mlflow_run_id
+
+    def versions(self, model_name: str, *, root_hash: str) -> tuple[int, ...]:
+        """Returns the versions with this root hash, ascending."""
+        found: list[int] = []
+        token: str | None = None
+        with self._connection.reaching("asked for versions"):
+            while token != "":
+                page = self._connection.client.search_model_versions(f"tags.`{ROOT_HASH_TAG}` = '{root_hash}'", page_token=token)
+                found += [int(version.version) for version in page if version.name == model_name]
+                token = page.token or ""
+        return tuple(sorted(found))
+
+    def find_model(self, *, root_hash: str) -> str | None:
+        """Returns the id of a completely logged model with this root hash, or None."""
+        with self._connection.reaching("asked for logged models"):
+            query = f"tags.`{ROOT_HASH_TAG}` = '{root_hash}'"
+            found = self._connection.client.search_logged_models([self._connection.experiment_id], query)
+        return next((str(model.model_id) for model in found if str(model.status) == "READY"), None)
+
+    def log_model(self, package: ModelPackage) -> str:
+        """Stores a model with the server and returns its id. Only a completely stored one is ever `READY`."""
+        import tempfile
+
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+        from mlflow.pyfunc import save_model
+
+        client = self._connection.client
+        with self._connection.reaching("given the model"), tempfile.TemporaryDirectory(prefix="headrace-model-") as folder:
+            logged = client.create_logged_model(
+                self._connection.experiment_id,
+                name=package.name,
+                source_run_id=self._mlflow_run_id,
+                tags={**package.tags, ROOT_HASH_TAG: package.root_hash},
+                model_type="text-generation",
+            )
+            path = Path(folder) / "model"
+            save_model(
+                path=str(path),
+                python_model=str(package.code_path),
+                artifacts={"hf": str(package.hf_dir), "card": str(package.card_path)},
+                pip_requirements=list(package.requirements),
+                mlflow_model=Model(artifact_path=logged.artifact_location, run_id=self._mlflow_run_id, model_id=logged.model_id),
+            )
+            _set_signature(path / "MLmodel")
+            client.log_model_artifacts(logged.model_id, str(path))
+            client.log_outputs(self._mlflow_run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_id)
+
+    def create_version(self, model_name: str, *, model_id: str, tags: Mapping[str, str], description: str) -> int:
+        """Creates a version, tags included, in one call; and the registered model when it is missing. Returns its number."""
+        client = self._connection.client
+        from mlflow.exceptions import MlflowException
+
+        with self._connection.reaching("asked to register"):
+            try:
+                client.create_registered_model(model_name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            model = client.get_logged_model(model_id)
+            version = client.create_model_version(
+                model_name,
+                source=model.artifact_location,
+                run_id=self._mlflow_run_id,
+                tags=dict(tags),
+                description=description,
+                model_id=model_id,
+                await_creation_for=0,
+            )
+        return int(version.version)
+
+    def delete_version(self, model_name: str, version: int) -> None:
+        """Removes a version; nothing when there is none."""
+        client = self._connection.client
+        from mlflow.exceptions import MlflowException
+
+        with self._connection.reaching("asked to remove a version"):
+            try:
+                client.delete_model_version(model_name, str(version))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+    def model_of(self, model_name: str, version: int) -> str:
+        """Returns the id of the logged model behind a version."""
+        with self._connection.reaching("asked for a version"):
+            return str(self._connection.client.get_model_version(model_name, str(version)).model_id)
+
+    def run_of(self, model_id: str) -> str:
+        """Returns the MLflow run that logged a model."""
+        with self._connection.reaching("asked for a model"):
+            return str(self._connection.client.get_logged_model(model_id).source_run_id)
+
+    def alias(self, model_name: str, alias: str) -> int | None:
+        """Returns the version that an alias points to, or None."""
+        with self._connection.reaching("asked for an alias"):
+            aliases: Mapping[str, Any] = self._connection.client.get_registered_model(model_name).aliases
+        return int(aliases[alias]) if alias in aliases else None
+
+    def set_alias(self, model_name: str, alias: str, *, version: int) -> None:
+        """Points an alias to a version."""
+        with self._connection.reaching("asked to move an alias"):
+            self._connection.client.set_registered_model_alias(model_name, alias, str(version))
+
+    def local_dir(self, model_id: str) -> Path | None:
+        """Returns the local folder of MLflow's copy of a logged model, or None when a server keeps it."""
+        with self._connection.reaching("asked for a model"):
+            location = str(self._connection.client.get_logged_model(model_id).artifact_location)
+        if location.startswith("file:"):
+            return Path(unquote(urlsplit(location).path))
+        return Path(location) if location.startswith("/") else None
+
+    def log_dataset(self, *, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Names a dataset as an input of the run, by the first 36 characters of its digest (MLflow's limit)."""
+        import json
+
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name, digest=digest[:36], source_type="headrace", source=json.dumps({"uri": source}), profile=json.dumps(dict(profile))
+        )
+        with self._connection.reaching("written to"):
+            self._connection.client.log_inputs(self._mlflow_run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+
+def _set_signature(path: Path) -> None:
+    """Writes the served model's signature (texts in, continuations out, two parameters) into its `MLmodel` file.
+
+    mlflow 3.17 takes a typed `predict`'s signature from its type hints alone, which cannot say what `params` may hold.
+    """
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    params = ParamSchema([ParamSpec("max_new_tokens", DataType.long, 64), ParamSpec("temperature", DataType.double, 0.0)])
+    model = Model.load(str(path))
+    model.signature = ModelSignature(inputs=Schema([ColSpec(DataType.string)]), outputs=Schema([ColSpec(DataType.string)]), params=params)
+    model.save(str(path))

@@ -19,6 +19,7 @@ from cluster.process import started_at
 
 logger = logging.getLogger(__name__)
 
+_ZYGOTE = "cluster.agent.zygote"
 _VANISH_S = 10.0
 """Longest wait for killed processes to leave the process table."""
 
@@ -132,10 +133,8 @@ class Nursery:
             sys.executable,
             "-m",
             "cluster.agent.zygote",
-            "--socket",
-            str(theirs.fileno()),
-            "--parent",
-            str(os.getpid()),
+            f"--socket={theirs.fileno()}",
+            f"--parent={os.getpid()}",
             "--preload",
             *self._preload,
         ]

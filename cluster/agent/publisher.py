@@ -88,7 +88,7 @@ class Publisher:
         """Set when `cancel.json` appears."""
         self.declared_lost = threading.Event()
         """Set when somebody else wrote this attempt's exit record."""
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         """What ended the thread, if anything did: a defect of ours."""
 
     def start(self) -> None:
@@ -141,7 +141,7 @@ class Publisher:
                 except (OSError, HeadraceError) as error:
                     logger.warning("storage does not answer, publishing waits: %s", error)
                     self._ending.wait(1.0)
-        except BaseException as error:  # handed to the main thread, which raises it in `stop`
+        except Exception as error:  # noqa: BLE001  # handed to the main thread, which raises it in `stop`
             self.failure = error
 
     def _tick(self) -> None:

@@ -81,6 +81,10 @@ class EpochScratch:
                 continue
         return tuple(found)
 
+    def remove_progress(self, rank: int) -> None:
+        """Removes what an item said of itself, once it has ended."""
+        (self.folder / f"progress-{rank:06d}.json").unlink(missing_ok=True)
+
     def tail(self, rank: int, *, lines: int) -> tuple[str, ...]:
         """Returns the last lines of an output, without blank ones at the end."""
         try:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import xxhash
 
-from cluster.storage import hash_file
-from schemas.errors import InputError, VerificationError
-from schemas.manifest import CorpusManifest
+from schemas.artifact import FileEntry
+from schemas.errors import InputError
+from tasks.tokenizer.corpus import open_corpus, verified_path
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,26 @@ def select(documents: Iterable[Document], *, max_bytes: int) -> tuple[Document, 
     return tuple(chosen)
 
 
-def read_test_split(corpus_dir: Path) -> Iterator[Document]:
+def read_test_split(corpus_dir: Path, *, manifest: FileEntry) -> Iterator[Document]:
     """Yields the documents of the `test` split of a `validate` artifact, each file checked against the manifest first.
+
+    Args:
+        corpus_dir: local folder of the artifact.
+        manifest: entry of its `manifest.json`, from its record.
 
     Raises:
         InputError: the split is empty.
-        VerificationError: a file's bytes changed.
+        VerificationError: a file is missing or its bytes changed.
     """
     import pyarrow.parquet as pq
 
-    manifest = CorpusManifest.model_validate_json((corpus_dir / "manifest.json").read_bytes())
-    files = manifest.of_split("test")
+    corpus = open_corpus(corpus_dir, manifest=manifest)
+    files = corpus.manifest.of_split("test")
     if not any(file.documents for file in files):
         mend = "raise corpus.splits.test, or give more documents"
-        raise InputError("the test split is empty", why=f"{manifest.accepted} documents were accepted, none fell into it", mend=mend)
+        raise InputError("the test split is empty", why=f"{corpus.manifest.accepted} documents were accepted, none fell into it", mend=mend)
     for file in files:
-        path = corpus_dir / file.file.path
-        if hash_file(path) != file.file.xxh3:
-            raise VerificationError((f"{file.file.path}: its bytes are not what was committed",), subject=str(corpus_dir))
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(verified_path(corpus_dir, file.file, subject="accepted corpus")) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=["source", "text"]):
                 for row in batch.to_pylist():
                     yield Document(text=row["text"], source=row["source"])

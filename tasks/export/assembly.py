@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from schemas.artifact import FileEntry
 from schemas.checkpoint import CommitRecord, Fragment, ParameterShape, RankIndex, TrainingState
 from schemas.errors import VerificationError
+from tasks.train.checkpoint.commit import STATE_NAME
 
-STATE_NAME = "state.json"
 _FP32_BYTES = 4
 _MEND = "headrace resume goes on from the newest checkpoint that verifies"
 _BLOCK_BYTES = 16 << 20

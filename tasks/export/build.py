@@ -8,6 +8,7 @@ from schemas.artifact import ArtifactRecord, content_hash_of
 from schemas.checkpoint import CommitRecord
 from schemas.errors import VerificationError
 from schemas.job import WorkItem, WorkPlan
+from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.work import Draft, Work
 
@@ -42,12 +43,16 @@ def final_commit(storage: Storage, training: ArtifactRecord) -> tuple[str, Commi
         VerificationError: there is none.
     """
     folder = f"{training.key}/commits"
+    findings = [f"{folder}: no commit has the content hash {training.content_hash[:12]} of the record"]
     for name in reversed(storage.names(folder)):
-        commit = CommitRecord.model_validate_json(storage.read(f"{folder}/{name}"))
+        try:
+            commit = CommitRecord.from_bytes(storage.read(f"{folder}/{name}"))
+        except SealBrokenError as error:
+            findings.append(f"{folder}/{name}: {error}")
+            continue
         if content_hash_of(commit.files) == training.content_hash:
             return f"commits/{name}", commit
-    finding = f"{folder}: no commit has the content hash {training.content_hash[:12]} of the record"
-    raise VerificationError((finding,), subject=training.key, mend="headrace verify names the damaged file; --from train builds it anew")
+    raise VerificationError(tuple(findings), subject=training.key, mend="headrace verify names the damaged file; --from train builds it anew")
 
 
 def _end_of_text_id(work: Work) -> int:

@@ -14,17 +14,17 @@ from cluster.storage import publish_file, write_durably
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.checkpoint import CommitRecord
 from schemas.config import Precision
-from schemas.errors import GateError, VerificationError
+from schemas.errors import GateError, InputError, VerificationError
+from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.entry import ItemOutcome, ItemTask, item_main
 from tasks.export.assembly import CheckpointFolder, FragmentReader, Piece, cover
 from tasks.export.layout import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, MODEL_FOLDER, WeightFile, generation_config, plan_files, weight_index
 from tasks.export.number_format import cast, export_type, num_not_finite, torch_name
 from tasks.export.safetensors_file import SafetensorsWriter, TensorSpec, TensorType
+from tasks.train.checkpoint.commit import MODEL_CONFIG_NAME
 
 logger = logging.getLogger(__name__)
-
-MODEL_CONFIG_NAME = "model_config.json"
 
 
 def run(task: ItemTask) -> ItemOutcome:
@@ -33,6 +33,7 @@ def run(task: ItemTask) -> ItemOutcome:
     Raises:
         VerificationError: the checkpoint is not what was committed, or its fragments do not make up the model.
         GateError: the weights hold NaN or infinite values.
+        InputError: the model has no transformers configuration.
     """
     commit = load_commit(task.input_dirs[Stage.TRAIN], name=str(task.options["commit"]), content_hash=str(task.options["content_hash"]))
     folder = CheckpointFolder.of(commit, artifact_dir=task.input_dirs[Stage.TRAIN])
@@ -55,9 +56,12 @@ def load_commit(artifact_dir: Path, *, name: str, content_hash: str) -> CommitRe
     """Returns the commit `name` of a training artifact.
 
     Raises:
-        VerificationError: it does not list the files that the artifact's record stands for.
+        VerificationError: it is damaged, or does not list the files that the artifact's record stands for.
     """
-    commit = CommitRecord.model_validate_json((artifact_dir / name).read_bytes())
+    try:
+        commit = CommitRecord.from_bytes((artifact_dir / name).read_bytes())
+    except SealBrokenError as error:
+        raise VerificationError((f"{name}: {error}",), subject=str(artifact_dir)) from error
     if content_hash_of(commit.files) != content_hash:
         raise VerificationError((f"{name}: its files are not those of the training artifact's record",), subject=str(artifact_dir))
     return commit
@@ -92,7 +96,11 @@ def _write_weights(
 
 
 def _write_metadata(task: ItemTask, *, folder: CheckpointFolder, files: tuple[WeightFile, ...], dtype: TensorType) -> list[FileEntry]:
-    config = json.loads(folder.read_verified(MODEL_CONFIG_NAME)) | {"dtype": torch_name(dtype)}
+    config = json.loads(folder.read_verified(MODEL_CONFIG_NAME))
+    if not config:
+        why = "model.factory returned a module without a transformers configuration, so no Hugging Face folder can describe it"
+        raise InputError("the model cannot be exported", why=why, mend="return a transformers PreTrainedModel from the factory")
+    config |= {"dtype": torch_name(dtype), "use_cache": True}  # training runs without the cache that generation wants
     entries = [
         _write_json(task, CONFIG_NAME, config),
         _write_json(task, GENERATION_CONFIG_NAME, generation_config(end_of_text_id=int(task.options["end_of_text_id"]))),

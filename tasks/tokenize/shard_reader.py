@@ -56,7 +56,7 @@ class ShardReader:
             VerificationError: a shard's bytes are not those of the manifest.
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < self.num_sequences):
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.num_sequences):
             raise IndexError(f"row {int(wanted.min())} … {int(wanted.max())} asked for; the split has {self.num_sequences} rows")
         width = self.sequence_length * self._dtype.itemsize
         gathered = np.empty((wanted.size, width), dtype=np.uint8)

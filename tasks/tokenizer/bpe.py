@@ -51,7 +51,9 @@ def train_bpe(texts: Sequence[str], *, config: TokenizerConfig) -> TrainedTokeni
     """
     special_tokens = special_tokens_of(config)
     if not any(texts):
-        raise InputError("the training split has no text to train a tokenizer on", mend="add documents, or name an existing tokenizer: tokenizer.path")
+        raise InputError(
+            "the training split has no text to train a tokenizer on", mend="add documents, or name an existing tokenizer: tokenizer.path"
+        )
     if config.pattern == "gpt2":
         trained = _train_with_gigatoken(texts, config=config, special_tokens=special_tokens)
         if trained is not None:

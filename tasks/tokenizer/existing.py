@@ -21,7 +21,7 @@ class ExistingTokenizer:
     tokenizer_json: bytes
     """Content of `tokenizer.json`."""
     config: dict[str, Any]
-    """Content of `tokenizer_config.json`, empty without one."""
+    """Content of the folder's `tokenizer_config.json`; empty without one, and when a file was named."""
 
 
 def read_existing(path: Path) -> ExistingTokenizer:
@@ -33,18 +33,20 @@ def read_existing(path: Path) -> ExistingTokenizer:
     """
     if path.is_dir():
         _refuse_pickles(path)
-        return ExistingTokenizer(
-            tokenizer_json=_read_json(path / TOKENIZER_NAME, folder=path), config=_parsed(path / CONFIG_NAME, folder=path, missing={})
-        )
+        return ExistingTokenizer(tokenizer_json=_read_json(path / TOKENIZER_NAME, folder=path), config=_parsed(path / CONFIG_NAME, folder=path))
     if path.name.endswith(PICKLE_SUFFIXES):
         raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="give a tokenizer.json")
-    return ExistingTokenizer(tokenizer_json=_read_json(path, folder=path.parent), config=_parsed(path.parent / CONFIG_NAME, folder=path.parent, missing={}))
+    return ExistingTokenizer(
+        tokenizer_json=_read_json(path, folder=path.parent), config={}
+    )  # files beside it were not named, and have no part in the identity
 
 
 def _refuse_pickles(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.name.endswith(PICKLE_SUFFIXES):
-            raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="point tokenizer.path at the tokenizer.json itself")
+            raise UnsafeFileError(
+                f"{path} looks like a pickle", why="loading it could run code", mend="point tokenizer.path at the tokenizer.json itself"
+            )
 
 
 def _read_json(path: Path, *, folder: Path) -> bytes:
@@ -53,7 +55,9 @@ def _read_json(path: Path, *, folder: Path) -> bytes:
         mend = "save the tokenizer with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER), which writes a tokenizer.json"
         raise InputError(what, why="a tokenizer.json, or a folder that holds one, is needed", mend=mend)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UnsafeFileError(f"{path} is a link to {path.resolve()}", why="a link must not leave the tokenizer's folder", mend="copy the files: cp -rL")
+        raise UnsafeFileError(
+            f"{path} is a link to {path.resolve()}", why="a link must not leave the tokenizer's folder", mend="copy the files: cp -rL"
+        )
     if not path.is_file():
         raise UnsafeFileError(f"{path} is not a regular file", why="only regular files are read")
     if path.stat().st_size > _MAX_BYTES:
@@ -61,9 +65,9 @@ def _read_json(path: Path, *, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _parsed(path: Path, *, folder: Path, missing: dict[str, Any]) -> dict[str, Any]:
+def _parsed(path: Path, *, folder: Path) -> dict[str, Any]:
     if not path.exists():
-        return missing
+        return {}
     content = _read_json(path, folder=folder)
     try:
         parsed = json.loads(content)

@@ -27,7 +27,8 @@ def check_compatibility(model: ModelConfig, *, vocab_size: int, sequence_length:
     if isinstance(known, int) and known < vocab_size:
         problems.append(Problem(f"{key}.vocab_size", repr(known), f"the tokenizer has {vocab_size} ids", nearest=f"{vocab_size}, or leave it out"))
     if isinstance(positions, int) and positions < sequence_length:
-        problems.append(Problem(f"{key}.max_position_embeddings", repr(positions), f"the shards hold sequences of {sequence_length} tokens", nearest=str(sequence_length)))
+        message = f"the shards hold sequences of {sequence_length} tokens"
+        problems.append(Problem(f"{key}.max_position_embeddings", repr(positions), message, nearest=str(sequence_length)))
     if problems:
         raise ConfigError(tuple(problems), source="the model does not fit the tokens")
 

@@ -34,10 +34,10 @@ class Rows(Protocol):
 class Batch:
     """One micro-batch on the CPU."""
 
-    tokens_BL: torch.Tensor
-    """Ids, int64."""
-    labels_BL: torch.Tensor
-    """Ids again, with `IGNORED` in the padded tail of a group's last row. Shifting by one is the model's business."""
+    tokens: torch.Tensor
+    """Ids, int64 [B, L]."""
+    labels: torch.Tensor
+    """int64 [B, L]: the ids again, with `IGNORED` in the padded tail of a group's last row. Shifting by one is the model's business."""
     num_targets: int
     """Predicted positions: labels that count, without the first of each row."""
 
@@ -51,23 +51,23 @@ class BatchSource:
         self.num_sequences = reader.num_sequences
         shards = manifest.of_split(split)
         lasts = np.cumsum([shard.rows for shard in shards], dtype=np.int64) - 1
-        short = [(int(last), shard.last_row_tokens) for last, shard in zip(lasts, shards, strict=True) if shard.last_row_tokens < manifest.sequence_length]
-        self._short_rows = np.array([row for row, _ in short], dtype=np.int64)
-        self._short_tokens = np.array([tokens for _, tokens in short], dtype=np.int64)
+        lengths = np.array([shard.last_row_tokens for shard in shards], dtype=np.int64)
+        is_short = lengths < manifest.sequence_length
+        self._short_rows, self._short_lengths = lasts[is_short], lengths[is_short]
 
     def batch(self, indices: Indices) -> Batch:
         """Returns the rows `indices` with labels."""
-        tokens_BL = torch.from_numpy(self._reader.rows(indices))
-        num_rows, length = tokens_BL.shape
+        tokens = torch.from_numpy(self._reader.rows(indices))
+        num_rows, length = tokens.shape
         padded = np.flatnonzero(np.isin(indices, self._short_rows))
         if not padded.size:
-            return Batch(tokens_BL, tokens_BL, num_targets=num_rows * (length - 1))
-        labels_BL, missing = tokens_BL.clone(), 0
+            return Batch(tokens, tokens, num_targets=num_rows * (length - 1))
+        labels, missing = tokens.clone(), 0
         for row in padded:
-            tokens = int(self._short_tokens[np.searchsorted(self._short_rows, indices[row])])
-            labels_BL[row, tokens:] = IGNORED
-            missing += length - max(tokens, 1)
-        return Batch(tokens_BL, labels_BL, num_targets=num_rows * (length - 1) - missing)
+            num_tokens = int(self._short_lengths[np.searchsorted(self._short_rows, indices[row])])
+            labels[row, num_tokens:] = IGNORED
+            missing += length - max(num_tokens, 1)
+        return Batch(tokens, labels, num_targets=num_rows * (length - 1) - missing)
 
 
 class TrainingBatches:
@@ -83,10 +83,8 @@ class TrainingBatches:
 
     def at(self, step: int) -> Sequence[Batch]:
         """Returns the micro-batches of update `step`, 0-based."""
-        if self._ahead is not None and self._ahead[0] == step:
-            batches = self._ahead[1].result()
-        else:
-            batches = self._read(step)
+        ahead = self._ahead
+        batches = ahead[1].result() if ahead is not None and ahead[0] == step else self._read(step)
         self._ahead = (step + 1, self._executor.submit(self._read, step + 1))
         return batches
 

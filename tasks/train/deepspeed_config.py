@@ -43,28 +43,32 @@ _OURS: Mapping[str, str] = {
 
 _ALLOWED: Mapping[str, frozenset[str]] = {
     "": frozenset(
-        "communication_data_type prescale_gradients gradient_predivide_factor zero_allow_untested_optimizer "
-        "zero_force_ds_cpu_optimizer disable_allgather dump_state memory_breakdown disable_python_gc log_level".split()
+        {
+            *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "disable_allgather"),
+            *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "dump_state", "memory_breakdown", "disable_python_gc", "log_level"),
+        }
     ),
     "zero_optimization": frozenset(
-        "allgather_bucket_size allgather_partitions contiguous_gradients overlap_comm parameter_alignment reduce_bucket_size reduce_scatter "
-        "use_multi_rank_bucket_allreduce sub_group_size memory_efficient_linear offload_optimizer offload_param zero_hpz_partition_size "
-        "stage3_prefetch_bucket_size stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_max_live_parameters "
-        "stage3_max_reuse_distance stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential "
-        "log_trace_cache_warnings enable_sanity_checks override_module_apply ignore_unused_parameters".split()
+        {
+            *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "overlap_comm", "parameter_alignment"),
+            *("reduce_bucket_size", "reduce_scatter", "use_multi_rank_bucket_allreduce", "sub_group_size", "memory_efficient_linear"),
+            *("offload_optimizer", "offload_param", "zero_hpz_partition_size", "ignore_unused_parameters", "override_module_apply"),
+            *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold"),
+            *("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold"),
+            *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "log_trace_cache_warnings", "enable_sanity_checks"),
+            # what transformers' examples carry: without effect, since DeepSpeed never saves our model
+            *("stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"),
+        }
     ),
     "zero_optimization.offload_optimizer": frozenset({"device", "pin_memory", "ratio"}),
     "zero_optimization.offload_param": frozenset({"device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu"}),
     "bf16": frozenset({"check_grad_overflow", "immediate_grad_update"}),
-    "fp16": frozenset("auto_cast initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale".split()),
+    "fp16": frozenset({"auto_cast", "initial_scale_power", "loss_scale_window", "hysteresis", "consecutive_hysteresis", "min_loss_scale"}),
     "optimizer": frozenset(),
     "optimizer.params": frozenset({"adam_w_mode"}),
     "data_types": frozenset({"grad_accum_dtype", "buffer_dtype"}),
-    "activation_checkpointing": frozenset(
-        "partition_activations cpu_checkpointing contiguous_memory_optimization number_checkpoints synchronize_checkpoint_boundary profile".split()
-    ),
     "comms_logger": frozenset({"enabled", "verbose", "prof_all", "prof_ops", "debug"}),
-    "flops_profiler": frozenset("enabled profile_step module_depth top_modules detailed output_file recompute_fwd_factor".split()),
+    "flops_profiler": frozenset({"enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file", "recompute_fwd_factor"}),
 }
 """Keys, by section, that pass through as they are."""
 

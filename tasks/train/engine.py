@@ -1,6 +1,5 @@
 """The DeepSpeed engine, behind the four calls that the loop makes. No other module of the loop knows DeepSpeed's engine."""
 
-import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -60,25 +59,23 @@ class Engine:
     def loss(self, batch: Batch) -> torch.Tensor:
         """Returns the mean loss of a micro-batch over its targets, in nats, on this rank's device."""
         device = self.gang.device
-        tokens_BL = batch.tokens_BL.to(device, non_blocking=True)
-        labels_BL = tokens_BL if batch.labels_BL is batch.tokens_BL else batch.labels_BL.to(device, non_blocking=True)
-        loss: torch.Tensor = self.deepspeed(input_ids=tokens_BL, labels=labels_BL).loss
+        tokens = batch.tokens.to(device, non_blocking=True)
+        labels = tokens if batch.labels is batch.tokens else batch.labels.to(device, non_blocking=True)
+        loss: torch.Tensor = self.deepspeed(input_ids=tokens, labels=labels).loss
         return loss
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of one micro-batch; the last one of an update also reduces them over the ranks."""
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Adds the gradients of one micro-batch; the `last` one of an update also reduces them over the ranks."""
         self.deepspeed.backward(loss)
+        if not last:
+            self.deepspeed.step()  # only counts micro-batches, until the last one
 
-    def step(self, *, learning_rate: float | None) -> StepResult | None:
-        """Ends a micro-batch. After the last one of an update (a learning rate is given) returns what the update did."""
-        if learning_rate is None:
-            self.deepspeed.step()
-            return None
+    def step(self, *, learning_rate: float) -> StepResult:
+        """Updates the weights from the accumulated gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         own_norm = None if self._reports_norm else self._norm_of_gradients()
-        scale = self.loss_scale
-        skipped_before = self.deepspeed.skipped_steps
+        scale, skipped_before = self.loss_scale, self.deepspeed.skipped_steps
         self.deepspeed.step()
         applied = self.deepspeed.skipped_steps == skipped_before
         norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if own_norm is None else own_norm
@@ -92,32 +89,26 @@ class Engine:
         return float(nn.utils.get_total_norm(gradients))
 
 
-def prepare_library() -> None:
-    """Imports DeepSpeed quietly and switches off what would need a compiler or leave things behind. Call before a gang joins."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import deepspeed
-        import deepspeed.ops
+def join_deepspeed(gang: Gang) -> None:
+    """Lets DeepSpeed's communication use the process group that `gang` joined. Before ZeRO 3 builds a model."""
+    import deepspeed
 
-    # Only inference_all_reduce uses this op; it needs ninja and a compiler, and leaves 69 MB in /dev/shm per dead rank (0.19.8).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
 
 def check_precision(config: RunConfig) -> None:
     """Refuses a number format that this machine cannot train in.
 
     Raises:
-        ConfigError: fp16 on a CPU, or anywhere DeepSpeed says so.
+        ConfigError: DeepSpeed's accelerator does not support it (fp16 needs a GPU, or a CPU with fp16 matrix units).
     """
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
     precision = config.training.precision
-    unsupported = precision is Precision.FP16 and (accelerator.device_name() == "cpu" or not accelerator.is_fp16_supported())
-    if unsupported or (precision is Precision.BF16 and not accelerator.is_bf16_supported()):
-        message = f"this machine's {accelerator.device_name()} cannot train in {precision.value}"
+    supported = {Precision.FP32: True, Precision.BF16: accelerator.is_bf16_supported(), Precision.FP16: accelerator.is_fp16_supported()}
+    if not supported[precision]:
+        message = f"this machine's {accelerator._name} cannot train in {precision.value}"
         raise ConfigError((Problem("training.precision", precision.value, message, nearest="fp32" if precision is Precision.BF16 else "bf16"),))
 
 
@@ -132,7 +123,6 @@ def start_engine(built: BuiltModel, *, config: RunConfig, options: Mapping[str, 
     """
     import deepspeed
 
-    deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
     groups = optimizer_groups(built.module, weight_decay=config.training.optimizer.weight_decay)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

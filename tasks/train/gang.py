@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore
 
 _TIMEOUT = timedelta(seconds=120)
 """A collective that takes longer has lost a peer: gloo cannot notice by itself (pytorch#130345), and its default is 30 minutes."""
@@ -34,11 +36,10 @@ class Gang:
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False
-        )
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore(f"epoch-{epoch}", store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        dist.init_process_group(backend, store=PrefixStore(f"epoch-{epoch}", store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
         return cls(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
 
     def sum(self, values: Sequence[float]) -> list[float]:

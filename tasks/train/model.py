@@ -79,7 +79,8 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 def optimizer_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """Returns AdamW's parameter groups: matrices decay; biases, norms and embeddings (also tied ones) do not."""
     embeddings = {id(parameter) for part in module.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters(recurse=False)}
-    decaying, spared = [], []
+    decaying: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (decaying if len(full_shape(parameter)) >= 2 and id(parameter) not in embeddings else spared).append(parameter)
@@ -88,7 +89,7 @@ def optimizer_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
 
 
 def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     values = {"vocab_size": manifest.vocab_size, **values, "use_cache": False}
@@ -102,10 +103,9 @@ def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, 
     partitioned = deepspeed_options is not None
     with _partition_on_creation(deepspeed_options), no_init_weights():
         module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
-    assert isinstance(module, PreTrainedModel)
     _initialise(module, seed=seed, partitioned=partitioned)
     module.tie_weights()
-    return module
+    return cast(nn.Module, module)
 
 
 @contextlib.contextmanager
@@ -163,8 +163,10 @@ def _from_pretrained(folder: Path, *, manifest: ShardManifest) -> nn.Module:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)) if folder.is_dir() else []
         if pickles:
-            raise UnsafeFileError(f"{folder / pickles[0]} is refused", why="a pickle can run code when it is loaded", mend="convert the weights to safetensors")
-        raise InputError(f"model.pretrained: {str(folder)!r} holds no *.safetensors", why="a pretrained model is a local folder in Hugging Face layout")
+            why, mend = "a pickle can run code when it is loaded", "convert the weights to safetensors"
+            raise UnsafeFileError(f"{folder / pickles[0]} is refused", why=why, mend=mend)
+        why = "a pretrained model is a local folder in Hugging Face layout"
+        raise InputError(f"model.pretrained: {str(folder)!r} holds no *.safetensors", why=why)
     module: nn.Module = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
     )

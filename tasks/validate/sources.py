@@ -1,4 +1,7 @@
-"""From `corpus.sources` to the list of raw files, with their hashes. Reads no content itself and imports nothing heavy: `plan` runs it in milliseconds."""
+"""From `corpus.sources` to the list of raw files, with their hashes.
+
+Reads no content itself and imports nothing heavy: `plan` runs it in milliseconds.
+"""
 
 import fnmatch
 import os
@@ -123,7 +126,7 @@ def _local_path(path: str, *, name: str) -> Path:
             why=f"raw text is read from local or mounted paths; {scheme}:// would need credentials on every compute node",
             mend="mount it, or copy it to a folder, and name that in corpus.sources",
         )
-    return Path(os.path.abspath(path.removeprefix("file://")))
+    return Path(path.removeprefix("file://")).absolute()
 
 
 def _fixed_part(pattern: Path) -> tuple[str, ...]:
@@ -149,7 +152,7 @@ def _walk(root: Path) -> Iterator[str]:
     """Yields every file below a folder, relative to it. Linked folders are not entered: inside the source their files come up anyway."""
     for folder, folders, files in os.walk(root, onerror=_raise, followlinks=False):
         inside = Path(folder).relative_to(root)
-        linked = [child for child in folders if os.path.islink(os.path.join(folder, child))]
+        linked = [child for child in folders if Path(folder, child).is_symlink()]
         folders[:] = sorted(child for child in folders if not child.startswith(".") and child not in linked)
         for child in linked:
             if not Path(folder, child).resolve().is_relative_to(root.resolve()):

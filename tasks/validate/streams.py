@@ -6,16 +6,19 @@ Memory: one raw block, one decompressed block and the decompressor's window, wha
 import io
 import os
 import stat
-from collections.abc import Buffer, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 import xxhash
 
 from schemas.errors import InputError
 from tasks.validate.sources import Compression
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _RAW_BLOCK_BYTES = 1 << 20
 _OUT_BLOCK_BYTES = 1 << 18
@@ -59,11 +62,11 @@ class HashingFile(io.RawIOBase):
         """Always."""
         return True
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         """Reads the next bytes and hashes them."""
         view = memoryview(buffer).cast("B")
         try:
-            count = os.readv(self._descriptor, [view])
+            count = os.preadv(self._descriptor, [view], self.bytes_read)  # own position: `reopened` shares the descriptor's
         except OSError as error:
             raise _unreadable(self.path, error) from error
         self._state.update(view[:count])
@@ -104,6 +107,18 @@ class HashingFile(io.RawIOBase):
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+class _Lent:
+    """A file for pyarrow to read from, which closes what it is given when it is done; here that is somebody else's."""
+
+    closed = False
+
+    def __init__(self, file: HashingFile) -> None:
+        self.read = file.read
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def blocks(file: HashingFile, *, compression: Compression) -> Iterator[bytes]:
     """Yields the decompressed content in blocks of at most 1 MiB.
 
@@ -115,7 +130,7 @@ def blocks(file: HashingFile, *, compression: Compression) -> Iterator[bytes]:
         while block := file.read(_RAW_BLOCK_BYTES):
             yield block
         return
-    stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression)
+    stream = pa.CompressedInputStream(pa.PythonFile(_Lent(file), mode="r"), compression)
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -138,4 +153,5 @@ def blocks(file: HashingFile, *, compression: Compression) -> Iterator[bytes]:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read", why=error.strerror or str(error), mend="make it readable, or leave it out with `exclude`; then run again")
+    mend = "make it readable, or leave it out with `exclude`; then run again"
+    return InputError(f"{path}: cannot be read", why=error.strerror or str(error), mend=mend)

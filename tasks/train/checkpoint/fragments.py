@@ -37,6 +37,11 @@ class LocalFragment:
         """Elements."""
         return self.low_precision.numel()
 
+    def is_fresh(self) -> bool:
+        """Whether the forward copy is cast(master weight), bit for bit; NaNs of equal bits are equal."""
+        wanted = self.slots["weight"].to(self.low_precision.dtype)
+        return bool(torch.equal(wanted.contiguous().view(torch.uint8), self.low_precision.contiguous().view(torch.uint8)))
+
     def part(self, first: int, last: int) -> "LocalFragment":
         """Returns the elements [first, last) of this fragment."""
         slots = {slot: view[first:last] for slot, view in self.slots.items()}
@@ -47,7 +52,7 @@ class TrainingTensors:
     """The fp32 state of an engine: what this rank holds, and which share of it this rank writes."""
 
     def __init__(self, engine: Engine) -> None:
-        """Materialises AdamW's state as it is before the first update: DeepSpeed and torch make it lazily or by a step with zero gradients."""
+        """Materialises AdamW's state as it is before the first update; DeepSpeed and torch would make it lazily, or by a step without gradients."""
         self._engine = engine
         self._base = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self._names = {id(parameter): name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
@@ -60,7 +65,9 @@ class TrainingTensors:
     def parameters(self) -> tuple[ParameterShape, ...]:
         """Every trained parameter, whole, in the model's order."""
         module = self._engine.module
-        return tuple(ParameterShape(name=name, shape=full_shape(parameter)) for name, parameter in module.named_parameters() if parameter.requires_grad)
+        return tuple(
+            ParameterShape(name=name, shape=full_shape(parameter)) for name, parameter in module.named_parameters() if parameter.requires_grad
+        )
 
     def owned(self) -> tuple[LocalFragment, ...]:
         """Returns this rank's share: over all ranks, every element of every parameter exactly once."""
@@ -100,7 +107,7 @@ class TrainingTensors:
 
     def stale_parameters(self) -> tuple[str, ...]:
         """Returns the names of parameters whose forward copy is not cast(master weight), bit for bit, on this rank."""
-        stale = [fragment.name for fragment in self.held if not _same_bits(fragment.slots["weight"].to(fragment.low_precision.dtype), fragment.low_precision)]
+        stale = (fragment.name for fragment in self.held if not fragment.is_fresh())
         return tuple(dict.fromkeys(stale))
 
     def _materialise(self) -> None:
@@ -177,8 +184,3 @@ class TrainingTensors:
         for parameter in self._engine.module.parameters():
             if parameter.requires_grad:
                 yield parameter
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of one dtype hold the same bits; NaNs of equal bits are equal."""
-    return bool(torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)))

@@ -1,0 +1,178 @@
+"""The node agent: claims an attempt, starts its ranks or items, watches them, publishes what happens, and leaves the exit record.
+
+    python -m cluster.agent.agent --storage URL --attempt FOLDER --key KEY --submission TOKEN [--node-rank N] [--detach LOG]
+
+It is the only process on a node that talks to storage for the job, never imports torch, and outlives whoever submitted it.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.agent.array import ArrayRun
+from cluster.agent.gang import follow_gang, lead_gang
+from cluster.agent.node import Ledger, Node, Outcome, StopWish
+from cluster.agent.nursery import Nursery
+from cluster.agent.peers import Peers
+from cluster.agent.publisher import Publisher
+from cluster.agent.scratch import NodeScratch
+from cluster.attempt import claim_attempt, counted_history
+from cluster.environment import compute_environment
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.process import started_at
+from cluster.storage import AlreadyExistsError, Storage, open_storage
+from schemas.canonical import canonical_json
+from schemas.errors import HeadraceError
+from schemas.exit_code import ExitCode
+from schemas.job import Cause, Claim, ExitRecord, JobKind, JobSpec
+
+logger = logging.getLogger(__name__)
+
+_CLAIM_POLL_S = 0.2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs an agent; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.detach is not None:
+        _detach(arguments.detach)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return int(run(arguments))
+    except HeadraceError as error:
+        logger.error("%s", error)
+        return int(error.exit_code)
+
+
+def run(arguments: argparse.Namespace) -> ExitCode:
+    """Claims the attempt and runs it to its end. An agent that loses the claim ends at once, having started nothing."""
+    storage, attempt = open_storage(arguments.storage), AttemptLayout(arguments.attempt)
+    spec = JobSpec.model_validate_json(storage.read(attempt.spec))
+    if not _is_ours(storage, attempt, spec=spec, node_rank=arguments.node_rank, submission=arguments.submission):
+        logger.info("attempt %s belongs to another submission; nothing to do here", spec.key)
+        return ExitCode.DONE
+    artifact = ArtifactLayout(spec.artifact_key)
+    scratch = NodeScratch(Path(spec.scratch_dir) / f"n{arguments.node_rank:04d}")
+    scratch.folder.mkdir(parents=True, exist_ok=True)
+    publisher = Publisher(storage, artifact=artifact, attempt=attempt, key=spec.key, node_rank=arguments.node_rank)
+    nursery = Nursery(
+        preload=spec.preload,
+        env=compute_environment(os.environ, extra=spec.env, project_dir=spec.project_dir, threads=spec.threads_per_rank),
+        cwd=spec.project_dir,
+        log=scratch.zygote_log,
+    )
+    counted = counted_history(storage, artifact, spec=spec)
+    node = Node(
+        spec=spec,
+        storage=storage,
+        attempt=attempt,
+        node_rank=arguments.node_rank,
+        advertise=arguments.advertise,
+        scratch=scratch,
+        nursery=nursery,
+        publisher=publisher,
+        ledger=Ledger(publisher=publisher, attempt=attempt, spec=spec, history=counted.incidents, baseline=counted.baseline),
+        stop=StopWish(publisher),
+    )
+    publisher.start()
+    try:
+        outcome = _work(node)
+    finally:
+        nursery.close()
+        incidents = node.ledger.close()
+        publisher.stop()
+    if outcome is not None:
+        _leave_exit_record(node, outcome, incidents=incidents)
+    return outcome.exit_code if outcome is not None else ExitCode.DONE
+
+
+def _work(node: Node) -> Outcome | None:
+    """Runs the job on this node. Returns the attempt's outcome on node 0, None on others."""
+    peers = Peers(storage=node.storage, artifact=node.artifact, attempt=node.attempt, spec=node.spec, node_rank=node.node_rank)
+    try:
+        if node.spec.kind is JobKind.ARRAY:
+            return _array(node, peers)
+        if node.node_rank == 0:
+            return lead_gang(node, peers)
+        follow_gang(node, peers)
+        return None
+    except HeadraceError as error:
+        logger.error("%s", error)
+        return Outcome(error.exit_code, Cause.UNKNOWN, str(error), -1) if node.node_rank == 0 else None
+
+
+def _array(node: Node, peers: Peers) -> Outcome | None:
+    report = ArrayRun(node, peers).run()
+    code = ExitCode.DONE if report.outcome == "finished" else report.stop_code or ExitCode.INTERRUPTED
+    return Outcome(code, report.cause, report.message, report.epoch)
+
+
+def _leave_exit_record(node: Node, outcome: Outcome, *, incidents: tuple) -> None:  # type: ignore[type-arg]
+    record = ExitRecord(
+        key=node.spec.key,
+        exit_code=outcome.exit_code,
+        cause=outcome.cause,
+        message=outcome.message,
+        epoch=outcome.epoch,
+        incidents=incidents,
+        ended_at=time.time(),
+    )
+    try:
+        node.storage.create_exclusive(node.attempt.exit, canonical_json(record))
+    except AlreadyExistsError:
+        logger.warning("attempt %s was declared lost meanwhile; its exit record stands", node.spec.key)
+
+
+def _is_ours(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank: int, submission: str) -> bool:
+    """Claims the attempt (node 0) or waits for node 0's claim; returns whether this submission has it."""
+    if node_rank == 0:
+        return claim_attempt(storage, attempt, key=spec.key, submission=submission)
+    deadline = time.monotonic() + spec.lost_after_s
+    while not storage.exists(attempt.claim):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_CLAIM_POLL_S)
+    return Claim.model_validate_json(storage.read(attempt.claim)).submission == submission
+
+
+def _detach(log: Path) -> None:
+    """Goes on in a child of its own session that holds nothing of the submitter's; the parent prints `pid started` and ends."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid > 0:
+        os.close(write_end)
+        os.read(read_end, 1)  # the child has its own session now: it survives whatever happens to the submitter
+        sys.stdout.write(f"{pid} {started_at(pid)}\n")
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(read_end)
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    for source in {nothing, output}:
+        os.close(source)
+    os.write(write_end, b".")
+    os.close(write_end)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="The node agent of a Headrace job.")
+    parser.add_argument("--storage", required=True, help="storage root, absolute path or URL")
+    parser.add_argument("--attempt", required=True, help="the attempt's folder, relative to the storage root")
+    parser.add_argument("--key", required=True, help="the attempt's key; makes this process findable")
+    parser.add_argument("--submission", required=True, help="token of this submission: its agents belong together")
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--advertise", default="127.0.0.1", help="address under which other nodes reach this one")
+    parser.add_argument("--detach", type=Path, default=None, metavar="LOG", help="go on in a session of its own, with this log")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,208 @@
+"""What an agent works with while it runs a job on its node, and the account it keeps of what went wrong."""
+
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.agent.nursery import Nursery
+from cluster.agent.publisher import Publisher
+from cluster.agent.scratch import EpochScratch, NodeScratch
+from cluster.environment import ATTEMPT_KEY, EPOCH, MODULES_FILE
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.restart import Decision, Finding, decide
+from cluster.storage import Storage, replace_local
+from schemas.canonical import canonical_json
+from schemas.errors import ConfigError, Problem
+from schemas.exit_code import ExitCode
+from schemas.job import Cause, Incident, JobSpec, TaskSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an agent's work ended."""
+
+    exit_code: ExitCode
+    """What the attempt ends with."""
+    cause: Cause
+    """The class."""
+    message: str
+    """For people."""
+    epoch: int
+    """The last epoch."""
+
+
+class StopWish:
+    """Whether this agent shall stop: SIGTERM, a cancel object, or the word that the attempt was declared lost."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        """Args: publisher: hears from storage. Installs the handler for SIGTERM; for the main thread only."""
+        self._publisher = publisher
+        self._signalled = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signalled = True
+
+    @property
+    def reason(self) -> str:
+        """Why to stop; empty while nobody asked."""
+        if self._signalled:
+            return "SIGTERM"
+        if self._publisher.cancelled.is_set():
+            return "cancelled"
+        return "declared lost by the supervisor" if self._publisher.declared_lost.is_set() else ""
+
+
+@dataclass
+class Ledger:
+    """The incidents of one attempt, and the decisions taken. An incident is published once ranks work again, or at the end."""
+
+    publisher: Publisher
+    attempt: AttemptLayout
+    spec: JobSpec
+    history: tuple[Incident, ...]
+    """Incidents of earlier attempts that count against the budgets."""
+    baseline: int
+    """Newest committed step before them."""
+    incidents: list[Incident] = field(default_factory=list)
+    """Those of this attempt, oldest first."""
+    _published: int = 0
+
+    def judge(self, finding: Finding, *, epoch: int, rank: int, step: int, committed_step: int, exit_status: int, at: float) -> Decision:
+        """Decides what follows an incident, and notes it."""
+        decision = decide(
+            (*self.history, *self.incidents),
+            cause=finding.cause,
+            committed_step=committed_step,
+            limits=self.spec.limits,
+            stop_code=finding.stop_code,
+            baseline=self.baseline,
+        )
+        self._publish_all()
+        self.incidents.append(
+            Incident(
+                epoch=epoch,
+                at=at,
+                cause=finding.cause,
+                rank=rank,
+                step=step,
+                committed_step=committed_step,
+                exit_status=exit_status,
+                evidence=finding.evidence,
+                decision=decision.action,
+                reason=decision.reason,
+            )
+        )
+        logger.warning("epoch %d ended: %s; %s (%s)", epoch, finding.message, decision.action, decision.reason)
+        return decision
+
+    @property
+    def open(self) -> Incident | None:
+        """The newest incident while ranks have not recovered from it."""
+        return self.incidents[-1] if self._published < len(self.incidents) else None
+
+    def recovered(self, at: float) -> None:
+        """Notes when all ranks were in a step again (seconds since the Unix epoch)."""
+        assert self.open is not None
+        self.incidents[-1] = self.open.model_copy(update={"recovered_after_s": max(0.0, at - self.open.at)})
+        self._publish_all()
+
+    def close(self) -> tuple[Incident, ...]:
+        """Publishes what is left, and returns all incidents."""
+        self._publish_all()
+        return tuple(self.incidents)
+
+    def _publish_all(self) -> None:
+        for number in range(self._published, len(self.incidents)):
+            self.publisher.publish(self.attempt.incident(number), canonical_json(self.incidents[number]))
+        self._published = len(self.incidents)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of one attempt."""
+
+    spec: JobSpec
+    storage: Storage
+    attempt: AttemptLayout
+    node_rank: int
+    advertise: str
+    """Name or address under which other nodes reach this one."""
+    scratch: NodeScratch
+    nursery: Nursery
+    publisher: Publisher
+    ledger: Ledger
+    stop: StopWish
+
+    @property
+    def artifact(self) -> ArtifactLayout:
+        """Paths of the artifact in the making."""
+        return ArtifactLayout(self.spec.artifact_key)
+
+    @property
+    def module(self) -> str:
+        """The module that compute processes run."""
+        if self.spec.argv[:1] != ("-m",) or len(self.spec.argv) < 2:
+            raise ConfigError((Problem("argv", repr(self.spec.argv), "a job's program is a module: `-m package.module`"),), source="the job spec")
+        return self.spec.argv[1]
+
+    def prepare(self, epoch: int) -> EpochScratch:
+        """Creates an epoch's local folder with its task spec, and has its files published from now on."""
+        scratch = self.scratch.epoch(epoch)
+        scratch.folder.mkdir(parents=True)
+        task = TaskSpec(
+            job=self.spec,
+            epoch=epoch,
+            input_dirs={stage: str(self._local(key)) for stage, key in self.spec.inputs.items()},
+            output_dir=str(self._local(self.spec.artifact_key)),
+            scratch_dir=str(scratch.folder),
+        )
+        replace_local(scratch.task, canonical_json(task))
+        self.publisher.follow(epoch, scratch)
+        return scratch
+
+    def argv(self, scratch: EpochScratch, *more: str) -> tuple[str, ...]:
+        """Returns the arguments of a compute process."""
+        return (*self.spec.argv[2:], "--spec", str(scratch.task), *more)
+
+    def variables(self, epoch: int) -> Mapping[str, str]:
+        """Returns the variables that every compute process of an epoch gets."""
+        return {ATTEMPT_KEY: self.spec.key, EPOCH: str(epoch), MODULES_FILE: str(self.scratch.modules)}
+
+    def pause(self, seconds: float) -> None:
+        """Sleeps, unless somebody wishes a stop."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.stop.reason:
+            time.sleep(0.05)
+
+    def end_gracefully(self) -> dict[int, int]:
+        """Asks all processes to stop, kills those that have not after the grace. Returns the exit statuses by pid."""
+        self.nursery.signal(signal.SIGTERM)
+        deadline = time.monotonic() + self.spec.grace_s
+        ended: dict[int, int] = {}
+        while self.nursery.running and time.monotonic() < deadline:
+            ended |= {end.pid: end.status for end in self.nursery.wait(0.1)}
+        self.nursery.kill_all()
+        return ended
+
+    def _local(self, key: str) -> Path:
+        path = self.storage.local_path(key)
+        if path is None:
+            problem = Problem("storage.root", repr(self.storage.url), "compute opens only folders and mounted paths")
+            raise ConfigError((problem,), source="the job spec")
+        return path
+
+
+def free_port(host: str) -> int:
+    """Returns a port that nobody listens on now. Somebody may take it before rank 0 does: that costs one epoch."""
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

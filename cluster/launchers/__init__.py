@@ -1,0 +1,20 @@
+"""Launchers: the ways a job gets onto machines, behind one protocol."""
+
+from cluster.launchers.protocol import Launcher
+from schemas.config import ClusterKind, RunConfig
+from schemas.errors import ConfigError, Problem
+
+
+def launcher_for(config: RunConfig) -> Launcher:
+    """Returns the launcher that `cluster.kind` names.
+
+    Raises:
+        ConfigError: there is none of that kind in this version.
+    """
+    kind = config.cluster.kind
+    if kind is ClusterKind.LOCAL:
+        from cluster.launchers.local import LocalLauncher
+
+        return LocalLauncher(config.cluster)
+    there = ClusterKind.LOCAL.value
+    raise ConfigError((Problem("cluster.kind", repr(kind.value), f"this version has launchers for: {there}", nearest=there),))

@@ -1,0 +1,80 @@
+"""What a launcher is: it renders a submission (pure), submits it, and answers what it knows about jobs. It decides nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from schemas.job import JobSpec
+
+
+class JobState(StrEnum):
+    """What a launcher answers about an attempt."""
+
+    PENDING = "pending"
+    """Submitted, not started yet."""
+    RUNNING = "running"
+    """Its processes run."""
+    ENDED = "ended"
+    """The launcher remembers it, and that it has ended."""
+    ABSENT = "absent"
+    """The launcher answered, and knows no such job."""
+    UNKNOWN = "unknown"
+    """The launcher could not be asked. Says nothing about the job."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One program to start."""
+
+    argv: tuple[str, ...]
+    """Program and arguments."""
+    env: Mapping[str, str]
+    """Variables on top of the submitter's environment."""
+    cwd: str
+    """Working directory."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What would be submitted, in full: `headrace plan` shows it."""
+
+    key: str
+    """The attempt key."""
+    text: str
+    """For people: command lines, a batch script, a manifest."""
+    commands: tuple[Command, ...]
+    """What `submit` starts on this machine."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What the launcher answered to a submission."""
+
+    key: str
+    """The attempt key."""
+    job_id: str
+    """What the launcher calls the job."""
+
+
+class Launcher(Protocol):
+    """How attempts get onto machines. One contract suite (`tests/contract`) holds for all."""
+
+    kind: str
+    """`local`, `slurm`, `kubernetes`."""
+
+    def render(self, spec: JobSpec) -> Submission:
+        """Returns what `submit` would submit. Pure: equal specs give equal submissions."""
+
+    def submit(self, submission: Submission) -> Handle:
+        """Submits. The attempt's claim makes a second submission harmless.
+
+        Raises:
+            UnreachableError: the launcher did not take it, or it is not known whether it did.
+        """
+
+    def query(self, keys: Sequence[str]) -> Mapping[str, JobState]:
+        """Returns a state for every key. Never raises: what could not be asked is `UNKNOWN`."""
+
+    def cancel(self, key: str) -> None:
+        """Asks a job to stop gracefully: SIGTERM to its agents. Nothing when there is no such job."""

@@ -1,0 +1,63 @@
+"""Whether an attempt lives. PURE: what is known goes in, one of four answers comes out. "I could not ask" is not "it failed".
+
+| exit record | launcher | process of the claim | heartbeat | answer |
+|---|---|---|---|---|
+| there | any | any | any | `ended` |
+| none | any | known to be dead | any | `gone` |
+| none | pending, running | | any | `alive` |
+| none | any | | fresh | `alive` |
+| none | unknown | | old or none | `unknown` |
+| none | ended, absent | | older than `lost_after`, or none for so long | `gone` |
+| none | ended, absent | | younger than that | `unknown` |
+
+A known-dead process outweighs the launcher: its ranks died with it, and the other nodes of its attempt end by themselves.
+The order of asking matters: launcher first, exit record last, so that a job that ends in between is seen as ended.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.launchers.protocol import JobState
+
+FRESH_S = 10.0
+"""A heartbeat that changed within this many seconds proves life by itself."""
+
+
+class Life(StrEnum):
+    """What is known about an attempt's life."""
+
+    ALIVE = "alive"
+    UNKNOWN = "unknown"
+    GONE = "gone"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is known about an attempt."""
+
+    job: JobState
+    """What the launcher answered."""
+    has_exit_record: bool
+    """Whether the attempt left its exit record. Looked up last."""
+    silent_s: float
+    """Seconds since its newest heartbeat changed, as observed here; since it was submitted when there was never one."""
+    has_heartbeat: bool
+    """Whether there ever was one."""
+    process_dead: bool = False
+    """Whether the claiming agent is known to have ended: same process table, pid gone or recycled."""
+
+
+def judge(signs: Signs, *, lost_after_s: float) -> Life:
+    """Returns whether the attempt lives, by the table above."""
+    if signs.has_exit_record:
+        return Life.ENDED
+    if signs.process_dead:
+        return Life.GONE
+    if signs.job in (JobState.PENDING, JobState.RUNNING):
+        return Life.ALIVE
+    if signs.has_heartbeat and signs.silent_s < FRESH_S:
+        return Life.ALIVE
+    if signs.job is JobState.UNKNOWN:
+        return Life.UNKNOWN
+    return Life.GONE if signs.silent_s > lost_after_s else Life.UNKNOWN

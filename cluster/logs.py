@@ -1,0 +1,85 @@
+"""Reads the output of ranks and items that agents published as numbered segments."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cluster.layout import AttemptLayout
+from cluster.storage import Storage
+
+_SEGMENT = re.compile(r"^e(?P<epoch>\d{6})-r(?P<rank>\d{6})-(?P<sequence>\d{6})\.log$")
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a rank's (or item's) output."""
+
+    epoch: int
+    """The start of ranks that wrote it."""
+    rank: int
+    """The rank, or item."""
+    text: str
+    """The line, without its end."""
+
+
+def read_logs(storage: Storage, attempt: AttemptLayout, *, rank: int | None = None) -> Iterator[LogLine]:
+    """Yields an attempt's output as published so far: by epoch, then by rank; `rank` keeps one of them."""
+    reader = LogReader(storage, attempt, rank=rank)
+    yield from reader.read()
+    yield from reader.rest()
+
+
+def follow_logs(
+    storage: Storage,
+    attempt: AttemptLayout,
+    *,
+    rank: int | None = None,
+    is_over: Callable[[], bool],
+    sleep: Callable[[float], None] = time.sleep,
+    poll_s: float = 1.0,
+) -> Iterator[LogLine]:
+    """Yields an attempt's output as it is published, until `is_over` says that no more will come."""
+    reader = LogReader(storage, attempt, rank=rank)
+    while True:
+        over = is_over()  # asked before reading: what came until then is read below
+        yield from reader.read()
+        if over:
+            yield from reader.rest()
+            return
+        sleep(poll_s)
+
+
+@dataclass
+class LogReader:
+    """Reads new lines at every call. A line may span segments: its beginning waits for its end."""
+
+    storage: Storage
+    attempt: AttemptLayout
+    rank: int | None = None
+    _seen: set[str] = field(default_factory=set, repr=False)
+    _open: dict[tuple[int, int], bytes] = field(default_factory=dict, repr=False)
+
+    def read(self) -> Iterator[LogLine]:
+        """Yields the whole lines that came since the last call."""
+        for name in self.storage.names(self.attempt.logs):
+            match = _SEGMENT.match(name)
+            if match is None or name in self._seen or self.rank not in (None, int(match["rank"])):
+                continue
+            self._seen.add(name)
+            where = (int(match["epoch"]), int(match["rank"]))
+            *lines, self._open[where] = (self._open.get(where, b"") + self.storage.read(f"{self.attempt.logs}/{name}")).split(b"\n")
+            for line in lines:
+                yield LogLine(*where, _text(line))
+
+    def rest(self) -> Iterator[LogLine]:
+        """Yields last lines that never got their end."""
+        for where, line in sorted(self._open.items()):
+            if line:
+                yield LogLine(*where, _text(line))
+        self._open.clear()
+
+
+def _text(line: bytes) -> str:
+    """The line for people; of one that was overwritten in place by a progress bar, what it showed last."""
+    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]

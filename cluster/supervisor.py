@@ -1,0 +1,372 @@
+"""Sees a job through: submits or adopts, follows, reports, decides, submits again, cancels. It computes nothing and owns no state:
+everything it knows lies in storage, so that it may die at any moment and another goes on.
+
+| what storage says of the newest attempt | what happens |
+|---|---|
+| there is none | a new attempt |
+| spec, never submitted, not claimed, launcher does not know it | submitted again when the request is the same; else closed, and a new attempt |
+| spec, no exit record | adopted: followed while alive or unknown; closed when gone, then as below |
+| exit record, no verdict | decided: a new attempt, or the end |
+| exit record and verdict `restart` | a new attempt |
+| exit record and verdict `stop` | done: the end. Anything else: somebody asks again, a new attempt with fresh budgets |
+"""
+
+import contextlib
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.attempt import (
+    claim_attempt,
+    claimant,
+    counted_history,
+    list_attempts,
+    newest_commit,
+    read_claim,
+    read_exit,
+    read_heartbeats,
+    read_incidents,
+    read_spec,
+    read_submitted,
+    read_verdict,
+)
+from cluster.launchers.protocol import JobState, Launcher
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.lease import CLOCK_SKEW_S
+from cluster.liveness import Life, Signs, judge
+from cluster.process import is_dead
+from cluster.restart import INTERRUPTIONS, Decision, decide
+from cluster.storage import AlreadyExistsError, Storage
+from schemas.canonical import canonical_json
+from schemas.errors import InterruptedRunError
+from schemas.exit_code import ExitCode
+from schemas.job import AttemptVerdict, CancelRequest, Cause, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Submitted
+
+logger = logging.getLogger(__name__)
+
+_ASK_AFTER_S = 3.0
+"""The launcher is asked only when the heartbeat has been silent for so long: a scheduler is a shared resource."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as it is at one moment, for people."""
+
+    attempt: int
+    """The attempt that is followed."""
+    key: str
+    """Its key."""
+    state: Life
+    """Whether it lives."""
+    heartbeats: tuple[Heartbeat, ...]
+    """The newest of each node."""
+    incidents: tuple[Incident, ...]
+    """This attempt's, oldest first."""
+    epoch: int
+    """The newest epoch; -1 before the first."""
+    step: int
+    """Newest step that any rank reports; 0 before the first."""
+    total_steps: int
+    """Where it ends; 0: not known yet."""
+    committed_step: int
+    """Newest committed step that is known; -1: none."""
+    items_done: int
+    """Finished items of an array."""
+    num_items: int
+    """Items of an array; 0 for a gang."""
+
+
+def _no_view(_view: JobView) -> None:
+    """Nobody looks."""
+
+
+def run_job(
+    request: JobSpec,
+    *,
+    storage: Storage,
+    launcher: Launcher,
+    on_view: Callable[[JobView], None] = _no_view,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    poll_s: float = 0.5,
+    stop_requested: Callable[[], bool] = lambda: False,
+    is_complete: Callable[[], bool] = lambda: True,
+) -> ExitRecord:
+    """Sees a job through to its end and returns how it ended. A running attempt of the same job is adopted.
+
+    Args:
+        request: the job; `attempt`, `key` and the last part of `scratch_dir` are filled in here.
+        storage: shared storage.
+        launcher: how attempts get onto machines.
+        on_view: takes the state of the job at every poll.
+        clock: monotonic seconds.
+        sleep: waits.
+        poll_s: seconds between polls.
+        stop_requested: whether to stop gracefully; asked at every poll.
+        is_complete: asked when an earlier attempt says that all is done; False makes another attempt due.
+
+    Raises:
+        UnreachableError: the launcher did not take the job.
+        InterruptedRunError: a stop was requested before anything was submitted.
+    """
+    watch = _Watch(clock=clock, sleep=sleep, poll_s=poll_s, on_view=on_view, stop_requested=stop_requested)
+    return _Supervision(request, storage=storage, launcher=launcher, watch=watch, is_complete=is_complete).run()
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Time, and whom to tell."""
+
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    poll_s: float
+    on_view: Callable[[JobView], None]
+    stop_requested: Callable[[], bool]
+
+
+@dataclass
+class _Silence:
+    """How long heartbeats have not changed, as observed here: another machine's clock is believed only beyond an hour."""
+
+    seen: tuple[int, ...] | None = None
+    since: float = 0.0
+
+    def observe(self, beats: tuple[Heartbeat, ...], *, now: float, began_at: float) -> float:
+        """Returns the seconds of silence. `began_at`: when the attempt was submitted, seconds since the Unix epoch."""
+        sequence = tuple(beat.sequence for beat in beats)
+        newest = max((beat.at for beat in beats), default=began_at)
+        if sequence != self.seen:
+            self.seen, self.since = sequence, now
+        by_clock = time.time() - newest
+        return max(now - self.since, by_clock if by_clock > CLOCK_SKEW_S else 0.0)
+
+
+class _Supervision:
+    """One call of `run_job`."""
+
+    def __init__(self, request: JobSpec, *, storage: Storage, launcher: Launcher, watch: _Watch, is_complete: Callable[[], bool]) -> None:
+        self._request, self._storage, self._launcher, self._watch, self._is_complete = request, storage, launcher, watch, is_complete
+        self._layout = ArtifactLayout(request.artifact_key)
+        self._cancelled: set[int] = set()
+
+    def run(self) -> ExitRecord:
+        """Adopts or submits until the policy says that it is over."""
+        number, ended = self._begin()
+        while ended is None:
+            record = self._follow(number)
+            decision = self._decide(number, record)
+            if decision.action == "stop" or self._watch.stop_requested():
+                return self._final(record, decision)
+            self._pause(decision.delay_s)
+            if self._watch.stop_requested():
+                return self._final(record, decision)
+            number = self._submit_next(number)
+        return ended
+
+    # ---- what is due -------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> tuple[int, ExitRecord | None]:
+        """Returns the attempt to follow, or the exit record when nothing is due."""
+        numbers = list_attempts(self._storage, self._layout, step_name=self._request.step_name)
+        if not numbers:
+            return self._submit_next(-1), None
+        newest = numbers[-1]
+        attempt = self._attempt(newest)
+        record, verdict = read_exit(self._storage, attempt), read_verdict(self._storage, attempt)
+        if record is None:
+            return self._adopt(newest), None
+        if record.exit_code is ExitCode.DONE and self._is_complete():
+            return newest, record
+        if verdict is None and record.cause is not Cause.CANCELLED and record.exit_code is not ExitCode.DONE:
+            return newest, None  # nobody has decided yet
+        if verdict is None:
+            self._note_verdict(newest, Decision("stop", "asked for again"))
+        return self._submit_next(newest), None
+
+    def _adopt(self, number: int) -> int:
+        """Returns the attempt to follow when the newest has no exit record."""
+        attempt = self._attempt(number)
+        spec = read_spec(self._storage, attempt)
+        submitted = self._storage.exists(attempt.submitted) or self._storage.exists(attempt.claim)
+        if submitted or self._launcher.query([spec.key])[spec.key] is not JobState.ABSENT:
+            logger.info("adopting attempt %s", spec.key)
+            return number
+        if self._same_request(spec):
+            self._submit(spec, attempt)
+            return number
+        if claim_attempt(self._storage, attempt, key=spec.key, submission=_SUPERSEDED):
+            self._close(number, spec, cause=Cause.CANCELLED, evidence=("never submitted; the request has changed since",))
+            return self._submit_next(number)
+        return number
+
+    def _submit_next(self, number: int) -> int:
+        """Writes the intent for the next attempt and submits it. When another supervisor was faster, its attempt is followed."""
+        if self._watch.stop_requested():
+            raise InterruptedRunError(f"{self._request.stage.value} stopped before its job was submitted", mend="headrace resume goes on")
+        number += 1
+        key = f"{self._request.run_id}-{self._request.stage.value}-{secrets.token_hex(3)}"
+        spec = self._request.model_copy(update={"attempt": number, "key": key, "scratch_dir": f"{self._request.scratch_dir}/{key}"})
+        attempt = self._attempt(number)
+        try:
+            self._storage.create_exclusive(attempt.spec, canonical_json(spec))
+        except AlreadyExistsError:
+            return self._adopt(number)
+        self._submit(spec, attempt)
+        return number
+
+    def _submit(self, spec: JobSpec, attempt: AttemptLayout) -> None:
+        handle = self._launcher.submit(self._launcher.render(spec))
+        answer = Submitted(key=spec.key, launcher=self._launcher.kind, job_id=handle.job_id, at=time.time())
+        with contextlib.suppress(AlreadyExistsError):  # submitted before; the claim lets one of them work
+            self._storage.create_exclusive(attempt.submitted, canonical_json(answer))
+        logger.info("submitted attempt %s as job %s", spec.key, handle.job_id)
+
+    def _same_request(self, spec: JobSpec) -> bool:
+        ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": ""}
+        return canonical_json(spec.model_copy(update=ours)) == canonical_json(self._request.model_copy(update=ours))
+
+    # ---- following ---------------------------------------------------------------------------------------------------
+
+    def _follow(self, number: int) -> ExitRecord:
+        """Watches an attempt until it has an exit record, its own or ours."""
+        attempt, silence = self._attempt(number), _Silence()
+        spec = read_spec(self._storage, attempt)
+        submitted = read_submitted(self._storage, attempt)
+        began_at = submitted.at if submitted else time.time()
+        while True:
+            self._cancel_if_wished(number, spec)
+            beats = read_heartbeats(self._storage, attempt)
+            silent_s = silence.observe(beats, now=self._watch.clock(), began_at=began_at)
+            claim = read_claim(self._storage, attempt)
+            process_dead = claim is not None and is_dead(claimant(claim))
+            job = JobState.RUNNING
+            if process_dead or silent_s > _ASK_AFTER_S or not beats:
+                job = self._launcher.query([spec.key])[spec.key]
+            record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
+            signs = Signs(job=job, has_exit_record=record is not None, silent_s=silent_s, has_heartbeat=bool(beats), process_dead=process_dead)
+            life = judge(signs, lost_after_s=spec.lost_after_s)
+            self._watch.on_view(self._view(spec, life, beats=beats, record=record))
+            if record is not None:
+                return record
+            if life is Life.GONE and (closed := self._close_gone(number, spec, claim=claim, signs=signs)) is not None:
+                return closed
+            self._watch.sleep(self._watch.poll_s)
+
+    def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
+        ranks = [rank for beat in beats for rank in beat.ranks]
+        incidents = record.incidents if record is not None else read_incidents(self._storage, self._attempt(spec.attempt))
+        return JobView(
+            attempt=spec.attempt,
+            key=spec.key,
+            state=life,
+            heartbeats=beats,
+            incidents=incidents,
+            epoch=max((beat.epoch for beat in beats), default=-1),
+            step=max((rank.step for rank in ranks), default=0),
+            total_steps=max((rank.total_steps for rank in ranks), default=0),
+            committed_step=max((rank.committed_step for rank in ranks), default=-1),
+            items_done=sum(beat.items_done for beat in beats),
+            num_items=spec.num_items,
+        )
+
+    def _cancel_if_wished(self, number: int, spec: JobSpec) -> None:
+        if not self._watch.stop_requested() or number in self._cancelled:
+            return
+        self._cancelled.add(number)
+        with contextlib.suppress(AlreadyExistsError):
+            self._storage.create_exclusive(self._attempt(number).cancel, canonical_json(CancelRequest(reason="stop requested", at=time.time())))
+        self._launcher.cancel(spec.key)
+
+    def _pause(self, seconds: float) -> None:
+        deadline = self._watch.clock() + seconds
+        while (left := deadline - self._watch.clock()) > 0 and not self._watch.stop_requested():
+            self._watch.sleep(min(left, self._watch.poll_s))
+
+    # ---- ends --------------------------------------------------------------------------------------------------------
+
+    def _close_gone(self, number: int, spec: JobSpec, *, claim: Claim | None, signs: Signs) -> ExitRecord | None:
+        """Writes the exit record of an attempt that cannot do so any more. None when it turned out to be claimed meanwhile."""
+        attempt = self._attempt(number)
+        if claim is None and not claim_attempt(self._storage, attempt, key=spec.key, submission=_SUPERSEDED):
+            return None
+        self._launcher.cancel(spec.key)  # what may be left of it on other nodes
+        if claim is None:
+            return self._close(number, spec, cause=Cause.NODE, evidence=(f"the job ended before its agent started (launcher: {signs.job.value})",))
+        if signs.process_dead:
+            shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # it was on this machine, and nobody else will
+            return self._close(
+                number, spec, cause=Cause.KILLED, evidence=(f"the agent (pid {claim.pid} on {claim.host}) has ended without an exit record",)
+            )
+        evidence = (f"launcher: {signs.job.value}", f"no heartbeat for {signs.silent_s:.0f} s", f"agent: pid {claim.pid} on {claim.host}")
+        return self._close(number, spec, cause=Cause.NODE, evidence=evidence)
+
+    def _close(self, number: int, spec: JobSpec, *, cause: Cause, evidence: tuple[str, ...]) -> ExitRecord:
+        attempt = self._attempt(number)
+        beats, past = read_heartbeats(self._storage, attempt), read_incidents(self._storage, attempt)
+        ranks = [rank for beat in beats for rank in beat.ranks]
+        committed = sum(beat.items_done for beat in beats) or newest_commit(self._storage, self._layout)
+        incident = Incident(
+            epoch=max((beat.epoch for beat in beats), default=-1),
+            at=time.time(),
+            cause=cause,
+            rank=-1,
+            step=max((rank.step for rank in ranks), default=-1),
+            committed_step=committed,
+            exit_status=0,
+            evidence=evidence,
+            decision="stop",
+            reason="the attempt is over; the supervisor decides what follows",
+        )
+        record = ExitRecord(
+            key=spec.key,
+            exit_code=ExitCode.INTERRUPTED,
+            cause=cause,
+            message=evidence[0],
+            epoch=incident.epoch,
+            incidents=(*past, incident),
+            ended_at=incident.at,
+        )
+        with contextlib.suppress(AlreadyExistsError):  # it, or another supervisor, was faster
+            self._storage.create_exclusive(attempt.exit, canonical_json(record))
+        written = read_exit(self._storage, attempt)
+        assert written is not None
+        return written
+
+    def _decide(self, number: int, record: ExitRecord) -> Decision:
+        """Decides what follows an attempt, and notes it. Only interruptions are left to decide: failures the agent has judged."""
+        if record.exit_code is not ExitCode.INTERRUPTED or record.cause not in INTERRUPTIONS or not record.incidents:
+            decision = Decision("stop", "done" if record.exit_code is ExitCode.DONE else record.message, exit_code=record.exit_code)
+        else:
+            spec = read_spec(self._storage, self._attempt(number))
+            counted = counted_history(self._storage, self._layout, spec=spec)
+            last = record.incidents[-1]
+            decision = decide(
+                (*counted.incidents, *record.incidents[:-1]),
+                cause=last.cause,
+                committed_step=last.committed_step,
+                limits=spec.limits,
+                baseline=counted.baseline,
+            )
+        self._note_verdict(number, decision)
+        return decision
+
+    def _note_verdict(self, number: int, decision: Decision) -> None:
+        verdict = AttemptVerdict(decision=decision.action, reason=decision.reason, at=time.time())
+        with contextlib.suppress(AlreadyExistsError):
+            self._storage.create_exclusive(self._attempt(number).verdict, canonical_json(verdict))
+
+    def _final(self, record: ExitRecord, decision: Decision) -> ExitRecord:
+        """Returns the record as the caller shall see it: what the policy made of it."""
+        if decision.action == "stop" and decision.exit_code is not record.exit_code:
+            return record.model_copy(update={"exit_code": decision.exit_code, "message": f"{record.message}; {decision.reason}"})
+        return record
+
+    def _attempt(self, number: int) -> AttemptLayout:
+        return self._layout.attempt(self._request.step_name, number)
+
+
+_SUPERSEDED = "supervisor"
+"""Submission token of claims by which a supervisor closes an attempt that nobody has claimed."""

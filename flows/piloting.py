@@ -1,0 +1,199 @@
+"""What the commands do between their arguments and the stories: plan first, run only what is missing, say how it ended.
+
+The way to "nothing to do" imports neither Prefect nor any other service's library.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from flows.lookup import find_run, find_storage_of_model, remember_storage
+from flows.screens import comparison_lines, incident_line, model_uri
+from flows.terminal import paint, show, show_json
+from schemas.errors import GateError, InputError, VerificationError
+from schemas.frozen import thaw
+from schemas.journal import RunHandle
+from schemas.plan import Plan
+from schemas.recipe import load_recipe
+from schemas.stage import Stage
+from schemas.view import RunState
+from tasks.planning import make_plan
+from tasks.runs import Run
+from tasks.views import view_of
+
+DEMO_RECIPE = Path(__file__).resolve().parent.parent / "infra" / "recipes" / "demo_cpu.yaml"
+
+
+def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | None, as_json: bool) -> None:
+    """Runs what the recipe's plan finds missing; says so when that is nothing. Raises HeadraceError."""
+    loaded = load_recipe(recipe, assignments)
+    for warning in loaded.warnings:
+        show(f"warning: {warning}", stream=sys.stderr)
+    plan = make_plan(loaded.config, from_stage=from_stage)
+    if plan.nothing_to_do:
+        _nothing_to_do(plan, as_json=as_json)
+        return
+    from flows.conduct import begin, conduct
+
+    handle = begin(loaded, from_stage=from_stage)
+    remember_storage(loaded.project_dir, loaded.config.storage.root)
+    with _shown(handle, as_json=as_json):
+        conduct(handle, recipe=str(loaded.path), overrides=loaded.overrides)
+    _report(handle, as_json=as_json)
+
+
+def run_demo(*, as_json: bool) -> None:
+    """Runs the demo and prints its last screen; does not touch what the shell's environment names."""
+    loaded = load_recipe(DEMO_RECIPE)
+    plan = make_plan(loaded.config)
+    if plan.nothing_to_do:
+        _nothing_to_do(plan, as_json=as_json)
+        return
+    from flows.conduct import begin, conduct, isolate
+    from flows.demo import killing_a_rank, last_screen
+
+    isolate(os.environ, state_dir=Path(loaded.config.state))
+    handle = begin(loaded, from_stage=None)
+    with _shown(handle, as_json=as_json), killing_a_rank(handle, loaded.config):
+        conduct(handle, recipe=str(loaded.path), overrides=loaded.overrides, ambient=False)
+    if as_json:
+        _report(handle, as_json=True)
+    else:
+        show(["", *last_screen(handle)])
+
+
+def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
+    """Goes on with a run. Raises HeadraceError."""
+    run = find_run(name, storage=storage)
+    file, view = run.read(), view_of(run)
+    if view.state is RunState.FINISHED:
+        if as_json:
+            show_json(view)
+        else:
+            show(f"nothing to do: {view.run_id} is finished, {model_uri(view.stages[-1].figures)}")
+        return
+    from flows.conduct import conduct, handle_of
+
+    handle = handle_of(file, storage_root=run.storage.url)
+    with _shown(handle, as_json=as_json):
+        conduct(handle, recipe=file.recipe, overrides=file.overrides)
+    _report(handle, as_json=as_json)
+
+
+def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) -> None:
+    """Asks a run's jobs to stop and waits for it."""
+    from flows.cancellation import request_cancel, wait_until_stopped
+
+    run = find_run(name, storage=storage)
+    view = view_of(run)
+    if view.state not in (RunState.RUNNING, RunState.DETACHED):
+        message = f"nothing to do: {view.run_id} is {view.state.value}"
+    else:
+        asked = request_cancel(run, reason="headrace cancel")
+        view = wait_until_stopped(run, timeout_s=wait_s)
+        stopped = view.state not in (RunState.RUNNING, RunState.DETACHED)
+        message = f"{view.run_id} is {view.state.value}" if stopped else f"asked {len(asked)} job{'' if len(asked) == 1 else 's'} of {view.run_id} to stop"
+    if as_json:
+        show_json(view)
+    else:
+        show([message] if view.state is RunState.FINISHED else [message, f"go on: headrace resume {view.run_id}"])
+
+
+def verify_stored(model: str, *, storage: str | None, as_json: bool) -> None:
+    """Verifies a model back to the raw files. Raises VerificationError with every damage found."""
+    from flows.figure import of_bytes, table
+    from tasks.verify import verify_model
+
+    subject = _run_id_or_model(model, storage=storage)
+    report = verify_model(find_storage_of_model(subject, storage=storage), subject)
+    if as_json:
+        show_json(report)
+    if report.findings:
+        raise VerificationError(report.findings, subject=model, mend="restore the files from a copy, or rebuild with `headrace run RECIPE --from STAGE`")
+    if not as_json:
+        rows = [(f"  {artifact.key}", f"{artifact.files:,} files", of_bytes(artifact.bytes)) for artifact in report.artifacts]
+        total = sum(artifact.bytes for artifact in report.artifacts)
+        show([*table(rows, right=(1, 2)), paint(f"{model}: all {of_bytes(total)} are as they were committed", "green")])
+
+
+def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, keep: bool, as_json: bool) -> None:
+    """Proves that restarts lose nothing, on the recipe's own training. Raises VerificationError when the bytes differ."""
+    from flows.conduct import prepare_environment
+    from flows.figure import of_seconds
+    from tasks.resume_proof import prove_resume
+
+    loaded = load_recipe(recipe, assignments)
+    prepare_environment(Path(loaded.config.state), ambient=False)
+    stream = sys.stderr if as_json else sys.stdout
+    proof = prove_resume(
+        loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), kills=kills, seed=seed, note=lambda line: show(line, stream=stream), keep=keep
+    )
+    if as_json:
+        show_json({**proof.model_dump(mode="json"), "equal": proof.equal})
+    if not proof.equal:
+        findings = (f"calm:      {proof.calm_hash}", f"disturbed: {proof.disturbed_hash}")
+        raise VerificationError(findings, subject=f"{loaded.config.name}: the killed training ended elsewhere", mend="--keep leaves both trainings for comparison")
+    if len(proof.kills) < kills:
+        raise InputError(f"only {len(proof.kills)} of {kills} kills came in time", why="the training was over before", mend="more steps, or fewer kills")
+    if not as_json:
+        lines = [incident_line({**kill.model_dump(), "committed_step": kill.resumed_from, "cause": "killed"}) for kill in proof.kills]
+        took = f"{of_seconds(proof.calm_s)} undisturbed, {of_seconds(proof.disturbed_s)} with kills"
+        show([*(f"  {line}" for line in lines), f"  {proof.steps} steps on {proof.world_size} ranks: {took}", f"  undisturbed  {proof.calm_hash}", f"  killed       {proof.disturbed_hash}"])
+        show(paint("equal, byte for byte: weights, moments, step and generators", "green"))
+
+
+# ---- how it ended -----------------------------------------------------------------------------------------------------
+
+
+def _shown(handle: RunHandle, *, as_json: bool) -> AbstractContextManager[None]:
+    """Shows the run's progress while it works: on stdout, or on stderr where stdout is for a machine."""
+    from flows.follow import following
+    from tasks.runs import open_run
+
+    return following(open_run(handle), stream=sys.stderr if as_json else sys.stdout)
+
+
+def _nothing_to_do(plan: Plan, *, as_json: bool) -> None:
+    figures = plan.stage(Stage.REGISTER).summary
+    if as_json:
+        show_json({"nothing_to_do": True, "model_uri": model_uri(figures), "plan": plan.model_dump(mode="json")})
+    else:
+        show(f"nothing to do: {model_uri(figures)}, version {figures.get('version')}, is made from exactly this")
+    _judge_gate(figures)
+
+
+def _report(handle: RunHandle, *, as_json: bool) -> None:
+    """Says what a finished run made. Raises GateError when the model did not pass its gate."""
+    from tasks.runs import open_run
+
+    view = view_of(open_run(handle))
+    figures: dict[Stage, Mapping[str, Any]] = {stage.stage: thaw(stage.figures) for stage in view.stages}
+    if as_json:
+        show_json(view)
+    else:
+        show([*comparison_lines(figures[Stage.EVALUATE]), f"model     {model_uri(figures[Stage.REGISTER])}, version {figures[Stage.REGISTER].get('version')}"])
+        show(f"verify    headrace verify {model_uri(figures[Stage.REGISTER])}")
+    _judge_gate(figures[Stage.REGISTER])
+
+
+def _judge_gate(figures: Mapping[str, Any]) -> None:
+    if figures.get("gate_passed") is False:
+        raise GateError(
+            f"{figures.get('model_name')} version {figures.get('version')} stays `candidate`",
+            why="; ".join(figures.get("gate_reasons", ())),
+            mend="train longer or on more text, or loosen registration.gate; `champion` stays where it was",
+        )
+
+
+def _run_id_or_model(model: str, *, storage: str | None) -> str:
+    """Returns the run's id where `model` names a run by a short name, else `model` as it is."""
+    if "/" in model or "@" in model:
+        return model
+    try:
+        run: Run = find_run(model, storage=storage)
+    except InputError:
+        return model
+    return run.layout.run_id

@@ -1,0 +1,253 @@
+"""What the command line shows: from data to lines of text. Pure, so that screens are kept as golden files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flows.figure import of_bytes, of_count, of_moment, of_seconds, table
+from schemas.config import RunConfig
+from schemas.frozen import thaw
+from schemas.plan import Action, Plan
+from schemas.sizing import TrainingSize
+from schemas.stage import Stage
+from schemas.view import RunView, StageState, StageView
+
+_WIDTH = 100
+
+_DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
+    Stage.VALIDATE: (
+        ("accepted", "{:,} documents".format),
+        ("text_bytes", of_bytes),
+        ("quarantined", "{:,} quarantined".format),
+    ),
+    Stage.TOKENIZER: (("vocab_size", "{:,} ids".format), ("bytes_per_token", "{:.2f} bytes per token".format)),
+    Stage.TOKENIZE: (("tokens", lambda tokens: f"{sum(tokens.values()):,} tokens"), ("shards", "{} shards".format)),
+    Stage.TRAIN: (
+        ("steps", "{:,} steps".format),
+        ("world_size", "{} ranks".format),
+        ("validation_loss", "validation loss {:.3f}".format),
+    ),
+    Stage.EXPORT: (("num_parameters", lambda count: f"{of_count(count)} parameters"), ("dtype", str)),
+    Stage.EVALUATE: (("bits_per_byte", "{:.3f} bits per byte".format), ("perplexity", "perplexity {:.1f}".format)),
+    Stage.REGISTER: (("version", "version {}".format), ("aliases", ", ".join)),
+}
+"""Per stage: which figures of its summary are shown, and how."""
+
+
+def stage_detail(stage: Stage, figures: Mapping[str, Any]) -> str:
+    """Returns the few figures of a finished stage that matter to people, from its artifact's summary; empty when it has none of them."""
+    parts = []
+    for name, form in _DETAILS[stage]:
+        value = figures.get(name)
+        if value is not None and value != () and value != []:
+            parts.append(form(value))
+    return ", ".join(parts)
+
+
+def model_uri(figures: Mapping[str, Any]) -> str:
+    """Returns `models:/demo@champion`, or `models:/demo/3` without an alias; empty for another stage's figures."""
+    name, version, aliases = figures.get("model_name"), figures.get("version"), figures.get("aliases") or ()
+    if not name:
+        return ""
+    best = next((alias for alias in ("champion", "candidate") if alias in aliases), "")
+    return f"models:/{name}@{best}" if best else f"models:/{name}/{version}"
+
+
+def incident_line(incident: Mapping[str, Any]) -> str:
+    """Returns `rank 1 killed at step 402, running again after 1.9 s, 4 steps redone`."""
+    rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
+    who = f"rank {rank}" if rank >= 0 else "the job"
+    at = f" at step {step}" if step >= 0 else ""
+    if incident.get("decision") == "stop":
+        return f"{who} {_verb(str(incident.get('cause')))}{at}; stopped: {incident.get('reason')}"
+    recovered = float(incident.get("recovered_after_s", -1.0))
+    again = f", running again after {recovered:.1f} s" if recovered >= 0 else ", started again"
+    redone = max(0, step - max(0, committed)) if step >= 0 else 0
+    return f"{who} {_verb(str(incident.get('cause')))}{at}{again}, {redone} step{'' if redone == 1 else 's'} redone"
+
+
+def _verb(cause: str) -> str:
+    ended = {"killed": "killed", "hang": "hung", "out of memory": "ran out of memory", "preemption": "preempted", "user code": "crashed"}
+    return ended.get(cause, f"failed ({cause})")
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan_screen(plan: Plan, *, config: RunConfig, size: TrainingSize, warnings: Sequence[str] = ()) -> list[str]:
+    """Returns the plan: what happens to each stage and why, then every derived number with its formula."""
+    lines = [f"{plan.name}: artifacts in {plan.storage_root}", ""]
+    rows = []
+    for stage in plan.stages:
+        detail = stage_detail(stage.stage, stage.summary)
+        first, *others = [*([detail] if detail else []), *stage.reasons] if stage.action is not Action.REUSE else [detail or "found by content"]
+        rows.append((stage.stage.value, stage.action.value, first))
+        rows += [("", "", other) for other in others]
+    lines += [f"  {line}" for line in table(rows)]
+    lines += ["", *(f"  {line}" for line in table(_number_rows(config, size), right=(1,)))]
+    lines += ["", *(f"warning: {warning}" for warning in (*warnings, *plan.warnings))] if warnings or plan.warnings else []
+    return lines
+
+
+def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, str]]:
+    training, length = config.training, config.tokenization.sequence_length
+    world = ", ".join(map(str, size.feasible_world_sizes[:12])) + (", …" if len(size.feasible_world_sizes) > 12 else "")
+    rows = [
+        ("ranks", str(size.world_size), f"of {size.ranks} asked for; feasible: {world}"),
+        ("accumulation steps", str(size.accumulation_steps), f"global batch {training.global_batch_size} / (micro-batch {training.micro_batch_size} x {size.world_size} ranks)"),
+        ("tokens per step", f"{size.tokens_per_step:,}", f"{training.global_batch_size} sequences x {length}"),
+    ]
+    if size.total_steps is None:
+        rows.append(("steps", "?", f"{training.epochs:g} epochs: known once the text is tokenized"))
+    else:
+        rows.append(("steps", f"{size.total_steps:,}", _steps_from(config)))
+        rows.append(("training tokens", of_count(size.total_tokens or 0), f"{size.total_steps:,} steps x {size.tokens_per_step:,}"))
+    if size.epochs is not None:
+        rows.append(("epochs", f"{size.epochs:.2f}", "passes over the training split"))
+    if size.model is None:
+        rows.append(("parameters", "?", "known to the model's own code only: no estimate of memory and disk"))
+        return rows
+    rows.append(("parameters", of_count(size.model.parameters), f"{size.model.layers} layers of {size.model.hidden}, {size.model.vocab_size:,} ids"))
+    return rows + _cost_rows(config, size)
+
+
+def _steps_from(config: RunConfig) -> str:
+    training = config.training
+    if training.steps is not None:
+        return "training.steps"
+    return f"{of_count(training.tokens)} tokens, rounded up" if training.tokens is not None else f"{training.epochs:g} epochs, rounded up"
+
+
+def _cost_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, str]]:
+    memory, rows = size.memory, list[tuple[str, str, str]]()
+    if memory is not None:
+        parts = f"weights {of_bytes(memory.weights)} + gradients {of_bytes(memory.gradients)} + optimizer {of_bytes(memory.optimizer)}"
+        rows.append(("memory per rank", of_bytes(memory.total), f"{parts} + activations {of_bytes(memory.activations)}; ZeRO-{config.training.zero_stage}"))
+    if size.checkpoint_bytes is not None:
+        rows.append(("checkpoint", of_bytes(size.checkpoint_bytes), "12 bytes per parameter"))
+        if size.kept_checkpoints is not None:
+            rows.append(("disk for checkpoints", of_bytes(size.checkpoint_bytes * size.kept_checkpoints), f"{size.kept_checkpoints} at most at a time"))
+    if size.operations is not None:
+        rows.append(("operations", f"{size.operations:.2g} FLOP", "forward and backward; 5.4e17 are one GPU-hour at 150 TFLOP/s"))
+    return rows
+
+
+# ---- status ----------------------------------------------------------------------------------------------------------
+
+
+def runs_screen(views: Sequence[RunView]) -> list[str]:
+    """Returns the table of runs, as given."""
+    if not views:
+        return ["no runs yet"]
+    rows = [("RUN", "STATE", "STARTED", "STAGE", "")]
+    for view in views:
+        stage = current_stage(view)
+        rows.append((view.run_id, view.state.value, of_moment(view.started_at), stage.stage.value if stage else "", _position(stage) if stage else ""))
+    return table(rows)
+
+
+def current_stage(view: RunView) -> StageView | None:
+    """Returns the stage that runs or failed, or the last one that ended; None before the first."""
+    started = [stage for stage in view.stages if stage.state is not StageState.PENDING]
+    busy = [stage for stage in started if stage.state in (StageState.RUNNING, StageState.FAILED)]
+    latest = busy or started
+    return latest[-1] if latest else None
+
+
+def status_screen(view: RunView) -> list[str]:
+    """Returns one run: its stages, its job, its incidents, and what to do next."""
+    lines = [f"{view.run_id}: {view.state.value}, started {of_moment(view.started_at)}, recipe {view.recipe}"]
+    lines += [f"  {line}" for line in view.message.splitlines()[:6]]
+    rows = [("STAGE", "STATE", "TIME", "ATTEMPT", "")]
+    for stage in view.stages:
+        time_taken = of_seconds(stage.seconds) if stage.state in (StageState.RUNNING, StageState.MADE, StageState.FAILED) else ""
+        attempt = f"{stage.job.attempt}, epoch {stage.job.epoch}" if stage.job is not None and stage.state is not StageState.FOUND else ""
+        rows.append((stage.stage.value, stage.state.value, time_taken, attempt, _position(stage)))
+    lines += ["", *(f"  {line}" for line in table(rows, right=(2,)))]
+    incidents = [incident_line(thaw(incident)) for incident in view.incidents]
+    lines += ["", *(f"  {line}" for line in incidents)] if incidents else []
+    lines += ["", f"  {_next_step(view)}"] if _next_step(view) else []
+    return lines
+
+
+def _position(stage: StageView) -> str:
+    """Where a stage is: step, loss and time to go while it trains, items while it works through them, figures once it is done."""
+    job = stage.job
+    if stage.state is StageState.FAILED:
+        return next(iter(stage.message.splitlines()), "")[:_WIDTH]
+    if stage.state is not StageState.RUNNING or job is None:
+        return stage_detail(stage.stage, stage.figures)
+    if job.items_total:
+        return f"{job.job}: {job.items_done} of {job.items_total} items"
+    return training_line(step=job.step, total=job.total_steps, figures=job.figures, eta_s=job.eta_s)
+
+
+def training_line(*, step: int, total: int, figures: Mapping[str, Any], eta_s: float) -> str:
+    """Returns `step 402/600, loss 2.413, 21.3 k tokens/s, 1 min 20 s to go`."""
+    parts = [f"step {step:,}/{total:,}" if total else f"step {step:,}"]
+    parts += [f"loss {figures['loss']:.3f}"] if "loss" in figures else []
+    parts += [f"{of_count(figures['tokens_per_s'])} tokens/s"] if "tokens_per_s" in figures else []
+    parts += [f"{of_seconds(eta_s)} to go"] if eta_s >= 0 else []
+    return ", ".join(parts)
+
+
+def _next_step(view: RunView) -> str:
+    match view.state.value:
+        case "running":
+            return f"headrace logs {view.run_id} --follow    headrace cancel {view.run_id}"
+        case "detached" | "interrupted" | "failed":
+            return f"headrace resume {view.run_id}"
+        case _:
+            uri = model_uri(view.stages[-1].figures)
+            return f"headrace verify {uri}" if uri else ""
+
+
+# ---- the demo's last screen --------------------------------------------------------------------------------------------
+
+_BASELINE_ORDER = ("5-gram", "xz", "gzip")
+
+
+def demo_screen(view: RunView, *, sample: tuple[str, str] | None, uis: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns the demo's last screen, at most 20 lines: stages, incident, model, comparison, sample, next commands.
+
+    Args:
+        sample: a prompt and its continuation.
+        uis: (command, what it shows).
+    """
+    rows = []
+    for stage in view.stages:
+        taken = of_seconds(stage.seconds) if stage.state is not StageState.FOUND else "found"
+        rows.append((stage.stage.value, taken, stage_detail(stage.stage, stage.figures)))
+    lines = [f"{view.run_id}: {of_seconds(sum(stage.seconds for stage in view.stages))}", *(f"  {line}" for line in table(rows, right=(1,)))]
+    lines += [f"  {incident_line(thaw(incident))}" for incident in view.incidents[:1]]
+    if len(view.incidents) > 1:
+        lines.append(f"  and {len(view.incidents) - 1} more: headrace status {view.run_id}")
+    figures = {stage.stage: stage.figures for stage in view.stages}
+    uri = model_uri(figures[Stage.REGISTER])
+    lines += [f"model     {uri}, version {figures[Stage.REGISTER].get('version')}"]
+    lines += comparison_lines(figures[Stage.EVALUATE])
+    if sample is not None:
+        lines.append(_one_line(f"sample    {sample[0]!r} -> {sample[1]!r}"))
+    next_rows = [
+        (f"headrace verify {uri}", "hash everything again, back to the raw files"),
+        ("headrace init my.yaml --text FOLDER", "the same for your own text"),
+        *uis,
+    ]
+    lines += [f"{'next' if not number else '':<8}  {line}" for number, line in enumerate(table([*next_rows]))]
+    return lines
+
+
+def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Returns bits per byte beside the baselines, and whether the model beats them; nothing without an evaluation."""
+    own = figures.get("bits_per_byte")
+    if own is None:
+        return []
+    baselines: Mapping[str, float] = figures.get("baselines") or {}
+    named = [name for name in _BASELINE_ORDER if name in baselines] + sorted(set(baselines) - set(_BASELINE_ORDER))
+    beside = ", ".join(f"{name} {baselines[name]:.3f}" for name in named)
+    unbeaten = [name for name in named if baselines[name] <= own]
+    verdict = f"NOT better than {' and '.join(unbeaten)}" if unbeaten else "better than all of them"
+    return [f"held-out  {own:.3f} bits per byte; {beside}: {verdict}" if named else f"held-out  {own:.3f} bits per byte"]
+
+
+def _one_line(text: str) -> str:
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

@@ -1,0 +1,107 @@
+"""What people and machines see of a run: `headrace status`, the progress display, the demo's last screen."""
+
+from enum import StrEnum
+
+from schemas.frozen import Frozen, JsonObject
+from schemas.job import Heartbeat, Incident
+from schemas.stage import Stage
+
+
+class RunState(StrEnum):
+    """Where a run stands, told from its journal and from who is alive."""
+
+    RUNNING = "running"
+    """A live process controls it."""
+    DETACHED = "detached"
+    """Nobody controls it, but its job goes on: `headrace resume` adopts it."""
+    INTERRUPTED = "interrupted"
+    """Neither process nor job is alive: `headrace resume` goes on."""
+    FINISHED = "finished"
+    """All stages are done."""
+    FAILED = "failed"
+    """A stage failed; `headrace resume` tries again from what is committed."""
+
+
+class StageState(StrEnum):
+    """Where a stage stands in a run."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    MADE = "made"
+    FOUND = "found"
+    FAILED = "failed"
+
+
+class JobProgress(Frozen):
+    """The newest attempt of a stage's current job."""
+
+    job: str
+    """The job's name within the stage: `scan`, `merge`, `job`."""
+    attempt: int
+    """0-based."""
+    alive: bool
+    """Whether a heartbeat is fresh and no exit record is there."""
+    epoch: int
+    """Which start of ranks; -1 before the first."""
+    step: int
+    """Least step over all ranks: what all have reached."""
+    committed_step: int
+    """Newest committed step; -1: none."""
+    total_steps: int
+    """Where training ends; 0 for items or before it is known."""
+    items_done: int
+    """Finished items."""
+    items_total: int
+    """All items; 0 for a gang."""
+    heartbeats: tuple[Heartbeat, ...]
+    """The newest of each node."""
+    incidents: tuple[Incident, ...]
+    """All of the attempt."""
+    figures: JsonObject
+    """Rank 0's latest loss, tokens per second, …"""
+    eta_s: float
+    """Seconds to go at the observed pace; -1: not known."""
+
+
+class StageView(Frozen):
+    """One stage of a run."""
+
+    stage: Stage
+    """The stage."""
+    state: StageState
+    """Where it stands."""
+    artifact_key: str
+    """Its folder; empty before it started."""
+    started_at: float
+    """Seconds since the Unix epoch; 0 before it started."""
+    seconds: float
+    """Time taken, or running for."""
+    message: str
+    """The last note, or why it failed."""
+    figures: JsonObject
+    """The artifact's summary."""
+    job: JobProgress | None = None
+    """The job under way, or the last one."""
+
+
+class RunView(Frozen):
+    """One run."""
+
+    run_id: str
+    """The run."""
+    run_name: str
+    """Its readable name."""
+    state: RunState
+    """Where it stands."""
+    recipe: str
+    """Path of its recipe."""
+    started_at: float
+    """Seconds since the Unix epoch."""
+    exit_code: int
+    """Exit code; -1 while it is not over."""
+    message: str
+    """Why it failed."""
+    stages: tuple[StageView, ...]
+    """All stages, in order."""
+    incidents: tuple[JsonObject, ...]
+    """All incidents, as in the journal."""

@@ -1,0 +1,59 @@
+"""Where a model comes from: the records of every artifact between the raw files and the export. What tags and the model card say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from schemas.artifact import ArtifactRecord
+from schemas.stage import Stage
+from tasks.store import Store
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The records behind one model, by stage."""
+
+    records: Mapping[Stage, ArtifactRecord]
+
+    def __getitem__(self, stage: Stage) -> ArtifactRecord:
+        """Returns the record of one stage."""
+        return self.records[stage]
+
+    @property
+    def root_hash(self) -> str:
+        """Content hash of the exported model."""
+        return self[Stage.EXPORT].content_hash
+
+    def tags(self, *, run_id: str, commit: str) -> dict[str, str]:
+        """Returns the tags of the registered version: hashes that lead back to the raw files.
+
+        Args:
+            run_id: the run that registers.
+            commit: git commit of this checkout, or empty.
+        """
+        step = self[Stage.EXPORT].summary["step"]
+        return {
+            "headrace.dataset": self[Stage.VALIDATE].content_hash,
+            "headrace.tokenizer": self[Stage.TOKENIZER].content_hash,
+            "headrace.tokens": self[Stage.TOKENIZE].content_hash,
+            "headrace.checkpoint": f"{self[Stage.TRAIN].content_hash} step {step}",
+            "headrace.export": self[Stage.EXPORT].key,
+            "headrace.commit": commit or "not a git checkout",
+            "headrace.run_id": run_id,
+        }
+
+
+def trace(store: Store, *, export: ArtifactRecord, evaluation: ArtifactRecord) -> Lineage:
+    """Returns the lineage of an exported and evaluated model. Reads a handful of small records.
+
+    Raises:
+        VerificationError: a record on the way is damaged.
+        FileNotFoundError: one is missing.
+    """
+    records = {Stage.EXPORT: export, Stage.EVALUATE: evaluation}
+    todo = [*export.inputs, *evaluation.inputs]
+    while todo:
+        ref = todo.pop()
+        if ref.stage not in records:
+            records[ref.stage] = store.read(ref.key)
+            todo += records[ref.stage].inputs
+    return Lineage(records)

@@ -1,0 +1,137 @@
+"""The control half of `tokenize`: decides engine and shard format once, runs one item per corpus group, and puts the manifest together."""
+
+from collections import Counter
+from importlib.metadata import version
+
+from schemas.artifact import FileEntry, content_hash_of
+from schemas.canonical import hash_of
+from schemas.config import RunConfig
+from schemas.errors import ConfigError, InputError, Problem
+from schemas.frozen import thaw
+from schemas.job import ItemRecord, WorkItem, WorkPlan
+from schemas.manifest import SPLITS, CorpusManifest, Shard, ShardManifest
+from schemas.stage import Stage
+from tasks.tokenize.facts import ShardFacts
+from tasks.tokenize.packing import id_dtype
+from tasks.tokenize.reuse import find_donors
+from tasks.tokenize.shard_file import MAX_PAYLOAD_BYTES
+from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus, verified_path
+from tasks.tokenizer.engine import choose_engine, facts_of
+from tasks.tokenizer.existing import TOKENIZER_NAME
+from tasks.work import Draft, Work
+
+
+def build(work: Work) -> Draft:
+    """Tokenizes every group and returns shards and manifest.
+
+    The content hash covers the shards and what is needed to read them, not the engine: both engines give the same ids.
+
+    Raises:
+        ConfigError: gigatoken is asked for and refuses the tokenizer, or a shard would be too large.
+        InputError: the corpus has no training documents.
+    """
+    corpus_entry = _entry(work, Stage.VALIDATE, MANIFEST_NAME)
+    corpus = open_corpus(work.input_dir(Stage.VALIDATE), manifest=corpus_entry)
+    tokenizer_entry = _entry(work, Stage.TOKENIZER, TOKENIZER_NAME)
+    facts = _decide(work, tokenizer_entry)
+    plan = plan_groups(corpus.manifest)
+    options = {
+        "corpus": corpus_entry.model_dump(mode="json"),
+        "tokenizer": tokenizer_entry.model_dump(mode="json"),
+        "facts": facts.model_dump(mode="json"),
+        "groups": list(groups_of(corpus.manifest)),
+        "donors": [donor.model_dump(mode="json") for donor in find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)],
+    }
+    records = work.run_array(plan, module="tasks.tokenize.job", options=options)
+    manifest = manifest_of(records, facts=facts)
+    files = tuple(shard.file for shard in manifest.shards)
+    entry = work.publish_json("manifest.json", manifest)
+    tokens = {split: manifest.num_tokens(split) for split in SPLITS}
+    reused = sum(int(record.output["reused"]) for record in records)
+    work.note(
+        f"{sum(tokens.values()):,} tokens in {len(files)} shards ({manifest.num_sequences('train'):,} training sequences of "
+        f"{manifest.sequence_length}), encoded by {facts.engine}" + (f"; {reused} shards taken over from earlier artifacts" if reused else "")
+    )
+    summary = {
+        "tokens": tokens,
+        "sequences": {split: manifest.num_sequences(split) for split in SPLITS},
+        "shards": len(files),
+        "reused_shards": reused,
+        "shadow_checked_documents": sum(int(record.output["checked"]) for record in records),
+        **facts.model_dump(mode="json"),
+    }
+    readable = FileEntry(path="facts", size=0, xxh3=hash_of(facts.stated()))
+    return Draft(files=(*files, entry), summary=summary, content_hash=content_hash_of((*files, readable)))
+
+
+def groups_of(manifest: CorpusManifest) -> tuple[int, ...]:
+    """Returns the corpus groups that have documents, in order: item i works on the i-th."""
+    return tuple(sorted({file.group for file in manifest.files}))
+
+
+def plan_groups(manifest: CorpusManifest) -> WorkPlan:
+    """Returns the work plan: one item per group, all of its splits.
+
+    Raises:
+        InputError: there is nothing to train on.
+    """
+    if not sum(file.documents for file in manifest.of_split("train")):
+        mend = "add documents, or lower corpus.splits.validation and corpus.splits.test"
+        raise InputError("the accepted corpus has no training documents", why="all accepted documents fell into the held-out splits", mend=mend)
+    weights: Counter[int] = Counter()
+    for file in manifest.files:
+        weights[file.group] += file.text_bytes
+    items = tuple(WorkItem(index=index, weight_bytes=weights[group], label=f"g{group:04d}") for index, group in enumerate(groups_of(manifest)))
+    return WorkPlan(stage=Stage.TOKENIZE, step_name="group", items=items)
+
+
+def manifest_of(records: tuple[ItemRecord, ...], *, facts: ShardFacts) -> ShardManifest:
+    """Returns the manifest over all items' shards, by (split, group, position)."""
+    shards = [Shard.model_validate(thaw(shard)) for record in records for shard in record.output["shards"]]
+    shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.group, shard.file.path))
+    return ShardManifest(
+        layout=facts.layout,
+        dtype=facts.dtype,
+        sequence_length=facts.sequence_length,
+        vocab_size=facts.vocab_size,
+        end_of_text_id=facts.end_of_text_id,
+        tokenizer_hash=facts.tokenizer_hash,
+        engine=facts.engine,
+        shards=tuple(shards),
+    )
+
+
+def _decide(work: Work, tokenizer_entry: FileEntry) -> ShardFacts:
+    """Returns the decisions that hold for all shards, from the recipe and the tokenizer's own file."""
+    config = work.config
+    content = verified_path(work.input_dir(Stage.TOKENIZER), tokenizer_entry, subject="tokenizer").read_bytes()
+    known = facts_of(content, end_of_text=config.tokenizer.end_of_text, subject="the tokenizer")
+    choice = choose_engine(content, wanted=config.tokenization.engine)
+    if choice.name == "huggingface" and config.tokenization.engine == "auto":
+        work.note(f"Hugging Face tokenizers encodes: {choice.reason}")
+    dtype = id_dtype(known.vocab_size)
+    _refuse_large_shards(config, itemsize=dtype.itemsize)
+    return ShardFacts(
+        layout=config.tokenization.layout,
+        dtype="uint16" if dtype.itemsize == 2 else "uint32",
+        sequence_length=config.tokenization.sequence_length,
+        sequences_per_shard=config.tokenization.sequences_per_shard,
+        vocab_size=known.vocab_size,
+        end_of_text=config.tokenizer.end_of_text,
+        end_of_text_id=known.end_of_text_id,
+        tokenizer_hash=work.inputs[Stage.TOKENIZER].content_hash,
+        writer=f"pyarrow {version('pyarrow')}",
+        engine=choice.name,
+    )
+
+
+def _refuse_large_shards(config: RunConfig, *, itemsize: int) -> None:
+    rows, length = config.tokenization.sequences_per_shard, config.tokenization.sequence_length
+    if rows * length * itemsize > MAX_PAYLOAD_BYTES:
+        message = f"x sequence_length ({length}) x {itemsize} bytes = {rows * length * itemsize:,} bytes; a shard holds at most {MAX_PAYLOAD_BYTES:,}"
+        raise ConfigError((Problem("tokenization.sequences_per_shard", repr(rows), message, nearest=str(MAX_PAYLOAD_BYTES // (length * itemsize))),))
+
+
+def _entry(work: Work, stage: Stage, name: str) -> FileEntry:
+    """Returns the recorded entry of an input's file."""
+    return next(file for file in work.inputs[stage].files if file.path == name)

@@ -1,0 +1,34 @@
+"""What all shards of an artifact have in common: decided once by the control half, handed to every item, stated in every shard."""
+
+from typing import Any, Literal
+
+from schemas.frozen import Frozen
+
+
+class ShardFacts(Frozen):
+    """The frozen decisions of one `tokenize` artifact."""
+
+    layout: Literal["fixed", "list"]
+    """How a row is stored."""
+    dtype: Literal["uint16", "uint32"]
+    """Little-endian integer type of an id."""
+    sequence_length: int
+    """Tokens per row."""
+    sequences_per_shard: int
+    """Rows of a full shard."""
+    vocab_size: int
+    """Ids are below this."""
+    end_of_text: str
+    """The token between documents, also the padding."""
+    end_of_text_id: int
+    """Its id."""
+    tokenizer_hash: str
+    """Content hash of the tokenizer artifact."""
+    writer: str
+    """Library that writes the Parquet files, with its version: another one lays out other bytes."""
+    engine: Literal["gigatoken", "huggingface"]
+    """What encodes. Not stated in a shard: both give the same ids, so the same bytes."""
+
+    def stated(self) -> dict[str, Any]:
+        """Returns what a shard's metadata states of these."""
+        return self.model_dump(mode="json", exclude={"engine"})

@@ -1,0 +1,175 @@
+"""The compute half of `tokenize`: one item per corpus group, all of its splits.
+
+Options, the same for all items:
+    corpus      file entry of the accepted corpus' manifest
+    tokenizer   file entry of `tokenizer.json`
+    facts       `ShardFacts`: what every shard states about itself
+    groups      the corpus groups in work, in order of the item's index
+    donors      earlier artifacts whose shards may be taken over
+
+Output of an item: `{"shards": [Shard, …], "checked": documents of the shadow check, "reused": shards taken over}`.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.storage import AlreadyExistsError, publish_file
+from schemas.artifact import FileEntry
+from schemas.errors import VerificationError
+from schemas.frozen import thaw
+from schemas.manifest import SPLITS, AcceptedFile, Shard, Split
+from schemas.stage import Stage
+from tasks.entry import ItemOutcome, ItemTask, item_main
+from tasks.tokenize.facts import ShardFacts
+from tasks.tokenize.packing import PackedShard, Packer
+from tasks.tokenize.reuse import Donor, Reuse, taken_by_other_bytes
+from tasks.tokenize.shadow import ShadowCheck
+from tasks.tokenize.shard_file import write_shard
+from tasks.tokenizer.corpus import Batch, Corpus, open_corpus, verified_path
+from tasks.tokenizer.engine import Engine, limit_threads, open_engine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Group:
+    """A group in work."""
+
+    task: ItemTask
+    corpus: Corpus
+    facts: ShardFacts
+    engine: Engine
+    shadow: ShadowCheck
+    reuse: Reuse
+    done_bytes: int = 0
+    shards: list[Shard] = field(default_factory=list)
+    reused: int = 0
+
+
+def run(task: ItemTask) -> ItemOutcome:
+    """Encodes, checks, packs and publishes the shards of one corpus group.
+
+    Raises:
+        VerificationError: an input is damaged, the engines disagree, or a shard's name is taken by other bytes.
+    """
+    limit_threads(task.spec.job.threads_per_rank)
+    options = thaw(task.options)
+    corpus = open_corpus(task.input_dirs[Stage.VALIDATE], manifest=FileEntry.model_validate(options["corpus"]))
+    facts = ShardFacts.model_validate(options["facts"])
+    entry = FileEntry.model_validate(options["tokenizer"])
+    tokenizer_json = verified_path(task.input_dirs[Stage.TOKENIZER], entry, subject="tokenizer").read_bytes()
+    group = int(options["groups"][task.index])
+    files = [file for split in SPLITS for file in corpus.manifest.of_split(split) if file.group == group]
+    wanted = task.config.tokenization.shadow_check_documents
+    _sweep(task, group=group)
+    work = _Group(
+        task=task,
+        corpus=corpus,
+        facts=facts,
+        engine=open_engine(facts.engine, tokenizer_json),
+        shadow=ShadowCheck(tokenizer_json, documents=wanted, of=sum(file.documents for file in files), engine=facts.engine),
+        reuse=Reuse.of_group(task, map(Donor.model_validate, options["donors"]), group=group),
+    )
+    for file in files:
+        _tokenize_file(work, file)
+    return ItemOutcome(
+        files=tuple(shard.file for shard in work.shards),
+        output={"shards": [shard.model_dump(mode="json") for shard in work.shards], "checked": work.shadow.checked, "reused": work.reused},
+    )
+
+
+def shard_name(split: Split, *, group: int, position: int) -> str:
+    """Returns a shard's path within the artifact, from what it holds alone."""
+    return f"shards/{split}-g{group:04d}-{position:05d}.parquet"
+
+
+def _tokenize_file(work: _Group, file: AcceptedFile) -> None:
+    """Makes the shards of one (group, split), or takes over those that an earlier artifact made of the same documents."""
+    taken = work.reuse.take(file)
+    if taken is not None:
+        work.shards += taken
+        work.reused += len(taken)
+        return
+    for position, packed in enumerate(_packed(work, file)):
+        work.shards.append(_publish(work, file, packed, position=position))
+
+
+def _packed(work: _Group, file: AcceptedFile) -> Iterator[PackedShard]:
+    facts = work.facts
+    packer = Packer(
+        sequence_length=facts.sequence_length,
+        rows_per_shard=facts.sequences_per_shard,
+        vocab_size=facts.vocab_size,
+        end_of_text_id=facts.end_of_text_id,
+    )
+    documents = 0
+    for batch in work.corpus.batches(file):
+        yield from _add(work, packer, batch)
+        documents += len(batch.texts)
+        work.done_bytes += batch.num_bytes
+        work.task.report(work.done_bytes)
+    if documents != file.documents:
+        finding = f"{file.file.path}: {documents:,} documents read, the manifest says {file.documents:,}"
+        raise VerificationError((finding,), subject="accepted corpus", mend="validate made a wrong manifest: --from validate")
+    last = packer.finish()
+    if last is not None:
+        yield last
+
+
+def _add(work: _Group, packer: Packer, batch: Batch) -> list[PackedShard]:
+    encoded = work.engine.encode(batch.texts)
+    work.shadow.check(batch, encoded)
+    return packer.add(encoded, sizes=np.asarray(batch.sizes, dtype=np.int64))
+
+
+def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position: int) -> Shard:
+    """Writes a shard under its final name. One that is there already with equal bytes is kept."""
+    name = shard_name(file.split, group=file.group, position=position)
+    temporary = work.task.temporary(name)
+    about: dict[str, Any] = {
+        **work.facts.stated(),
+        "split": file.split,
+        "group": file.group,
+        "position": position,
+        "rows": int(packed.rows.shape[0]),
+        "tokens": packed.tokens,
+        "last_row_tokens": packed.last_row_tokens,
+        "source": {"path": file.file.path, "xxh3": file.file.xxh3, "documents": file.documents},
+    }
+    final = work.task.output_dir / name
+    try:
+        written = write_shard(temporary, packed.rows, layout=work.facts.layout, facts=about)
+        entry = publish_file(temporary, final)
+    except AlreadyExistsError as error:
+        raise taken_by_other_bytes(final) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Shard(
+        group=file.group,
+        split=file.split,
+        file=entry.model_copy(update={"path": name}),
+        rows=int(packed.rows.shape[0]),
+        tokens=packed.tokens,
+        last_row_tokens=packed.last_row_tokens,
+        payload_offset=written.payload_offset,
+        text_bytes=packed.text_bytes,
+        source_xxh3=file.file.xxh3,
+    )
+
+
+def _sweep(task: ItemTask, *, group: int) -> None:
+    """Removes what earlier starts of this item left unfinished. Should one of them still live, its publishing fails and ours stands."""
+    for split in SPLITS:
+        pattern = f".tmp-e*-{Path(shard_name(split, group=group, position=0)).name.replace('-00000.', '-*.')}"
+        for path in (task.output_dir / "shards").glob(pattern):
+            if int(path.name.removeprefix(".tmp-e").partition("-")[0]) < task.spec.epoch:
+                path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    item_main(run)

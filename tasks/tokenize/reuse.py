@@ -1,0 +1,123 @@
+"""Shards that an earlier artifact has already: a group whose documents and shard facts are the same has the same shards, byte for byte.
+
+The control half names earlier artifacts; a group's item takes from them what fits and encodes the rest. Where compute cannot reach them
+(another storage), everything is encoded: reuse saves time and changes nothing.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.layout import ArtifactLayout, parse_artifact_folder
+from cluster.storage import AlreadyExistsError, Storage, hash_file, link_exclusive, make_folder, publish_file
+from schemas.artifact import ArtifactRecord, FileEntry
+from schemas.errors import VerificationError
+from schemas.frozen import Frozen
+from schemas.manifest import AcceptedFile, Shard
+from schemas.sealed import SealBrokenError
+from schemas.stage import Stage
+from tasks.entry import ItemTask
+from tasks.tokenize.facts import ShardFacts
+from tasks.tokenizer.corpus import MANIFEST_NAME, verified_path
+
+logger = logging.getLogger(__name__)
+
+_MOST_DONORS = 3
+
+
+class Donor(Frozen):
+    """An earlier artifact whose shards may be taken over."""
+
+    folder: str
+    """Its folder, beside the artifact in the making."""
+    manifest: FileEntry
+    """Its manifest."""
+
+
+def find_donors(storage: Storage, *, key: str, name: str, facts: ShardFacts) -> tuple[Donor, ...]:
+    """Returns the newest finished artifacts of this name whose shards are cut and encoded the same way.
+
+    Not those of the same fingerprint: whoever rebuilds an artifact wants its shards made anew. A damaged record disqualifies its artifact here and is reported by `headrace verify`.
+    """
+    found: list[tuple[str, Donor]] = []
+    mine = parse_artifact_folder(key.rpartition("/")[2])
+    for folder in storage.names(Stage.TOKENIZE.value):
+        parsed, other = parse_artifact_folder(folder), f"{Stage.TOKENIZE.value}/{folder}"
+        if parsed is None or parsed[0] != name or (mine is not None and parsed[1] == mine[1]) or not storage.exists(ArtifactLayout(other).record):
+            continue
+        try:
+            record = ArtifactRecord.from_bytes(storage.read(ArtifactLayout(other).record))
+        except SealBrokenError as error:
+            logger.warning("%s: not reused, its record is damaged: %s", other, error)
+            continue
+        manifest = next((file for file in record.files if file.path == MANIFEST_NAME), None)
+        if manifest is not None and all(record.summary.get(fact) == value for fact, value in facts.stated().items()):
+            found.append((record.provenance.created_at, Donor(folder=folder, manifest=manifest)))
+    found.sort(key=lambda item: item[0], reverse=True)
+    return tuple(donor for _, donor in found[:_MOST_DONORS])
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """The shards of one corpus group in earlier artifacts."""
+
+    task: ItemTask
+    shards: tuple[tuple[Path, tuple[Shard, ...]], ...]
+    """For each donor its folder and its shards of the group."""
+
+    @classmethod
+    def of_group(cls, task: ItemTask, donors: Iterable[Donor], *, group: int) -> "Reuse":
+        """Reads what the donors have of a group. A donor that cannot be reached or is damaged has nothing."""
+        shards: list[tuple[Path, tuple[Shard, ...]]] = []
+        for donor in donors:
+            folder = task.output_dir.parent / donor.folder
+            try:
+                content = json.loads(verified_path(folder, donor.manifest, subject="earlier shards").read_bytes())
+            except VerificationError as error:
+                logger.info("no shards are taken from %s: %s", folder, error)
+                continue
+            shards.append((folder, tuple(Shard.model_validate(shard) for shard in content["shards"] if shard["group"] == group)))
+        return cls(task=task, shards=tuple(shards))
+
+    def take(self, file: AcceptedFile) -> tuple[Shard, ...] | None:
+        """Publishes the shards that an earlier artifact cut from the same accepted file, and returns them; None when there are none.
+
+        Raises:
+            VerificationError: a shard's name is taken by other bytes.
+        """
+        for folder, shards in self.shards:
+            fitting = tuple(shard for shard in shards if shard.split == file.split and shard.source_xxh3 == file.file.xxh3)
+            if not fitting:
+                continue
+            try:
+                paths = [verified_path(folder, shard.file, subject="earlier shards") for shard in fitting]
+            except VerificationError as error:
+                logger.warning("encoding group %d again: %s", file.group, error)
+                continue
+            for path, shard in zip(paths, fitting, strict=True):
+                self._publish(path, shard)
+            return fitting
+        return None
+
+    def _publish(self, path: Path, shard: Shard) -> None:
+        """Gives a verified shard its name here: one more link to the same bytes, or a copy where links cannot be made."""
+        final = self.task.output_dir / shard.file.path
+        make_folder(final.parent)
+        try:
+            link_exclusive(path, final)
+        except AlreadyExistsError as error:
+            if hash_file(final) != shard.file.xxh3:
+                raise taken_by_other_bytes(final) from error
+        except OSError:  # another file system, or one without links
+            temporary = self.task.temporary(shard.file.path)
+            shutil.copyfile(path, temporary)
+            publish_file(temporary, final)
+
+
+def taken_by_other_bytes(path: Path) -> VerificationError:
+    """Returns the error for a shard that is there with bytes that its documents do not give."""
+    finding = f"{path}: is there with other bytes than its documents give; the file is damaged"
+    return VerificationError((finding,), subject="token shard", mend="delete this file and run again; the other shards are kept")

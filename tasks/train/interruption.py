@@ -1,0 +1,35 @@
+"""A polite request to stop: SIGTERM or SIGUSR1 set a flag, the loop reads it between two updates."""
+
+import logging
+import signal
+from types import FrameType
+
+from tasks.train.gang import Gang
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they take a node away; USR1 where TERM is followed by KILL too soon."""
+
+
+class Interruption:
+    """Whether this rank was asked to stop. What a rank was told counts for all once they agree on it."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        """Set by the signal's handler, which does nothing else."""
+
+    def listen(self) -> None:
+        """Installs the handlers. Main thread only."""
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True
+
+
+def agree_on_step(gang: Gang, *, loss: float, interruption: Interruption) -> tuple[float, bool]:
+    """Returns the loss averaged over the ranks and whether any rank was asked to stop: one small all-reduce per update."""
+    total, requests = gang.sum([loss, float(interruption.requested)])
+    return total / gang.world_size, requests > 0

@@ -1,0 +1,97 @@
+"""What is measured along the way, appended line by line to a local file that the agent publishes. Rank 0 writes.
+
+MFU is the share of the peak that the model's own arithmetic makes up: (6 N + 12 L H Q T) FLOPs per token (Chowdhery et al.,
+"PaLM", 2022, appendix B), N parameters, L layers, H heads of size Q, T tokens per sequence. The peak is the data sheet's for
+known GPUs; elsewhere that of one matrix product in the number format of training, measured at the start in some 30 ms.
+"""
+
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.job import MetricPoint
+
+_GPU_PEAK_FLOPS: Mapping[str, float] = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
+"""Dense bf16 (fp16 for V100) FLOPs per second by the name of the device, from the data sheets."""
+_GEMM_SIZE = 512
+_PAGE_BYTES = resource.getpagesize()
+
+
+class StepClock:
+    """Splits the time of a step into named parts."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        """Seconds by part, since `start`."""
+        self._mark = 0.0
+
+    def start(self) -> None:
+        """Begins a step."""
+        self.parts = {}
+        self._mark = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Adds the time since the last call to `part`."""
+        now = time.perf_counter()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._mark
+        self._mark = now
+
+
+class MetricsFile:
+    """The metric points of one epoch."""
+
+    def __init__(self, scratch_dir: Path, *, epoch: int, rank: int = 0) -> None:
+        """Args: scratch_dir: node-local folder of this epoch."""
+        self._epoch = epoch
+        self._file = open(scratch_dir / f"metrics-r{rank:04d}.jsonl", "ab", buffering=0)  # noqa: SIM115  # lives as long as the epoch
+
+    def append(self, step: int, values: Mapping[str, float], *, text: Mapping[str, str] | None = None) -> None:
+        """Writes one line at once: a killed rank loses no point."""
+        point = MetricPoint(step=step, at=time.time(), epoch=self._epoch, values=dict(values), text=dict(text or {}))
+        self._file.write(point.model_dump_json().encode() + b"\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def flops_per_token(num_parameters: int, *, model_config: Mapping[str, Any], sequence_length: int) -> float:
+    """Returns 6 N + 12 L H Q T; the attention term is left out for a model whose configuration does not tell L, H and Q."""
+    layers, hidden, heads = (model_config.get(key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    attention = 0.0
+    if isinstance(layers, int) and isinstance(hidden, int) and isinstance(heads, int):
+        head_size = model_config.get("head_dim") or hidden // heads
+        attention = 12.0 * layers * heads * head_size * sequence_length
+    return 6.0 * num_parameters + attention
+
+
+def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float:
+    """Returns this rank's peak FLOPs per second: the data sheet's, or a matrix product's (the best of three after one to warm up)."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, flops in _GPU_PEAK_FLOPS.items():
+            if known in name:
+                return flops
+    left = torch.ones(_GEMM_SIZE, _GEMM_SIZE, dtype=dtype, device=device)
+    right = torch.ones_like(left)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * _GEMM_SIZE**3 / best
+
+
+def memory_bytes(device: torch.device) -> dict[str, float]:
+    """Returns resident and peak resident memory of this process, and the GPU's peak where there is one."""
+    resident = int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    values = {"memory_rss_bytes": float(resident), "memory_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+    if device.type == "cuda":
+        values["memory_peak_gpu_bytes"] = float(torch.cuda.max_memory_allocated(device))
+    return values

@@ -1,0 +1,130 @@
+"""Going on from a shorter run: under constant and warmup-stable-decay schedules, how long is not what.
+
+Two training artifacts of one name whose trajectories are equal pass through the same states, up to where either begins to
+decay. So a longer run starts from the newest verified checkpoint of a sibling: its files are linked (or copied) into our
+folder and get a commit of our own, and from then on nothing depends on the sibling.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationError
+
+from cluster.layout import ArtifactLayout, parse_artifact_folder, step_name
+from cluster.storage import Storage, hash_file, make_folder, sync_folder
+from schemas.canonical import hash_of
+from schemas.checkpoint import CommitRecord
+from schemas.config import RunConfig, Schedule
+from schemas.frozen import Frozen
+from schemas.stage import Stage
+from tasks.train.checkpoint.commit import committed_steps, parse_commit, verify
+
+TRAJECTORY_NAME = "trajectory.json"
+IMPORTED_EPOCH = -1
+"""The epoch in the commit of an imported checkpoint: no start of this artifact wrote it."""
+
+
+class Trajectory(Frozen):
+    """`trajectory.json`: which states a training artifact passes through."""
+
+    hash: str
+    """Of the recipe without its stopping point, and of the inputs' content."""
+    total_steps: int
+    """Where this artifact stops."""
+    shared_steps: int
+    """States up to this step do not depend on the stopping point."""
+
+    @classmethod
+    def of(cls, config: RunConfig, *, inputs: Mapping[Stage, str], total_steps: int) -> Self:
+        """Returns the trajectory of a recipe.
+
+        Args:
+            config: the run's configuration.
+            inputs: content hashes of the input artifacts.
+            total_steps: where it stops.
+        """
+        schedule = config.training.schedule
+        shared = total_steps
+        if schedule.kind is Schedule.WARMUP_STABLE_DECAY:
+            assert schedule.decay_steps is not None  # the configuration says so
+            shared = max(total_steps - schedule.decay_steps, min(schedule.warmup_steps, total_steps))
+        elif config.training.length_is_identity:
+            shared = 0
+        identity = {"recipe": config.trajectory(), "inputs": {stage.value: content for stage, content in inputs.items()}}
+        return cls(hash=hash_of(identity), total_steps=total_steps, shared_steps=shared)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was taken over."""
+
+    step: int
+    key: str
+    """The sibling."""
+
+
+def import_from_sibling(storage: Storage, *, layout: ArtifactLayout, name: str, trajectory: Trajectory) -> Imported | None:
+    """Takes over the newest shared checkpoint that verifies, unless this artifact has commits of its own (or had: it may have been quarantined).
+
+    Args:
+        storage: shared storage; only a mounted folder can be imported from.
+        layout: this artifact.
+        name: the recipe's name.
+        trajectory: of this artifact.
+    """
+    target = storage.local_path(layout.key)
+    if target is None or committed_steps(storage, layout) or storage.names(f"{layout.key}/quarantine"):
+        return None
+    candidates = sorted(_candidates(storage, layout=layout, name=name, trajectory=trajectory), key=lambda candidate: (-candidate.step, candidate.key))
+    for candidate in candidates:
+        sibling = ArtifactLayout(candidate.key)
+        commit = parse_commit(storage.read(sibling.commit(candidate.step)), step=candidate.step)
+        source = storage.local_path(candidate.key)
+        if commit is None or source is None or verify(commit, folder=source / commit.folder):
+            continue
+        folder = f"checkpoints/{step_name(commit.step)}.imported"
+        _link_files(commit, source=source / commit.folder, target=target / folder)
+        own = commit.model_copy(update={"folder": folder, "epoch": IMPORTED_EPOCH, "committed_at": time.time(), "record_hash": ""}).sealed()
+        storage.create_exclusive(layout.commit(commit.step), own.to_bytes())
+        return candidate
+    return None
+
+
+def _candidates(storage: Storage, *, layout: ArtifactLayout, name: str, trajectory: Trajectory) -> Iterator[Imported]:
+    """Yields the shared steps that siblings have committed."""
+    for folder in storage.names(Stage.TRAIN.value):
+        parsed, key = parse_artifact_folder(folder), f"{Stage.TRAIN.value}/{folder}"
+        if parsed is None or parsed[0] != name or key == layout.key or not storage.exists(f"{key}/{TRAJECTORY_NAME}"):
+            continue
+        try:
+            other = Trajectory.model_validate_json(storage.read(f"{key}/{TRAJECTORY_NAME}"))
+        except ValidationError:
+            continue  # damaged, so no candidate; the sibling's own run reports it
+        if other.hash == trajectory.hash:
+            shared = min(other.shared_steps, trajectory.shared_steps)
+            yield from (Imported(step, key) for step in committed_steps(storage, ArtifactLayout(key)) if step <= shared)
+
+
+def _link_files(commit: CommitRecord, *, source: Path, target: Path) -> None:
+    """Gives the sibling's immutable files a second name; copies across file systems. What a killed import left is taken when it is whole."""
+    make_folder(target)
+    for entry in commit.files:
+        place = target / entry.path
+        if place.exists() and hash_file(place) == entry.xxh3:
+            continue
+        place.unlink(missing_ok=True)
+        try:
+            os.link(source / entry.path, place)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source / entry.path, place)
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    sync_folder(target)

@@ -1,0 +1,220 @@
+"""The control half of `validate`: plan groups, scan them, remove duplicates across groups, judge the figures, write the manifest."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.layout import ArtifactLayout, parse_artifact_folder
+from cluster.storage import Storage, file_entry, walk_files
+from schemas.artifact import ArtifactRecord, FileEntry, content_hash_of
+from schemas.errors import DataVerdictError, InputError
+from schemas.frozen import thaw
+from schemas.job import WorkItem, WorkPlan
+from schemas.manifest import CorpusManifest, CorpusPlan
+from schemas.stage import Stage
+from tasks.file_hashes import FileHashes
+from tasks.store import Store
+from tasks.validate import judge as judging
+from tasks.validate.checks import PreviousCorpus, Verdict
+from tasks.validate.duplicates import REPEATS_NAME, RemovalOutput, without_repeats
+from tasks.validate.grouping import plan_groups
+from tasks.validate.job import FIND_REPEATS, PLAN_NAME, REMOVE_REPEATS, SCAN
+from tasks.validate.sample import merge_samples
+from tasks.validate.scan import ScanOutput
+from tasks.validate.sources import plan_inputs
+from tasks.validate.stats import CorpusStats, SourceStats, corpus_stats
+from tasks.work import Draft, Work
+
+_MODULE = "tasks.validate.job"
+_DOCS = "docs"
+_SHOWN_FAULTS = 10
+
+
+def build(work: Work) -> Draft:
+    """Makes the accepted corpus and returns its draft. The content hash covers the accepted documents alone: that is what later stages read.
+
+    Raises:
+        InputError: a raw file is missing, changed, or lacks a column in all its records.
+        DataVerdictError: the corpus was judged and failed; figures, quarantine and Data Docs stay in the artifact's folder.
+    """
+    corpus = work.config.corpus
+    judging.preload()
+    with FileHashes(work.state_dir / "file-hashes.sqlite") as hashes:
+        inputs = plan_inputs(work.config, hashes.hash)
+    plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
+    plan_entry = work.publish_json(PLAN_NAME, plan)
+    scans = _scan(work, plan)
+    _refuse_faults(scans)
+    removals = _remove_repeats(work, scans)
+    groups = [without_repeats(scan, removals.get(scan.group)) for scan in scans]
+    stats = corpus_stats((part for group in groups for part in group.stats), source_names=corpus.source_names)
+    manifest = _manifest(plan, groups=groups, stats=stats)
+    published = (plan_entry, work.publish_json("manifest.json", manifest), work.publish_json("stats.json", stats))
+    quarantine = [*(scan.quarantine for scan in scans if scan.quarantine), *(removal.quarantine for removal in removals.values())]
+    docs = _judge(work, stats=stats, groups=groups)
+    _drop_superseded(work, scans=scans, removals=removals)
+    accepted = tuple(file.file for file in manifest.files)
+    return Draft(
+        files=(*published, *accepted, *quarantine, *docs.files),
+        summary=_summary(stats, manifest=manifest, verdict=docs.verdict),
+        content_hash=content_hash_of(accepted),
+    )
+
+
+def _scan(work: Work, plan: CorpusPlan) -> tuple[ScanOutput, ...]:
+    """Returns the outcome of every group, in order."""
+    sizes = [sum(file.size for file in group.inputs) for group in plan.groups]
+    items = tuple(WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group.index:04d}") for index, group in enumerate(plan.groups))
+    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE)
+    return tuple(ScanOutput.model_validate(thaw(record.output)) for record in records)
+
+
+def _refuse_faults(scans: Sequence[ScanOutput]) -> None:
+    """Raises InputError, naming files and columns, when a file lacks a column in all its records."""
+    faults = [fault for scan in scans for fault in scan.faults]
+    if not faults:
+        return
+    lines = [f"    {fault.source}/{fault.path}: {fault.problem}, in all {fault.records:,} records" for fault in faults[:_SHOWN_FAULTS]]
+    if len(faults) > _SHOWN_FAULTS:
+        lines.append(f"    … and {len(faults) - _SHOWN_FAULTS} more")
+    raise InputError(
+        "\n".join([f"{len(faults)} column(s) are missing or of the wrong type in whole files", *lines]),
+        why="a file without the column is the wrong file, or the recipe names the wrong column; nothing was tokenized",
+        mend="correct corpus.sources[].text_column or corpus.rules.required_columns, or mend the files",
+    )
+
+
+def _remove_repeats(work: Work, scans: Sequence[ScanOutput]) -> dict[int, RemovalOutput]:
+    """Returns the rewritten groups. Without jobs when no document can be in two places: one group, all of whose hashes were remembered."""
+    accepted = {scan.group: scan.accepted for scan in scans if scan.accepted}
+    if not work.config.corpus.rules.drop_duplicates or (len(accepted) < 2 and not any(scan.may_repeat for scan in scans)):
+        return {}
+    files = [file for found in accepted.values() for file in found]
+    weight = sum(file.documents for file in files)
+    search = WorkPlan(stage=Stage.VALIDATE, step_name=FIND_REPEATS, items=(WorkItem(index=0, weight_bytes=weight, label="hashes of all groups"),))
+    (record,) = work.run_array(search, module=_MODULE, options={"accepted": [file.model_dump(mode="json") for file in files]})
+    groups = sorted(int(group) for group in record.output["groups"])
+    if not groups:
+        return {}
+    sizes = [sum(file.file.size for file in accepted[group]) for group in groups]
+    items = tuple(WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group:04d}") for index, group in enumerate(groups))
+    options = {"groups": [[file.model_dump(mode="json") for file in accepted[group]] for group in groups]}
+    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=REMOVE_REPEATS, items=items), module=_MODULE, options=options)
+    removals = [RemovalOutput.model_validate(thaw(record.output)) for record in records]
+    return {removal.group: removal for removal in removals}
+
+
+def _manifest(plan: CorpusPlan, *, groups: Sequence[ScanOutput], stats: CorpusStats) -> CorpusManifest:
+    files = tuple(file for group in groups for file in group.accepted)
+    total = stats.total
+    written = sum(file.documents for file in files)
+    assert written == total.num_accepted, f"{written} documents were written, {total.num_accepted} counted"
+    return CorpusManifest(
+        files=files,
+        inputs=tuple(file for group in plan.groups for file in group.inputs),
+        read=total.read,
+        accepted=total.num_accepted,
+        quarantined=total.num_quarantined,
+        reasons=total.reasons,
+    )
+
+
+@dataclass(frozen=True)
+class _Docs:
+    verdict: Verdict
+    files: tuple[FileEntry, ...]
+
+
+def _judge(work: Work, *, stats: CorpusStats, groups: Sequence[ScanOutput]) -> _Docs:
+    """Judges the figures and publishes the Data Docs, whatever the verdict.
+
+    Raises:
+        DataVerdictError: the verdict is *fail*.
+    """
+    rules = work.config.corpus.rules
+    previous = previous_corpus(work.storage, name=work.config.name, key=work.key) if rules.max_record_drift is not None else None
+    sample = merge_samples(document for group in groups for document in group.sample)
+    with tempfile.TemporaryDirectory(prefix="headrace-docs-") as scratch:
+        judgement = judging.judge(stats, rules=rules, previous=previous, sample=sample, docs_dir=Path(scratch))
+        files = _publish_docs(work, Path(scratch))
+    total = stats.total
+    counts = f"{total.read:,} records read, {total.num_accepted:,} accepted, {total.num_quarantined:,} quarantined{_reasons(total)}"
+    work.note(f"{judgement.verdict.value}: {counts}")
+    for split, lengths in total.accepted.items():
+        if not lengths.documents and (split == "train" or getattr(work.config.corpus.splits, split) > 0):
+            work.note(f"no document fell into the {split} split: add text, or raise corpus.splits")
+    if judgement.verdict is Verdict.FAIL:
+        raise _verdict_error(work, judgement)
+    return _Docs(verdict=judgement.verdict, files=files)
+
+
+def _verdict_error(work: Work, judgement: judging.Judgement) -> DataVerdictError:
+    lines = [f"    {finding.suite}: {finding.text}" for finding in judgement.findings]
+    mends = list(dict.fromkeys(finding.mend for finding in judgement.findings if finding.mend))
+    return DataVerdictError(
+        "\n".join([f"the corpus failed {len(judgement.findings)} of {judgement.num_checks} checks", *lines]),
+        why="nothing after `validate` may use it",
+        mend="; ".join([*mends, f"reports: {work.output_dir / _DOCS / 'index.html'}, quarantined records: {work.output_dir / 'quarantine'}"]),
+    )
+
+
+def _publish_docs(work: Work, site: Path) -> tuple[FileEntry, ...]:
+    """Puts the site into the artifact's folder, in place of one that an unfinished start left."""
+    work.storage.delete(f"{work.key}/{_DOCS}")
+    entries = []
+    for path in walk_files(site):
+        entry = file_entry(path, relative_to=site)
+        name = f"{_DOCS}/{entry.path}"
+        work.storage.create_exclusive(f"{work.key}/{name}", path.read_bytes())
+        entries.append(entry.model_copy(update={"path": name}))
+    return tuple(entries)
+
+
+def _drop_superseded(work: Work, *, scans: Sequence[ScanOutput], removals: Mapping[int, RemovalOutput]) -> None:
+    """Deletes the scans' files that were rewritten, once nothing reads them any more."""
+    for scan in scans:
+        removal = removals.get(scan.group)
+        for file in scan.accepted:
+            if removal is not None and file.split in removal.splits:
+                work.storage.delete(f"{work.key}/{file.file.path}")
+    work.storage.delete(f"{work.key}/{REPEATS_NAME}")
+
+
+def previous_corpus(storage: Storage, *, name: str, key: str) -> PreviousCorpus | None:
+    """Returns the newest finished corpus of the same recipe name other than `key`, or None."""
+    newest: ArtifactRecord | None = None
+    store = Store(storage)
+    for folder in storage.names(Stage.VALIDATE.value):
+        parsed = parse_artifact_folder(folder)
+        other = f"{Stage.VALIDATE.value}/{folder}"
+        if parsed is None or parsed[0] != name or other == key or not storage.exists(ArtifactLayout(other).record):
+            continue
+        record = store.read(other)
+        if newest is None or record.provenance.created_at > newest.provenance.created_at:
+            newest = record
+    return None if newest is None else PreviousCorpus(key=newest.key, read=int(newest.summary["read"]))
+
+
+def _summary(stats: CorpusStats, *, manifest: CorpusManifest, verdict: Verdict) -> dict[str, object]:
+    total = stats.total
+    return {
+        "verdict": verdict.value,
+        "read": total.read,
+        "accepted": total.num_accepted,
+        "quarantined": total.num_quarantined,
+        "reasons": total.reasons,
+        "files": total.files,
+        "raw_bytes": total.raw_bytes,
+        "text_bytes": total.lengths.text_bytes,
+        "groups": len({file.group for file in manifest.files}),
+        "documents": {split: lengths.documents for split, lengths in total.accepted.items()},
+        "docs": f"{_DOCS}/index.html",
+    }
+
+
+def _reasons(total: SourceStats) -> str:
+    """Returns the reasons by count, for people."""
+    if not total.reasons:
+        return ""
+    return " (" + ", ".join(f"{reason} {count:,}" for reason, count in sorted(total.reasons.items(), key=lambda item: -item[1])) + ")"

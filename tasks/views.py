@@ -1,0 +1,137 @@
+"""Reads storage and says where a run stands. Reads only: it works for any run, whoever started it, wherever it runs."""
+
+import time
+from collections.abc import Callable
+
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.lease import holder_is_alive
+from cluster.storage import Storage
+from schemas.frozen import thaw
+from schemas.job import Heartbeat, Incident, JobKind, JobSpec, WorkPlan
+from schemas.journal import Event, EventKind
+from schemas.stage import Stage
+from schemas.view import JobProgress, RunState, RunView, StageState, StageView
+from tasks.runs import Run
+
+_FRESH_S = 15.0
+"""A heartbeat older than this does not show life; agents beat every second or two."""
+
+_STATE_AFTER: dict[EventKind, StageState] = {
+    EventKind.STAGE_STARTED: StageState.RUNNING,
+    EventKind.STAGE_REUSED: StageState.FOUND,
+    EventKind.STAGE_FINISHED: StageState.MADE,
+    EventKind.STAGE_FAILED: StageState.FAILED,
+}
+
+
+def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
+    """Returns where the run stands. Raises InputError when there is no such run."""
+    file, events = run.read(), run.events()
+    stages = tuple(_stage_view(stage, events=events, storage=run.storage, now=clock()) for stage in Stage)
+    last = next((event for event in reversed(events) if event.kind in (EventKind.RUN_FINISHED, EventKind.RUN_FAILED)), None)
+    reopened = any(event.kind is EventKind.RUN_RESUMED and (last is None or event.sequence > last.sequence) for event in events)
+    ended = None if reopened else last
+    return RunView(
+        run_id=run.layout.run_id,
+        run_name=_readable(run.layout.run_id),
+        state=_state(run, stages=stages, ended=ended),
+        recipe=file.recipe,
+        started_at=file.created_at,
+        exit_code=int(ended.figures.get("exit_code", -1)) if ended else -1,
+        message=ended.message if ended and ended.kind is EventKind.RUN_FAILED else "",
+        stages=stages,
+        incidents=tuple(event.figures for event in events if event.kind is EventKind.INCIDENT),
+    )
+
+
+def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgress | None:
+    """Returns the newest attempt of the artifact's newest job, or None before there is one."""
+    layout = ArtifactLayout(artifact_key)
+    attempts = [AttemptLayout(f"{layout.attempts}/{name}") for name in storage.names(layout.attempts)]
+    specs = [(JobSpec.model_validate_json(storage.read(attempt.spec)), attempt) for attempt in attempts if storage.exists(attempt.spec)]
+    if not specs:
+        return None
+    beats = {attempt.key: _heartbeats(storage, attempt) for _, attempt in specs}
+    spec, attempt = max(specs, key=lambda pair: (max((beat.at for beat in beats[pair[1].key]), default=0.0), pair[0].attempt))
+    heartbeats = beats[attempt.key]
+    ranks = [rank for beat in heartbeats for rank in beat.ranks]
+    step = min((rank.step for rank in ranks), default=0)
+    total = max((rank.total_steps for rank in ranks), default=0)
+    first = next((rank for rank in ranks if rank.rank == 0), None)
+    pace = float(first.figures.get("step_s", 0.0)) if first else 0.0
+    return JobProgress(
+        job=spec.step_name or "job",
+        attempt=spec.attempt,
+        alive=not storage.exists(attempt.exit) and any(now - beat.at < _FRESH_S for beat in heartbeats),
+        epoch=max((beat.epoch for beat in heartbeats), default=-1),
+        step=step,
+        committed_step=max((rank.committed_step for rank in ranks), default=-1),
+        total_steps=total,
+        items_done=sum(beat.items_done for beat in heartbeats),
+        items_total=_num_items(storage, layout, spec),
+        heartbeats=heartbeats,
+        incidents=tuple(
+            Incident.model_validate_json(storage.read(f"{attempt.incidents}/{name}")) for name in storage.names(attempt.incidents)
+        ),
+        figures=dict(first.figures) if first else {},
+        eta_s=(total - step) * pace if pace and total else -1.0,
+    )
+
+
+def _stage_view(stage: Stage, *, events: tuple[Event, ...], storage: Storage, now: float) -> StageView:
+    own = [event for event in events if event.stage is stage]
+    turns = [event for event in own if event.kind in _STATE_AFTER]
+    if not turns:
+        return StageView(stage=stage, state=StageState.PENDING, artifact_key="", started_at=0.0, seconds=0.0, message="", figures={})
+    last = turns[-1]
+    started = next((event.at for event in reversed(turns) if event.kind is EventKind.STAGE_STARTED), last.at)
+    running = last.kind is EventKind.STAGE_STARTED
+    notes = [event.message for event in own if event.kind is EventKind.NOTE and event.sequence > last.sequence]
+    return StageView(
+        stage=stage,
+        state=_STATE_AFTER[last.kind],
+        artifact_key=last.artifact_key,
+        started_at=started,
+        seconds=now - started if running else float(last.figures.get("seconds", 0.0)),
+        message=notes[-1] if running and notes else last.message,
+        figures=thaw(last.figures),
+        job=job_progress(storage, last.artifact_key, now=now),
+    )
+
+
+def _state(run: Run, *, stages: tuple[StageView, ...], ended: Event | None) -> RunState:
+    if ended is not None and ended.kind is EventKind.RUN_FINISHED:
+        return RunState.FINISHED
+    if holder_is_alive(run.storage, run.layout.control):
+        return RunState.RUNNING
+    if any(stage.state is StageState.RUNNING and stage.job is not None and stage.job.alive for stage in stages):
+        return RunState.DETACHED
+    if ended is not None and ended.figures.get("exit_code") not in (75, 130):
+        return RunState.FAILED
+    return RunState.INTERRUPTED
+
+
+def _heartbeats(storage: Storage, attempt: AttemptLayout) -> tuple[Heartbeat, ...]:
+    """The newest heartbeat of each node. Older ones are removed by the agent, so a name may vanish between listing and reading."""
+    newest: dict[str, str] = {}
+    for name in storage.names(attempt.heartbeats):
+        newest[name.partition("-")[0]] = name
+    beats = []
+    for name in newest.values():
+        try:
+            beats.append(Heartbeat.model_validate_json(storage.read(f"{attempt.heartbeats}/{name}")))
+        except FileNotFoundError:
+            continue
+    return tuple(beats)
+
+
+def _num_items(storage: Storage, layout: ArtifactLayout, spec: JobSpec) -> int:
+    if spec.kind is JobKind.GANG:
+        return 0
+    return len(WorkPlan.model_validate_json(storage.read(layout.plan(spec.step_name))).items)
+
+
+def _readable(run_id: str) -> str:
+    from schemas.journal import RunHandle
+
+    return RunHandle(run_id=run_id, storage_root="/", state_dir="/").run_name

@@ -1,0 +1,43 @@
+"""An array's program: writes one small file per item, with faults on request.
+
+    python -m tests.fakes.array_job --spec FILE --index I
+
+`options`: item_s, and `faults`, a list of {item, kind, times} with the kinds of `gang_job`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from cluster.layout import ArtifactLayout
+from cluster.storage import AlreadyExistsError, FileStorage, file_entry
+from schemas.canonical import canonical_json
+from schemas.job import ItemRecord, TaskSpec
+from tests.fakes.gang_job import _strike, _strikes
+
+
+def main() -> None:
+    """Runs one item."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spec", type=Path, required=True)
+    parser.add_argument("--index", type=int, required=True)
+    arguments = parser.parse_args()
+    spec = TaskSpec.model_validate_json(arguments.spec.read_bytes())
+    output = Path(spec.output_dir)
+    print(f"item {arguments.index} starts in epoch {spec.epoch}", flush=True)
+    for fault in spec.job.options.get("faults", ()):
+        if fault["item"] == arguments.index and _strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
+            _strike(fault["kind"])
+    time.sleep(spec.job.options["item_s"])
+    path = output / f"part-{arguments.index:06d}.txt"
+    if not path.exists():
+        path.write_text(f"item {arguments.index}\n")
+    record = ItemRecord(index=arguments.index, epoch=spec.epoch, files=(file_entry(path, relative_to=output),), output={})
+    try:
+        FileStorage(output.parent).create_exclusive(ArtifactLayout(output.name).item(spec.job.step_name, arguments.index), canonical_json(record))
+    except AlreadyExistsError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A gang's program without torch: steps that take a moment, commits every few, and faults on request.
+
+    python -m tests.fakes.gang_job --spec FILE
+
+`options`: steps, step_s, commit_every, and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `kill`, `exit:N`, `oom`,
+`segv`, `port`, or `echo` (answer to another's end); it strikes in the first `times` epochs that reach the step (default 1).
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from cluster.agent.preload import record_modules
+from cluster.layout import ArtifactLayout
+from cluster.storage import AlreadyExistsError, FileStorage, replace_local
+from schemas.exit_code import ExitCode
+from schemas.job import MetricPoint, RankPhase, RankProgress, TaskSpec
+
+
+def main() -> None:
+    """Runs one rank."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spec", type=Path, required=True)
+    spec = TaskSpec.model_validate_json(parser.parse_args().spec.read_bytes())
+    options = spec.job.options
+    rank, output = int(os.environ["RANK"]), Path(spec.output_dir)
+    layout, storage = ArtifactLayout(output.name), FileStorage(output.parent)
+    committed = max((int(name[5:13]) for name in storage.names(layout.commits)), default=-1)
+    stop = _Flag()
+    signal.signal(signal.SIGTERM, stop.set)
+    print(f"rank {rank} of {os.environ['WORLD_SIZE']} starts epoch {spec.epoch} from {committed}", flush=True)
+    for step in range(max(0, committed) + 1, options["steps"] + 1):
+        _progress(spec, rank, RankPhase.STEPPING, step=step - 1, committed=committed, total=options["steps"])
+        if step == max(0, committed) + 1:
+            record_modules()
+        for fault in options.get("faults", ()):
+            if fault["rank"] == rank and fault["step"] == step and _strikes(output, fault, spec.epoch):
+                _strike(fault["kind"])
+        time.sleep(options["step_s"])
+        if rank == 0:
+            point = MetricPoint(step=step, at=time.time(), epoch=spec.epoch, values={"loss": 1.0 / step})
+            with (Path(spec.scratch_dir) / "metrics-r0000.jsonl").open("a") as file:
+                file.write(point.model_dump_json() + "\n")
+            if step % options["commit_every"] == 0 or step == options["steps"] or stop.wanted:
+                try:
+                    storage.create_exclusive(layout.commit(step), json.dumps({"step": step, "epoch": spec.epoch}).encode())
+                except AlreadyExistsError:
+                    pass
+        if step % options["commit_every"] == 0:
+            committed = step
+        if stop.wanted:
+            sys.exit(int(ExitCode.INTERRUPTED))
+    _progress(spec, rank, RankPhase.FINISHED, step=options["steps"], committed=options["steps"], total=options["steps"])
+
+
+class _Flag:
+    wanted = False
+
+    def set(self, *_: object) -> None:
+        self.wanted = True
+
+
+def _progress(spec: TaskSpec, rank: int, phase: RankPhase, *, step: int, committed: int, total: int) -> None:
+    progress = RankProgress(rank=rank, pid=os.getpid(), phase=phase, step=step, committed_step=committed, total_steps=total, at=time.time())
+    replace_local(Path(spec.scratch_dir) / f"progress-{rank:06d}.json", progress.model_dump_json().encode())
+
+
+def _strikes(output: Path, fault: dict, epoch: int) -> bool:
+    """Whether the fault strikes now: it does so in the first `times` epochs that reach it."""
+    marks = output / "faults"
+    marks.mkdir(exist_ok=True)
+    name = f"{fault['rank']}-{fault['step']}"
+    if len(list(marks.glob(f"{name}-*"))) >= fault.get("times", 1):
+        return False
+    (marks / f"{name}-{epoch}").touch()
+    return True
+
+
+def _strike(kind: str) -> None:
+    if kind == "raise":
+        raise ValueError("the data ran out of luck")
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "segv":
+        ctypes.string_at(0)
+    if kind == "oom":
+        raise MemoryError
+    if kind == "port":
+        raise OSError(98, "Address already in use")
+    if kind == "echo":
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+    if kind == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+    sys.exit(int(kind.removeprefix("exit:")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Which engine encodes, and that both see text alike."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from schemas.config import TokenizerConfig
+from schemas.errors import ConfigError
+from tasks.tokenizer.bpe import train_bpe
+from tasks.tokenizer.engine import GigatokenEngine, HuggingFaceEngine, choose_engine
+
+
+@pytest.fixture(scope="module")
+def byte_level(texts: list[str]) -> bytes:
+    return train_bpe(texts, config=TokenizerConfig(vocab_size=300)).tokenizer_json
+
+
+@pytest.fixture(scope="module")
+def word_piece(texts: list[str]) -> bytes:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[SEP]", "[UNK]"], show_progress=False))
+    return str(tokenizer.to_str()).encode()
+
+
+def test_gigatoken_is_chosen_where_it_knows_the_tokenizer(byte_level: bytes) -> None:
+    assert choose_engine(byte_level, wanted="auto").name == "gigatoken"
+    assert choose_engine(byte_level, wanted="gigatoken").name == "gigatoken"
+    assert choose_engine(byte_level, wanted="huggingface").name == "huggingface"
+
+
+def test_hugging_face_is_chosen_where_gigatoken_refuses_and_the_reason_is_told(word_piece: bytes) -> None:
+    choice = choose_engine(word_piece, wanted="auto")
+    assert choice.name == "huggingface"
+    assert "WordPiece" in choice.reason
+
+
+def test_asking_for_gigatoken_where_it_refuses_names_the_key(word_piece: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"tokenization\.engine = 'gigatoken'.*WordPiece.*nearest valid: auto"):
+        choose_engine(word_piece, wanted="gigatoken")
+
+
+def test_truncation_padding_and_templates_of_a_tokenizer_add_and_cut_nothing(byte_level: bytes) -> None:
+    tokenizer = Tokenizer.from_str(byte_level.decode())
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=50)
+    changed = tokenizer.to_str().encode()
+    text = ["a longer text that is cut by nobody"]
+    assert HuggingFaceEngine(changed).encode(text).of(0) == HuggingFaceEngine(byte_level).encode(text).of(0)
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["", "a", ""], ["a\0b", "\n", " "]])
+def test_empty_documents_keep_their_place(byte_level: bytes, documents: list[str]) -> None:
+    for engine in (HuggingFaceEngine(byte_level), GigatokenEngine(byte_level)):
+        encoded = engine.encode(documents)
+        assert encoded.offsets.size == len(documents) + 1
+        assert encoded.offsets[-1] == encoded.ids.size
+        assert encoded.ids.dtype == np.uint32
+        assert [HuggingFaceEngine(byte_level).decode(encoded.of(index)) for index in range(len(documents))] == documents
+
+
+def test_added_tokens_that_are_not_special_are_recognised_by_both(byte_level: bytes) -> None:
+    description = json.loads(byte_level)
+    added = {"id": 300, "content": "water wheel", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    description["added_tokens"].append(added)
+    content = json.dumps(description).encode()
+    expected = HuggingFaceEngine(content).encode(["the water wheel flows"]).of(0)
+    assert 300 in expected
+    assert GigatokenEngine(content).encode(["the water wheel flows"]).of(0) == expected

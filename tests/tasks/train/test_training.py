@@ -1,0 +1,189 @@
+"""Two ranks that really train: killed, stopped, resized, on damaged checkpoints. The assertion is on bytes wherever it can be."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from schemas.checkpoint import SLOTS, CommitRecord, QuarantineRecord, RankIndex, TrainingState
+from schemas.config import RunConfig
+from schemas.exit_code import ExitCode
+
+pytestmark = pytest.mark.slow
+
+MakeConfig = Callable[..., RunConfig]
+MakeGang = Callable[[str], Any]
+PROGRAMS = Path(__file__).parent / "rank_programs.py"
+
+
+def newest_commit(artifact_dir: Path) -> CommitRecord:
+    name = sorted(path.name for path in (artifact_dir / "commits").iterdir())[-1]
+    return CommitRecord.model_validate_json((artifact_dir / "commits" / name).read_bytes())
+
+
+def files_of(artifact_dir: Path, commit: CommitRecord) -> dict[str, bytes]:
+    return {entry.path: (artifact_dir / commit.folder / entry.path).read_bytes() for entry in commit.files}
+
+
+def whole_state(artifact_dir: Path) -> dict[str, npt.NDArray[np.uint32]]:
+    """Returns every parameter and moment of the newest commit, whole, as bits."""
+    commit = newest_commit(artifact_dir)
+    folder = artifact_dir / commit.folder
+    state = TrainingState.model_validate_json((folder / "state.json").read_bytes())
+    whole = {f"{item.name}/{slot}": np.full(int(np.prod(item.shape)), 0xFFFFFFFF, dtype=np.uint32) for item in state.parameters for slot in SLOTS}
+    written = dict.fromkeys(whole, 0)
+    for rank in range(commit.world_size):
+        index = RankIndex.model_validate_json((folder / f"rank-{rank:04d}.json").read_bytes())
+        data = np.fromfile(folder / f"rank-{rank:04d}.bin", dtype=np.uint32)
+        for fragment in index.fragments:
+            key = f"{fragment.name}/{fragment.slot}"
+            first = fragment.byte_offset // 4
+            whole[key][fragment.start : fragment.start + fragment.count] = data[first : first + fragment.count]
+            written[key] += fragment.count
+    assert written == {key: bits.size for key, bits in whole.items()}, "every element is written exactly once"
+    return whole
+
+
+def assert_equal_state(one: Path, other: Path) -> None:
+    left, right = whole_state(one), whole_state(other)
+    assert left.keys() == right.keys()
+    assert [key for key in left if not np.array_equal(left[key], right[key])] == []
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (0, "fp32"), (1, "bf16"), (2, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_a_killed_run_ends_with_the_bytes_of_a_calm_one(gang: MakeGang, make_config: MakeConfig, stage: int, precision: str) -> None:
+    config = make_config(training__zero_stage=stage, training__precision=precision)
+    calm, killed = gang("calm"), gang("killed")
+    calm.run(config)
+    statuses = killed.kill_at(config, step=3)
+    assert statuses[1] == -signal.SIGKILL
+    assert newest_commit(killed.artifact_dir).step in (2, 4)
+    killed.run(config)
+    expected = newest_commit(calm.artifact_dir)
+    assert expected.step == 6
+    assert files_of(killed.artifact_dir, newest_commit(killed.artifact_dir)) == files_of(calm.artifact_dir, expected)
+    assert [point["step"] for point in calm.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_state_loads_bit_identical_at_other_world_sizes(gang: MakeGang, make_config: MakeConfig, stage: int, precision: str) -> None:
+    config = make_config(training__zero_stage=stage, training__precision=precision, training__steps=2)
+    trained = gang("trained")
+    trained.run(config, world_size=2)
+    for world_size in (1, 3):
+        trained.run(config, world_size=world_size, program=f"{PROGRAMS}:resave")
+        resaved = trained.artifact_dir.with_name("trained-resaved")
+        assert newest_commit(resaved).world_size == world_size
+        assert_equal_state(trained.artifact_dir, resaved)
+        shutil.rmtree(trained.artifact_dir)
+        resaved.rename(trained.artifact_dir)  # so the next size loads what this one wrote
+
+
+def test_a_stage_may_change_between_starts(gang: MakeGang, make_config: MakeConfig) -> None:
+    trained = gang("trained")
+    trained.run(make_config(training__zero_stage=1, training__steps=2))
+    for stage in (3, 0, 2):
+        trained.run(make_config(training__zero_stage=stage, training__steps=2), world_size=3, program=f"{PROGRAMS}:resave")
+        assert_equal_state(trained.artifact_dir, trained.artifact_dir.with_name("trained-resaved"))
+        shutil.rmtree(trained.artifact_dir.with_name("trained-resaved"))
+
+
+def test_asked_to_stop_it_commits_and_says_so(gang: MakeGang, make_config: MakeConfig) -> None:
+    config = make_config(training__steps=2000, checkpoint__every_steps=10_000, tracking__validate_every_steps=10_000)
+    stopped = gang("stopped")
+    statuses = stopped.kill_at(config, step=3, rank=1, number=signal.SIGTERM)
+    assert statuses == [ExitCode.INTERRUPTED, ExitCode.INTERRUPTED], stopped.logs()
+    assert "is committed" in stopped.logs()
+    step = newest_commit(stopped.artifact_dir).step
+    assert 3 <= step < 2000
+    assert stopped.metrics()[-1]["step"] == step
+
+
+def test_damaged_commits_are_passed_over_marked_and_written_again(gang: MakeGang, make_config: MakeConfig) -> None:
+    config = make_config()
+    trained, undisturbed = gang("trained"), gang("undisturbed")
+    trained.run(config)
+    shutil.copytree(trained.artifact_dir, undisturbed.artifact_dir)
+    commit = newest_commit(trained.artifact_dir)
+    damaged = trained.artifact_dir / commit.folder / "rank-0001.bin"
+    content = bytearray(damaged.read_bytes())
+    content[1000] ^= 1
+    damaged.write_bytes(content)
+    (trained.artifact_dir / "commits" / "step-00000004.json").write_bytes(b"{}")
+    trained.run(config)
+    assert "goes on from step 2" in trained.logs()
+    assert damaged.read_bytes() == bytes(content), "the evidence stays"
+    again = newest_commit(trained.artifact_dir)
+    assert (again.step, again.epoch) == (6, 1)
+    assert files_of(trained.artifact_dir, again) == files_of(undisturbed.artifact_dir, newest_commit(undisturbed.artifact_dir))
+    markers = [QuarantineRecord.model_validate_json(path.read_bytes()) for path in sorted((trained.artifact_dir / "quarantine").iterdir())]
+    assert [marker.step for marker in markers] == [4, 6]
+    assert "rank-0001.bin: wrong content" in markers[1].findings[0]
+
+
+def test_it_never_begins_anew_when_every_commit_is_damaged(gang: MakeGang, make_config: MakeConfig) -> None:
+    config = make_config(training__steps=4)
+    trained = gang("trained")
+    trained.run(config)
+    for path in trained.artifact_dir.glob("checkpoints/*/rank-0000.bin"):
+        path.write_bytes(path.read_bytes()[:-4])
+    before = sorted(path.name for path in (trained.artifact_dir / "commits").iterdir())
+    for _ in range(2):
+        trained.run(config, expect=ExitCode.VERIFICATION)
+        assert "rank-0000.bin: wrong size" in trained.logs()
+    assert sorted(path.name for path in (trained.artifact_dir / "commits").iterdir()) == before
+
+
+def test_old_checkpoints_go_and_left_overs_with_them(gang: MakeGang, make_config: MakeConfig) -> None:
+    config = make_config(checkpoint__every_steps=1, checkpoint__keep_last=2, checkpoint__keep_every_steps=3)
+    trained = gang("trained")
+    trained.run(make_config(training__steps=2, checkpoint__every_steps=2))
+    left_over = trained.artifact_dir / "checkpoints" / "step-00000003.e000000"
+    left_over.mkdir()
+    (left_over / "rank-0000.bin").write_bytes(b"unfinished")
+    trained.run(config)
+    assert sorted(path.name for path in (trained.artifact_dir / "commits").iterdir()) == [f"step-0000000{step}.json" for step in (3, 5, 6)]
+    assert sorted(path.name for path in (trained.artifact_dir / "checkpoints").iterdir()) == [f"step-0000000{step}.e000001" for step in (3, 5, 6)]
+
+
+def test_a_full_disk_costs_one_checkpoint_and_nothing_else(gang: MakeGang, make_config: MakeConfig) -> None:
+    trained, undisturbed = gang("trained"), gang("undisturbed")
+    trained.run(make_config(), program=f"{PROGRAMS}:full_disk")
+    undisturbed.run(make_config())
+    assert "No space left on device" in trained.logs()
+    assert sorted(path.name for path in (trained.artifact_dir / "commits").iterdir()) == ["step-00000004.json", "step-00000006.json"]
+    assert not (trained.artifact_dir / "checkpoints" / "step-00000002.e000000").exists()
+    assert_equal_state(trained.artifact_dir, undisturbed.artifact_dir)
+    assert trained.metrics()[-1]["values"]["checkpoint_failures"] == 1
+
+
+def test_what_is_measured(gang: MakeGang, make_config: MakeConfig) -> None:
+    trained = gang("trained")
+    trained.run(make_config(training__micro_batch_size=6))
+    points = trained.metrics()
+    always = {"loss", "learning_rate", "gradient_norm", "tokens_per_s", "mfu", "data_s", "forward_s", "backward_s", "optimizer_s", "step_s", "memory_rss_bytes"}
+    assert all(always <= point["values"].keys() for point in points)
+    assert [point["step"] for point in points if "validation_loss" in point["values"]] == [3, 6]
+    assert [point["step"] for point in points if "checkpoint_s" in point["values"]] == [2, 4, 6]
+    assert all("sample" in point["text"] for point in points if point["step"] in (3, 6))
+    assert points[-1]["values"]["learning_rate"] == 0.01
+    state = json.loads((trained.artifact_dir / newest_commit(trained.artifact_dir).folder / "state.json").read_bytes())
+    assert state["validation_loss"] == points[-1]["values"]["validation_loss"]
+    assert 0 < points[-1]["values"]["validation_loss"] < 5
+
+
+def test_fp16_is_refused_where_the_device_cannot(gang: MakeGang, make_config: MakeConfig) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.fail("this CPU has fp16 matrix units: run the fp16 cases of the other tests here instead")
+    refused = gang("refused")
+    refused.run(make_config(training__precision="fp16"), expect=ExitCode.USAGE)
+    assert "training.precision = fp16" in refused.logs()
+    assert not (refused.artifact_dir / "checkpoints").exists()
