@@ -27,7 +27,9 @@ app = typer.Typer(
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: one YAML file.", show_default=False)]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its short name (demo-7f3a), or `last`.", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; VALUE is YAML. May be repeated.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; VALUE is YAML. May be repeated.")
+]
 FromOption = Annotated[Stage | None, typer.Option("--from", metavar="STAGE", help="Rebuild this stage and all that follow it.")]
 StorageOption = Annotated[str | None, typer.Option("--storage", metavar="URL", help="Storage root to look into. Default: those of this project.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
@@ -36,7 +38,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 @app.command()
 def init(
     recipe: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write; must not exist.", show_default=False)],
-    text: Annotated[str, typer.Option("--text", metavar="PATH", help="Your text: a file, glob or folder of .jsonl[.gz|.zst], .parquet, .csv, .txt, code.")],
+    text: Annotated[
+        str, typer.Option("--text", metavar="PATH", help="Your text: a file, glob or folder of .jsonl[.gz|.zst], .parquet, .csv, .txt, code.")
+    ],
     model: Annotated[Path | None, typer.Option("--model", metavar="FOLDER", help="Start from a model in Hugging Face layout.")] = None,
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Use an existing tokenizer.")] = None,
     deepspeed: Annotated[Path | None, typer.Option("--deepspeed", metavar="JSON", help="Take further options from a DeepSpeed file.")] = None,
@@ -117,7 +121,9 @@ def demo(as_json: JsonOption = False) -> None:
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, its short name, or `last`. Default: all runs.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id, its short name, or `last`. Default: all runs.", show_default=False)
+    ] = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -213,7 +219,9 @@ def cancel(
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@ALIAS, NAME/VERSION, a run, or an artifact's folder.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="NAME, NAME@ALIAS, NAME/VERSION, a run, or an artifact's folder.", show_default=False)
+    ],
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -252,7 +260,9 @@ def verify_resume(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Check for this recipe's storage, state and cluster.", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Check for this recipe's storage, state and cluster.", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine: packages, memory, disk, ports, what the storage's file system promises. Each finding with its mend.

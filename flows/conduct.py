@@ -83,7 +83,11 @@ def conduct(handle: RunHandle, *, recipe: str, overrides: tuple[str, ...], ambie
     if given is None:
         wait_until_ready(state_dir, url)
     elif not is_healthy(url, timeout_s=10.0):
-        raise UnreachableError(f"no Prefect server answers at {url}", why="PREFECT_API_URL names it", mend="start it, or unset PREFECT_API_URL: Headrace then starts its own")
+        raise UnreachableError(
+            f"no Prefect server answers at {url}",
+            why="PREFECT_API_URL names it",
+            mend="start it, or unset PREFECT_API_URL: Headrace then starts its own",
+        )
     stop_on_signals()
     pretrain(recipe=recipe, overrides=overrides, run_id=handle.run_id)
 

@@ -50,7 +50,9 @@ def _attempts(run: Run, *, stage: Stage | None) -> tuple[AttemptLayout, ...]:
         if attempts:
             return attempts
     where = f"stage {stage.value} of run" if stage is not None else "run"
-    raise InputError(f"{where} {view.run_id} has no output", why="a stage has output once its first job started", mend=f"headrace status {view.run_id}")
+    raise InputError(
+        f"{where} {view.run_id} has no output", why="a stage has output once its first job started", mend=f"headrace status {view.run_id}"
+    )
 
 
 def attempts_of(storage: Storage, artifact_key: str) -> tuple[AttemptLayout, ...]:

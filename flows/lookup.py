@@ -5,12 +5,11 @@ storage, and nowhere else. `--storage` names one place and settles it.
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 from cluster.storage import Storage, open_storage
 from schemas.errors import InputError, UnreachableError
-from schemas.recipe import project_dir_of
+from schemas.recipe import absolute, project_dir_of
 from tasks.runs import Run, list_runs
 
 _DEFAULT_ROOT = Path(".headrace") / "data"
@@ -38,7 +37,7 @@ def storages(option: str | None) -> tuple[Storage, ...]:
         is_folder = "://" not in option
         if is_folder and not Path(option).is_dir():
             raise InputError(f"storage {option!r} does not exist", mend="give the storage.root of the run")
-        return (open_storage(os.path.abspath(option) if is_folder else option),)
+        return (open_storage(str(absolute(option, base=Path.cwd())) if is_folder else option),)
     project_dir = project_dir_of(Path.cwd() / "recipe")
     roots = [str(project_dir / _DEFAULT_ROOT)] if (project_dir / _DEFAULT_ROOT).is_dir() else []
     known = project_dir / ".headrace" / "storages"
@@ -71,7 +70,11 @@ def find_run(name: str, *, storage: str | None) -> Run:
         if found:
             raise InputError(f"{name!r} fits {len(found)} runs", why=", ".join(run.layout.run_id for run in found[:5]), mend="give the whole id")
     newest = ", ".join(run.layout.run_id for run in runs[:3])
-    raise InputError(f"no run {name!r}", why=f"the newest are {newest}" if newest else "there are no runs yet", mend="`headrace status` lists them; --storage names another storage root")
+    raise InputError(
+        f"no run {name!r}",
+        why=f"the newest are {newest}" if newest else "there are no runs yet",
+        mend="`headrace status` lists them; --storage names another storage root",
+    )
 
 
 def find_storage_of_model(model: str, *, storage: str | None) -> Storage:

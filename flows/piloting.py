@@ -95,7 +95,9 @@ def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) 
         asked = request_cancel(run, reason="headrace cancel")
         view = wait_until_stopped(run, timeout_s=wait_s)
         stopped = view.state not in (RunState.RUNNING, RunState.DETACHED)
-        message = f"{view.run_id} is {view.state.value}" if stopped else f"asked {len(asked)} job{'' if len(asked) == 1 else 's'} of {view.run_id} to stop"
+        message = (
+            f"{view.run_id} is {view.state.value}" if stopped else f"asked {len(asked)} job{'' if len(asked) == 1 else 's'} of {view.run_id} to stop"
+        )
     if as_json:
         show_json(view)
     else:
@@ -112,7 +114,9 @@ def verify_stored(model: str, *, storage: str | None, as_json: bool) -> None:
     if as_json:
         show_json(report)
     if report.findings:
-        raise VerificationError(report.findings, subject=model, mend="restore the files from a copy, or rebuild with `headrace run RECIPE --from STAGE`")
+        raise VerificationError(
+            report.findings, subject=model, mend="restore the files from a copy, or rebuild with `headrace run RECIPE --from STAGE`"
+        )
     if not as_json:
         rows = [(f"  {artifact.key}", f"{artifact.files:,} files", of_bytes(artifact.bytes)) for artifact in report.artifacts]
         total = sum(artifact.bytes for artifact in report.artifacts)
@@ -129,19 +133,36 @@ def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, ke
     prepare_environment(Path(loaded.config.state), ambient=False)
     stream = sys.stderr if as_json else sys.stdout
     proof = prove_resume(
-        loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), kills=kills, seed=seed, note=lambda line: show(line, stream=stream), keep=keep
+        loaded.config,
+        project_dir=loaded.project_dir,
+        recipe=str(loaded.path),
+        kills=kills,
+        seed=seed,
+        note=lambda line: show(line, stream=stream),
+        keep=keep,
     )
     if as_json:
         show_json({**proof.model_dump(mode="json"), "equal": proof.equal})
     if not proof.equal:
         findings = (f"calm:      {proof.calm_hash}", f"disturbed: {proof.disturbed_hash}")
-        raise VerificationError(findings, subject=f"{loaded.config.name}: the killed training ended elsewhere", mend="--keep leaves both trainings for comparison")
+        raise VerificationError(
+            findings, subject=f"{loaded.config.name}: the killed training ended elsewhere", mend="--keep leaves both trainings for comparison"
+        )
     if len(proof.kills) < kills:
-        raise InputError(f"only {len(proof.kills)} of {kills} kills came in time", why="the training was over before", mend="more steps, or fewer kills")
+        raise InputError(
+            f"only {len(proof.kills)} of {kills} kills came in time", why="the training was over before", mend="more steps, or fewer kills"
+        )
     if not as_json:
         lines = [incident_line({**kill.model_dump(), "committed_step": kill.resumed_from, "cause": "killed"}) for kill in proof.kills]
         took = f"{of_seconds(proof.calm_s)} undisturbed, {of_seconds(proof.disturbed_s)} with kills"
-        show([*(f"  {line}" for line in lines), f"  {proof.steps} steps on {proof.world_size} ranks: {took}", f"  undisturbed  {proof.calm_hash}", f"  killed       {proof.disturbed_hash}"])
+        show(
+            [
+                *(f"  {line}" for line in lines),
+                f"  {proof.steps} steps on {proof.world_size} ranks: {took}",
+                f"  undisturbed  {proof.calm_hash}",
+                f"  killed       {proof.disturbed_hash}",
+            ]
+        )
         show(paint("equal, byte for byte: weights, moments, step and generators", "green"))
 
 
@@ -174,7 +195,12 @@ def _report(handle: RunHandle, *, as_json: bool) -> None:
     if as_json:
         show_json(view)
     else:
-        show([*comparison_lines(figures[Stage.EVALUATE]), f"model     {model_uri(figures[Stage.REGISTER])}, version {figures[Stage.REGISTER].get('version')}"])
+        show(
+            [
+                *comparison_lines(figures[Stage.EVALUATE]),
+                f"model     {model_uri(figures[Stage.REGISTER])}, version {figures[Stage.REGISTER].get('version')}",
+            ]
+        )
         show(f"verify    headrace verify {model_uri(figures[Stage.REGISTER])}")
     _judge_gate(figures[Stage.REGISTER])
 

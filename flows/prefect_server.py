@@ -206,7 +206,9 @@ def _write_json(path: Path, value: dict[str, str | int]) -> None:
 def _failed(home: Path, what: str) -> UnreachableError:
     log = home / "server.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
-    return UnreachableError(what, why="\n        ".join(["the end of its log:", *lines]) if lines else "", mend=f"read {log}; `headrace doctor` checks this machine")
+    return UnreachableError(
+        what, why="\n        ".join(["the end of its log:", *lines]) if lines else "", mend=f"read {log}; `headrace doctor` checks this machine"
+    )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,11 @@ def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, 
     world = ", ".join(map(str, size.feasible_world_sizes[:12])) + (", …" if len(size.feasible_world_sizes) > 12 else "")
     rows = [
         ("ranks", str(size.world_size), f"of {size.ranks} asked for; feasible: {world}"),
-        ("accumulation steps", str(size.accumulation_steps), f"global batch {training.global_batch_size} / (micro-batch {training.micro_batch_size} x {size.world_size} ranks)"),
+        (
+            "accumulation steps",
+            str(size.accumulation_steps),
+            f"global batch {training.global_batch_size} / (micro-batch {training.micro_batch_size} x {size.world_size} ranks)",
+        ),
         ("tokens per step", f"{size.tokens_per_step:,}", f"{training.global_batch_size} sequences x {length}"),
     ]
     if size.total_steps is None:
@@ -121,11 +125,15 @@ def _cost_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, st
     memory, rows = size.memory, list[tuple[str, str, str]]()
     if memory is not None:
         parts = f"weights {of_bytes(memory.weights)} + gradients {of_bytes(memory.gradients)} + optimizer {of_bytes(memory.optimizer)}"
-        rows.append(("memory per rank", of_bytes(memory.total), f"{parts} + activations {of_bytes(memory.activations)}; ZeRO-{config.training.zero_stage}"))
+        rows.append(
+            ("memory per rank", of_bytes(memory.total), f"{parts} + activations {of_bytes(memory.activations)}; ZeRO-{config.training.zero_stage}")
+        )
     if size.checkpoint_bytes is not None:
         rows.append(("checkpoint", of_bytes(size.checkpoint_bytes), "12 bytes per parameter"))
         if size.kept_checkpoints is not None:
-            rows.append(("disk for checkpoints", of_bytes(size.checkpoint_bytes * size.kept_checkpoints), f"{size.kept_checkpoints} at most at a time"))
+            rows.append(
+                ("disk for checkpoints", of_bytes(size.checkpoint_bytes * size.kept_checkpoints), f"{size.kept_checkpoints} at most at a time")
+            )
     if size.operations is not None:
         rows.append(("operations", f"{size.operations:.2g} FLOP", "forward and backward; 5.4e17 are one GPU-hour at 150 TFLOP/s"))
     return rows
@@ -141,7 +149,9 @@ def runs_screen(views: Sequence[RunView]) -> list[str]:
     rows = [("RUN", "STATE", "STARTED", "STAGE", "")]
     for view in views:
         stage = current_stage(view)
-        rows.append((view.run_id, view.state.value, of_moment(view.started_at), stage.stage.value if stage else "", _position(stage) if stage else ""))
+        rows.append(
+            (view.run_id, view.state.value, of_moment(view.started_at), stage.stage.value if stage else "", _position(stage) if stage else "")
+        )
     return table(rows)
 
 

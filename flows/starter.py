@@ -9,7 +9,7 @@ from typing import Any
 
 from schemas.config import ClusterKind, SourceConfig
 from schemas.errors import ConfigError, InputError, Problem
-from schemas.recipe import load_recipe, project_dir_of
+from schemas.recipe import absolute, load_recipe, project_dir_of
 from schemas.starting_point import TextFacts, Wish, recipe_text, summary_of
 from schemas.suggestion import nearest_choice
 
@@ -17,6 +17,7 @@ _COMPRESSION_RATIO = 3.5
 """Text in gzip, zstd or Parquet, by experience."""
 _COLUMN_NAMES = ("text", "content", "body", "document", "raw_content", "article", "code")
 _PEEK_BYTES = 1 << 20
+_PROMPT_CHARS = 40
 
 
 def write_recipe(recipe: Path, *, text: str, model: Path | None, tokenizer: Path | None, deepspeed: Path | None, cluster: str) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def write_recipe(recipe: Path, *, text: str, model: Path | None, tokenizer: Path
         InputError: the file exists, or there is no text at `text`.
         ConfigError: an option is wrong; nothing is left behind.
     """
-    recipe = Path(os.path.abspath(recipe))
+    recipe = absolute(recipe, base=Path.cwd())
     if recipe.exists():
         raise InputError(f"{recipe} exists", why="a recipe is never overwritten", mend="give another name, or remove it")
     if not recipe.parent.is_dir():
@@ -59,7 +60,9 @@ def _write_checked(recipe: Path, content: str) -> None:
 def _wish(recipe: Path, *, model: Path | None, tokenizer: Path | None, deepspeed: Path | None, cluster: str, project_dir: Path) -> Wish:
     problems: list[Problem] = []
     if cluster not in list(ClusterKind):
-        problems.append(Problem("--cluster", repr(cluster), f"must be one of {', '.join(ClusterKind)}", nearest=nearest_choice(cluster, list(ClusterKind))))
+        problems.append(
+            Problem("--cluster", repr(cluster), f"must be one of {', '.join(ClusterKind)}", nearest=nearest_choice(cluster, list(ClusterKind)))
+        )
     for option, path in (("--model", model), ("--tokenizer", tokenizer), ("--deepspeed", deepspeed)):
         if path is not None and not path.exists():
             problems.append(Problem(option, repr(str(path)), "does not exist"))
@@ -85,8 +88,8 @@ def _in_recipe(path: Path | None, *, project_dir: Path) -> str:
     """Returns a path as it shall stand in the recipe: relative inside the project, absolute outside."""
     if path is None:
         return ""
-    absolute = Path(os.path.abspath(path.expanduser()))
-    return str(absolute.relative_to(project_dir)) if absolute.is_relative_to(project_dir) else str(absolute)
+    place = absolute(path, base=Path.cwd())
+    return str(place.relative_to(project_dir)) if place.is_relative_to(project_dir) else str(place)
 
 
 def _positions(model: Path | None) -> int:
@@ -122,7 +125,7 @@ def _look_at(text: str, *, project_dir: Path) -> TextFacts:
     """Returns what can be told of the text by looking at names, sizes and the first record. Raises InputError."""
     from tasks.validate.sources import compression_of, find_files, format_of
 
-    path = os.path.abspath(Path(text).expanduser())
+    path = str(absolute(text, base=Path.cwd()))
     source = SourceConfig(path=path)
     files = find_files(source, name="--text")
     formats = Counter(format_of(file.relative_path, source) for file in files)
@@ -132,13 +135,22 @@ def _look_at(text: str, *, project_dir: Path) -> TextFacts:
         packed = compression_of(file.relative_path) != "none" or format_of(file.relative_path, source) == "parquet"
         size += file.path.stat().st_size * (_COMPRESSION_RATIO if packed else 1.0)
     first = next(file for file in files if format_of(file.relative_path, source) == main_format)
+    record = {"text": _first_line(first.path)} if main_format == "text" else _first_record(first.path, main_format)
+    column = _text_column(record)
     return TextFacts(
         path=_in_recipe(Path(path), project_dir=project_dir),
         num_files=len(files),
         text_bytes=round(size),
         format="text" if main_format == "text" else "auto",
-        text_column="text" if main_format == "text" else _text_column(_first_record(first.path, main_format)),
+        text_column=column,
+        beginning=_beginning(record.get(column, "")),
     )
+
+
+def _beginning(text: str) -> str:
+    """Returns the first few words, or characters where there are no spaces."""
+    words = " ".join(text.split()[:4])
+    return words if 0 < len(words) <= _PROMPT_CHARS else text.strip()[: _PROMPT_CHARS // 2]
 
 
 def _text_column(record: dict[str, str]) -> str:

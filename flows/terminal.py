@@ -42,7 +42,13 @@ def show_error(error: HeadraceError, *, as_json: bool) -> None:
     what, *rest = error.render().splitlines()
     show([paint(f"error: {what}", "red", stream=sys.stderr), *rest], stream=sys.stderr)
     if as_json:
-        body: dict[str, Any] = {"class": type(error).__name__, "exit_code": int(error.exit_code), "what": error.what, "why": error.why, "mend": error.mend}
+        body: dict[str, Any] = {
+            "class": type(error).__name__,
+            "exit_code": int(error.exit_code),
+            "what": error.what,
+            "why": error.why,
+            "mend": error.mend,
+        }
         if isinstance(error, ConfigError):
             body["problems"] = [vars(problem) for problem in error.problems]
         show_json({"error": body})
@@ -53,7 +59,14 @@ def show_bug(error: BaseException) -> None:
     path = _write_traceback(error)
     first = next(iter(str(error).splitlines()), "")
     what = f"error: {type(error).__name__}: {first}" if first else f"error: {type(error).__name__}"
-    show([paint(what, "red", stream=sys.stderr), "  why:  this is a bug in Headrace, or in code that the recipe names", f"  mend: report it with {path}"], stream=sys.stderr)
+    show(
+        [
+            paint(what, "red", stream=sys.stderr),
+            "  why:  this is a bug in Headrace, or in code that the recipe names",
+            f"  mend: report it with {path}",
+        ],
+        stream=sys.stderr,
+    )
 
 
 def _write_traceback(error: BaseException) -> Path:

@@ -69,7 +69,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         InputError: there is no such file, or it cannot be read.
         ConfigError: carries every problem of the file and the overrides, with key, value, and the nearest valid key or value.
     """
-    path = Path(os.path.abspath(path))
+    path = absolute(path, base=Path.cwd())
     text = _read(path)
     project_dir = project_dir_of(path)
     problems: list[Problem] = []
@@ -94,6 +94,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     return LoadedRecipe(
         config=config, project_dir=project_dir, path=path, overrides=tuple(overrides), text_hash=sha256(text.encode()), warnings=warnings_of(config)
     )
+
+
+def absolute(path: Path | str, *, base: Path) -> Path:
+    """Returns `path` with `~` expanded, started at `base` when it is relative, and without `..`; symbolic links stay as they are named."""
+    return Path(os.path.normpath(base / Path(path).expanduser()))
 
 
 def project_dir_of(path: Path) -> Path:
@@ -174,10 +179,10 @@ def _anchor(data: Any, location: Location, *, base: Path) -> Any:
             return text
         if dotted(at) == "tracking.mlflow_uri":
             file = text.removeprefix("sqlite:///")
-            return text if file == text or file.startswith("/") else f"sqlite:///{os.path.normpath(base / file)}"
+            return text if file == text or file.startswith("/") else f"sqlite:///{absolute(file, base=base)}"
         if _URL.match(text) or has_secret(text):
             return text
-        return os.path.normpath(base / Path(text).expanduser())
+        return str(absolute(text, base=base))
 
     return _map_text(data, location, absolute)
 
@@ -234,7 +239,7 @@ def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
     def judge(text: str, location: Location) -> str:
         key = dotted(location)
         is_local = not (_URL.match(text) or "${" in text or re.search(r"[*?\[]", text))
-        if _INPUT_KEYS.fullmatch(key) and text and is_local and not os.path.exists(text):
+        if _INPUT_KEYS.fullmatch(key) and text and is_local and not Path(text).exists():
             problems.append(Problem(key=key, value=repr(text), message="does not exist", nearest=_nearest_file(Path(text))))
         return text
 

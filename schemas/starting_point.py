@@ -4,8 +4,9 @@ Sizes follow from the text: about 20 tokens per parameter over all passes (arXiv
 which repeated text teaches little more (arXiv 2305.16264).
 """
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
@@ -14,6 +15,7 @@ from schemas.config import ClusterKind
 _BYTES_PER_TOKEN = 4.0
 _MAX_EPOCHS = 4
 _MIN_STEPS = 50
+_GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class TextFacts:
     """`auto`, or `text` where the endings say nothing."""
     text_column: str
     """Column or key of the text."""
+    beginning: str = ""
+    """The first words of the first document."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,13 @@ class Wish:
     deepspeed_path: str = ""
     """A DeepSpeed JSON file, or empty."""
 
+    @property
+    def ranks(self) -> int:
+        """Ranks that train: a node's 8 GPUs on clusters, this machine's GPUs, or 2 processes where there are two cores."""
+        if self.cluster is not ClusterKind.LOCAL:
+            return _GPUS_PER_NODE
+        return self.gpus or min(2, self.cores)
+
 
 @dataclass(frozen=True)
 class _Size:
@@ -71,6 +82,13 @@ class _Size:
     batch: int
     micro_batch: int
     learning_rate: float
+
+    def spread_over(self, ranks: int) -> "_Size":
+        """Returns the same size with a batch that gives every one of `ranks` equal work."""
+        batch = math.ceil(self.batch / ranks) * ranks
+        per_rank = batch // ranks
+        micro = next(size for size in range(min(self.micro_batch, per_rank), 0, -1) if per_rank % size == 0)
+        return replace(self, batch=batch, micro_batch=micro)
 
 
 _SIZES = (
@@ -97,8 +115,14 @@ def recipe_text(text: TextFacts, wish: Wish) -> str:
     """Returns a commented recipe."""
     size = _size_for(text, wish)
     length = _length_for(text, size=size, sequence_length=_sequence_length(size, wish))
-    blocks = [_head(text, wish, size=size), _corpus(text), _tokens(wish, size=size), _model(wish, size=size), _training(wish, size=size, length=length)]
-    blocks += [_evaluation(), _cluster(wish), _deepspeed(wish), _checkpoint(length)]
+    blocks = [
+        _head(text, wish, size=size),
+        _corpus(text),
+        _tokens(wish, size=size),
+        _model(wish, size=size),
+        _training(wish, size=size, length=length),
+    ]
+    blocks += [_evaluation(text), _cluster(wish), _deepspeed(wish), _checkpoint(length)]
     return "\n".join(block for block in blocks if block)
 
 
@@ -107,13 +131,19 @@ def summary_of(text: TextFacts, wish: Wish) -> str:
     size = _size_for(text, wish)
     length = _length_for(text, size=size, sequence_length=_sequence_length(size, wish))
     model = "your model" if wish.model_path else size.label
-    return f"{text.num_files:,} files, about {text.text_bytes / 1e6:,.1f} MB of text; {model}, {length.steps:,} steps, {length.epochs:.1f} passes"
+    return f"{_amount(text)}; {model}, {length.steps:,} steps, about {length.epochs:,.1f} passes over it"
+
+
+def _amount(text: TextFacts) -> str:
+    size = f"{text.text_bytes / 1e6:,.1f} MB" if text.text_bytes >= 1e5 else f"{text.text_bytes:,} bytes"
+    return f"{text.num_files:,} file{'' if text.num_files == 1 else 's'}, about {size} of text"
 
 
 def _size_for(text: TextFacts, wish: Wish) -> _Size:
     size = next(size for size in _SIZES if text.text_bytes <= size.up_to_bytes)
     on_cpu = wish.cluster is ClusterKind.LOCAL and not wish.gpus
-    return min(size, _LARGEST_ON_CPU, key=lambda candidate: candidate.up_to_bytes) if on_cpu else size
+    size = min(size, _LARGEST_ON_CPU, key=lambda candidate: candidate.up_to_bytes) if on_cpu else size
+    return size.spread_over(wish.ranks)
 
 
 def _sequence_length(size: _Size, wish: Wish) -> int:
@@ -134,7 +164,7 @@ def _length_for(text: TextFacts, *, size: _Size, sequence_length: int) -> _Lengt
 
 def _head(text: TextFacts, wish: Wish, *, size: _Size) -> str:
     subject = "your model" if wish.model_path else size.label
-    return f"""# {wish.name}: {subject}, trained on {text.num_files:,} files ({text.text_bytes / 1e6:,.1f} MB of text).
+    return f"""# {wish.name}: {subject}, trained on {_amount(text)}.
 #
 #     headrace plan FILE       every derived number, what is made and why; nothing is run
 #     headrace run FILE        the pipeline; call it again after anything, it goes on
@@ -189,7 +219,7 @@ def _training(wish: Wish, *, size: _Size, length: _Length) -> str:
     rate = 5e-5 if wish.model_path else size.learning_rate
     sequence_length = _sequence_length(size, wish)
     return f"""training:
-  steps: {length.steps}                   # about {length.epochs:.1f} passes over the text
+  steps: {length.steps}                   # about {length.epochs:,.1f} passes over the text
   global_batch_size: {size.batch}        # x {sequence_length} = {length.tokens_per_step:,} tokens per step
   micro_batch_size: {size.micro_batch}          # per rank; lower it when memory runs out
   precision: bf16
@@ -204,13 +234,14 @@ def _training(wish: Wish, *, size: _Size, length: _Length) -> str:
 """
 
 
-def _evaluation() -> str:
-    return """evaluation:
-  prompts: [""]                # continued by the finished model; put a few beginnings of your own text here
+def _evaluation(text: TextFacts) -> str:
+    prompts = f"[{json.dumps(text.beginning, ensure_ascii=False)}]" if text.beginning else "[]"
+    return f"""evaluation:
+  prompts: {prompts}    # continued by the finished model
   max_new_tokens: 64
 
 registration:
-  gate: {}                     # bounds a model must meet to become `champion`, for example max_bits_per_byte: 1.2
+  gate: {{}}                     # bounds a model must meet to become `champion`, for example max_bits_per_byte: 1.2
 """
 
 
@@ -218,11 +249,10 @@ def _cluster(wish: Wish) -> str:
     if wish.cluster is ClusterKind.LOCAL:
         if wish.gpus:
             return f"cluster:\n  kind: local\n  gpus_per_node: {wish.gpus}\n"
-        ranks = 2 if wish.cores >= 2 else 1
-        return f"cluster:\n  kind: local\n  ranks_per_node: {ranks}            # processes that train together\n"
-    shared = """  nodes: 1
-  gpus_per_node: 8
-  ranks_per_node: 8
+        return f"cluster:\n  kind: local\n  ranks_per_node: {wish.ranks}            # processes that train together\n"
+    shared = f"""  nodes: 1
+  gpus_per_node: {_GPUS_PER_NODE}
+  ranks_per_node: {_GPUS_PER_NODE}
   memory: 400G
   time_limit: 24h              # a job that runs out of time is continued by the next
 """
@@ -259,7 +289,12 @@ def _deepspeed(wish: Wish) -> str:
 
 def _checkpoint(length: _Length) -> str:
     every = max(10, min(500, length.steps // 20))
-    return f"checkpoint:\n  every_steps: {every}              # at most so many steps are redone after a failure\n\ntracking:\n  validate_every_steps: {max(every, length.steps // 10)}\n"
+    return f"""checkpoint:
+  every_steps: {every}              # at most so many steps are redone after a failure
+
+tracking:
+  validate_every_steps: {max(every, length.steps // 10)}
+"""
 
 
 def _scalar(text: str) -> str:

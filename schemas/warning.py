@@ -23,7 +23,7 @@ def warnings_of(config: RunConfig) -> tuple[str, ...]:
             )
     elif config.cluster.kind is ClusterKind.SLURM and config.cluster.image:
         lines.append(
-            f"cluster.image = {config.cluster.image!r} has no effect: cluster.kind is slurm, which starts no containers; load what you need in cluster.setup"
+            f"cluster.image = {config.cluster.image!r} has no effect: Slurm jobs start no containers here; load what you need in cluster.setup"
         )
     if not config.evaluation.prompts:
         lines += _ineffective(config.evaluation, ("temperature", "max_new_tokens"), prefix="evaluation", reason="evaluation.prompts is empty")

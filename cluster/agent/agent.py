@@ -146,10 +146,11 @@ def _detach(log: Path) -> None:
     pid = os.fork()
     if pid > 0:
         os.close(write_end)
-        os.read(read_end, 1)  # the child has its own session now: it survives whatever happens to the submitter
-        sys.stdout.write(f"{pid} {started_at(pid)}\n")
-        sys.stdout.flush()
-        os._exit(0)
+        alive = os.read(read_end, 1) == b"."  # the child has its own session now: it survives whatever happens to the submitter
+        if alive:
+            sys.stdout.write(f"{pid} {started_at(pid)}\n")
+            sys.stdout.flush()
+        os._exit(ExitCode.DONE if alive else ExitCode.BUG)
     os.close(read_end)
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -20,6 +20,17 @@ logger = logging.getLogger(__name__)
 
 EngineName = Literal["gigatoken", "huggingface"]
 
+_PROBES = (
+    "The mill-wheel's race: water flows, and grinds 1234567890 grains of wheat; isn't that NICE?",
+    "  leading,   inner  and trailing white space \t\n\n   \r\n \u00a0\u3000 x ",
+    "def run(self, *args):\n    return [x**2 for x in args if x != 0]  # <|endoftext|> </s> <s> [SEP]\n",
+    "水车是利用水流的动力来工作的机械。スイシャは水の力で回る。 물레방아 Вода вращает колесо",
+    "e\u0301 \u00e9 \ufb01 \u0130 \u1e9e 👩\u200d🚀🏽 \u202e\u0000\u0001\ufeff ½ ² Ⅷ ٣",
+)
+"""Short texts on which engines that take a tokenizer differently part: white space, numbers, contractions, scripts, accents, control letters."""
+_MOST_ADDED = 256
+"""Added tokens that are probed."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -125,7 +136,9 @@ def load_tokenizer(tokenizer_json: bytes) -> Any:
 
     try:
         return Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, and panics where it did not expect what it reads
+        if not _is_of_library(error):
+            raise
         mend = "make it with tokenizers' Tokenizer.save, or transformers' save_pretrained of a fast tokenizer"
         raise InputError("tokenizer.json cannot be loaded", why=str(error), mend=mend) from error
 
@@ -138,16 +151,44 @@ def choose_engine(tokenizer_json: bytes, *, wanted: Literal["auto", "gigatoken",
     """
     if wanted == "huggingface":
         return EngineChoice("huggingface", "tokenization.engine asks for it")
+    reason = _refusal(tokenizer_json)
+    if reason is None:
+        return EngineChoice("gigatoken", "gigatoken knows it" if wanted == "auto" else "tokenization.engine asks for it")
+    if wanted == "gigatoken":
+        message = f"gigatoken refuses this tokenizer: {reason}"
+        raise ConfigError((Problem("tokenization.engine", "'gigatoken'", message, nearest="auto"),))
+    logger.info("gigatoken refuses the tokenizer (%s); Hugging Face tokenizers encodes", reason)
+    return EngineChoice("huggingface", f"gigatoken refuses it: {reason}")
+
+
+def _refusal(tokenizer_json: bytes) -> str | None:
+    """Returns why gigatoken cannot encode with this tokenizer, or None when it can.
+
+    It ignores some parts that it does not know (a byte-level splitter without its pattern, for one), so it must also pass a probe.
+    """
+    probes = [*_PROBES, *_probes_of_added_tokens(tokenizer_json)]
     try:
-        GigatokenEngine(tokenizer_json)
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if wanted == "gigatoken":
-            message = f"gigatoken refuses this tokenizer: {reason}"
-            raise ConfigError((Problem("tokenization.engine", "'gigatoken'", message, nearest="auto"),)) from error
-        logger.info("gigatoken refuses the tokenizer (%s); Hugging Face tokenizers encodes", reason)
-        return EngineChoice("huggingface", f"gigatoken refuses it: {reason}")
-    return EngineChoice("gigatoken", "gigatoken knows it" if wanted == "auto" else "tokenization.engine asks for it")
+        found = GigatokenEngine(tokenizer_json).encode(probes)
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    expected = HuggingFaceEngine(tokenizer_json).encode(probes)
+    for index, probe in enumerate(probes):
+        if found.of(index) != expected.of(index):
+            return f"it gives other ids than Hugging Face tokenizers for {probe!r}"
+    return None
+
+
+def _probes_of_added_tokens(tokenizer_json: bytes) -> list[str]:
+    """Returns texts that hold the tokenizer's own added tokens in the places where their options (whole words, stripping) matter."""
+    added = [token["content"] for token in json.loads(tokenizer_json).get("added_tokens") or [] if not token.get("special")]
+    return [f"a {token} b{token}c  {token}\n {token.upper()}{token}." for token in added[:_MOST_ADDED]]
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Whether a Rust library said that it cannot go on: an exception, or a panic, which Python sees as a BaseException of no public class."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def open_engine(name: EngineName, tokenizer_json: bytes) -> Engine:
@@ -166,6 +207,9 @@ def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> Tokeni
         InputError: the tokenizer cannot be loaded, or has no such special token.
     """
     tokenizer = load_tokenizer(tokenizer_json)
+    if json.loads(tokenizer_json)["model"].get("dropout"):
+        mend = "set model.dropout to null in its tokenizer.json"
+        raise InputError(f"{subject} drops merges at random (model.dropout)", why="equal text must give equal ids", mend=mend)
     vocabulary: Mapping[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     special = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     if end_of_text not in special:

@@ -39,11 +39,11 @@ def build(work: Work) -> Draft:
         DataVerdictError: the corpus was judged and failed; figures, quarantine and Data Docs stay in the artifact's folder.
     """
     corpus = work.config.corpus
-    judging.preload()
     with FileHashes(work.state_dir / "file-hashes.sqlite") as hashes:
         inputs = plan_inputs(work.config, hashes.hash)
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
     plan_entry = work.publish_json(PLAN_NAME, plan)
+    judging.preload()
     scans = _scan(work, plan)
     _refuse_faults(scans)
     removals = _remove_repeats(work, scans)

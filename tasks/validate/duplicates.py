@@ -1,4 +1,4 @@
-"""Documents that are in more than one group, or far apart in one: found by one DuckDB pass over the hashes, removed by rewriting the groups concerned.
+"""Documents that are in two groups, or far apart in one: found by one DuckDB pass over the hashes, removed by rewriting the groups concerned.
 
 Of equal documents the first stays, by (group, source, path, row). Equal texts are in the same split, so splits are looked at one by one.
 Memory is bounded: DuckDB spills to disk above its limit, and a file is rewritten row group by row group.

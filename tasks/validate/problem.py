@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 def excerpt(raw: bytes | str, *, limit: int = EXCERPT_CHARS) -> str:
     r"""Returns the beginning of a record on one line, safe to print and to store: at most `limit` characters.
 
-    Bytes that are not UTF-8 appear as `\xff`; control, format and other invisible characters as escapes, for a terminal or a browser must not obey them.
+    Bytes that are not UTF-8 appear as `\xff`, control, format and other invisible characters as escapes: no terminal must obey them.
     """
     text = raw[: limit * _UTF8_BYTES_PER_CHAR].decode("utf-8", errors="backslashreplace") if isinstance(raw, bytes) else raw
     text = text[:limit]

@@ -238,7 +238,7 @@ class _Carry:
 
 
 def _lines(content: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """Yields the lines of each block without their line feeds; a byte order mark at the start is dropped, as is nothing after the last line feed.
+    """Yields the lines of each block without their line feeds, and without a byte order mark at the start. Nothing follows the last line feed.
 
     Raises:
         DamagedStreamError: with the start of the unfinished line as `tail`.

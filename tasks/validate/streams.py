@@ -9,16 +9,13 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import pyarrow as pa
 import xxhash
 
 from schemas.errors import InputError
 from tasks.validate.sources import Compression
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _RAW_BLOCK_BYTES = 1 << 20
 _OUT_BLOCK_BYTES = 1 << 18
@@ -41,14 +38,14 @@ class DamagedStreamError(Exception):
         """Start of the last, incomplete record."""
 
 
-class HashingFile(io.RawIOBase):
+class HashingFile:
     """A raw file that hashes what is read from it, in order. Raises InputError when the disk fails, so that it is told from damaged content."""
 
     def __init__(self, path: Path) -> None:
-        """Args: path: a regular file. Raises InputError when it cannot be opened."""
+        """Args: path: a regular file. Raises InputError when it cannot be opened or is something else."""
         self.path = path
-        self._state = xxhash.xxh3_128()
         self.bytes_read = 0
+        self._state = xxhash.xxh3_128()
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -58,25 +55,19 @@ class HashingFile(io.RawIOBase):
             os.close(self._descriptor)
             raise InputError(f"{path}: is no longer a regular file", mend="run again: the corpus is planned anew")
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Reads the next bytes and hashes them."""
-        view = memoryview(buffer).cast("B")
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes, at most `size`; none at the end."""
         try:
-            count = os.preadv(self._descriptor, [view], self.bytes_read)  # own position: `reopened` shares the descriptor's
+            data = os.pread(self._descriptor, size, self.bytes_read)  # own position: `reopened` shares the descriptor's
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        self._state.update(view[:count])
-        self.bytes_read += count
-        return count
+        self._state.update(data)
+        self.bytes_read += len(data)
+        return data
 
     def digest(self) -> str:
         """Reads what is left and returns the hash of the whole file, hex."""
-        block = bytearray(_RAW_BLOCK_BYTES)
-        while self.readinto(block):
+        while self.read(_RAW_BLOCK_BYTES):
             pass
         return self._state.hexdigest()
 
@@ -85,26 +76,20 @@ class HashingFile(io.RawIOBase):
         return self._status() != self._stamp
 
     def reopened(self) -> io.BufferedReader:
-        """Returns the same file (the same inode, whatever happens to its name) from its start, for readers that jump."""
+        """Returns the same file (the same inode, whatever happens to its name) from its start, for readers that jump. It is not hashed."""
         descriptor = os.dup(self._descriptor)
         os.lseek(descriptor, 0, os.SEEK_SET)
         return open(descriptor, "rb")
-
-    def close(self) -> None:
-        """Closes the file."""
-        if not self.closed:
-            os.close(self._descriptor)
-        super().close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        os.close(self._descriptor)
 
-    def _status(self) -> tuple[int, int, int]:
+    def _status(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return status.st_size, status.st_mtime_ns
 
 
 class _Lent:

@@ -14,8 +14,8 @@ from schemas.artifact import ArtifactRecord, FileEntry, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.checkpoint import SLOTS, CommitRecord, Fragment, ParameterShape, RankIndex, TrainingState
 from schemas.stage import Stage
-from tests.fakes.in_process_work import commit as record_of
 from tasks.work import Draft
+from tests.fakes.in_process_work import commit as record_of
 
 STEP, EPOCH = 40, 3
 FOLDER = f"checkpoints/step-{STEP:08d}.e{EPOCH:06d}"

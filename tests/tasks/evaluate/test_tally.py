@@ -51,7 +51,8 @@ def test_uniform_logits_by_hand() -> None:
     documents = [Document("x" * 25, source="a"), Document("y" * 15, source="b")]
     tally = tallied(FakeModel([0.0] * VOCABULARY), [[0, *range(1, 7), *range(1, 7), *range(1, 7)], [0] + [3] * 12])
     scores = tally.scores(documents)
-    assert scores.tokens == 30 and scores.text_bytes == 40
+    assert scores.tokens == 30
+    assert scores.text_bytes == 40
     assert scores.loss == pytest.approx(math.log(7), rel=1e-6)
     assert scores.perplexity == pytest.approx(7, rel=1e-6)
     assert scores.bits_per_byte == pytest.approx(30 * math.log2(7) / 40, rel=1e-6)
@@ -71,7 +72,8 @@ def test_skewed_logits_by_hand() -> None:
     calibration = tally.calibration()
     (used,) = [entry for entry in calibration.bins if entry.tokens]
     confidence = math.exp(2) / total
-    assert used.lower < confidence <= used.upper and used.tokens == 12
+    assert used.lower < confidence <= used.upper
+    assert used.tokens == 12
     assert calibration.expected_error == pytest.approx(abs(confidence - 0.25), rel=1e-6)
 
 

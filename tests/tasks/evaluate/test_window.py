@@ -14,7 +14,8 @@ def test_every_token_is_scored_exactly_once(num_tokens: list[int], length: int, 
         mine = [window for window in windows if window.document == document]
         assert [token for window in mine for token in range(window.first_scored, window.end)] == list(range(1, count))
         for window in mine:
-            assert window.start < window.first_scored <= window.end - 1 and window.num_inputs <= length
+            assert window.start < window.first_scored <= window.end - 1
+            assert window.num_inputs <= length
             if window.start:
                 assert window.first_scored - window.start == overlap + 1
 

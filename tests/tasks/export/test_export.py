@@ -60,17 +60,24 @@ def test_loads_with_transformers_and_equals_the_assembled_weights(
 
     folder = tmp_path / work.key / "model"
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for name, parameter in model.named_parameters():
         assert parameter.dtype == dtype
         assert torch.equal(parameter, torch.from_numpy(weights[name]).to(dtype)), name
     assert model.lm_head.weight is model.model.embed_tokens.weight, "tied weights are stored once"
-    assert model.config.use_cache and model.generation_config.eos_token_id == 0
+    assert model.config.use_cache
+    assert model.generation_config.eos_token_id == 0
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert tokenizer.decode(tokenizer.encode(TEXTS[2], add_special_tokens=False)) == TEXTS[2]
     assert draft.summary["num_parameters"] == sum(values.size for values in weights.values())
-    assert {entry.path for entry in draft.files} >= {"model/config.json", "model/generation_config.json", "model/tokenizer.json", "model/model.safetensors"}
+    assert {entry.path for entry in draft.files} >= {
+        "model/config.json",
+        "model/generation_config.json",
+        "model/tokenizer.json",
+        "model/model.safetensors",
+    }
 
 
 def test_many_files_carry_an_index(tmp_path: Path, llama: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +97,9 @@ def test_many_files_carry_an_index(tmp_path: Path, llama: tuple[dict[str, Any], 
 def test_equal_bytes_when_built_twice_and_nothing_temporary_left(tmp_path: Path) -> None:
     weights = small()
     first = work_on(tmp_path / "one", write_training(tmp_path / "one", weights, cuts=halves(weights), model_config={"model_type": "llama"}))
-    second = work_on(
-        tmp_path / "two", write_training(tmp_path / "two", weights, cuts=halves(weights), model_config={"model_type": "llama"})
-    )
+    second = work_on(tmp_path / "two", write_training(tmp_path / "two", weights, cuts=halves(weights), model_config={"model_type": "llama"}))
     assert build(first).files == build(second).files
-    assert [path for path in (tmp_path / "one").rglob(".tmp-*")] == []
+    assert list((tmp_path / "one").rglob(".tmp-*")) == []
 
 
 def test_a_start_after_a_kill_accepts_what_lies_there(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from schemas.config import TokenizerConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, InputError
 from tasks.tokenizer.bpe import train_bpe
-from tasks.tokenizer.engine import GigatokenEngine, HuggingFaceEngine, choose_engine
+from tasks.tokenizer.engine import GigatokenEngine, HuggingFaceEngine, choose_engine, facts_of, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +69,37 @@ def test_added_tokens_that_are_not_special_are_recognised_by_both(byte_level: by
     expected = HuggingFaceEngine(content).encode(["the water wheel flows"]).of(0)
     assert 300 in expected
     assert GigatokenEngine(content).encode(["the water wheel flows"]).of(0) == expected
+
+
+ADDED = {"id": 300, "content": "wheel", "single_word": True, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}}, id="no split pattern"
+        ),
+        pytest.param({"pre_tokenizer": None}, id="no pre-tokenizer"),
+        pytest.param({"normalizer": {"type": "NFKC"}}, id="unknown normalizer"),
+        pytest.param({"added_tokens": [ADDED]}, id="added token that must be a whole word"),
+    ],
+)
+def test_what_gigatoken_would_encode_otherwise_is_left_to_hugging_face(byte_level: bytes, change: dict[str, object]) -> None:
+    choice = choose_engine(json.dumps(json.loads(byte_level) | change).encode(), wanted="auto")
+    assert choice.name == "huggingface"
+    assert "gigatoken refuses" in choice.reason
+
+
+def test_a_library_that_panics_is_an_input_error_and_not_a_crash(byte_level: bytes) -> None:
+    description = json.loads(byte_level)
+    description["model"]["continuing_subword_prefix"] = "##"  # tokenizers 0.23 panics on merges that do not carry it
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_tokenizer(json.dumps(description).encode())
+
+
+def test_a_tokenizer_that_encodes_at_random_is_refused(byte_level: bytes) -> None:
+    description = json.loads(byte_level)
+    description["model"]["dropout"] = 0.1
+    with pytest.raises(InputError, match="dropout"):
+        facts_of(json.dumps(description).encode(), end_of_text="<|endoftext|>", subject="it")

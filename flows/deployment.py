@@ -1,0 +1,73 @@
+"""`headrace deploy`: missing work pools first, then Prefect's own `deploy` with the file that describes the deployments.
+
+Removing a deployment or a schedule from the file does not delete it on the server; Prefect leaves that to people.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.prefect_server import is_healthy
+from schemas.errors import HeadraceError, InputError, UnreachableError
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_FILE = _CHECKOUT / "infra" / "prefect.yaml"
+
+
+def deploy_all(*, pool: str | None, file: Path = _FILE) -> dict[str, Any]:
+    """Deploys every deployment of `file` (or those of one work pool) and returns the names of deployments and pools.
+
+    Raises:
+        InputError: no file, or no deployment for `pool`.
+        UnreachableError: there is no Prefect server that stays: a deployment needs one.
+        HeadraceError: Prefect refused.
+    """
+    chosen = _deployments(file, pool=pool)
+    url = os.environ.get("PREFECT_API_URL", "")
+    if not url:
+        raise UnreachableError(
+            "PREFECT_API_URL is not set",
+            why="a deployment needs a Prefect server that stays",
+            mend="prefect server start; export PREFECT_API_URL=http://127.0.0.1:4200/api",
+        )
+    if not is_healthy(url, timeout_s=10.0):
+        raise UnreachableError(f"no Prefect server answers at {url}", why="PREFECT_API_URL names it", mend="start it, or correct PREFECT_API_URL")
+    pools = sorted({str(deployment["work_pool"]["name"]) for deployment in chosen})
+    for name in pools:
+        if _prefect("work-pool", "inspect", name).returncode:
+            _must(_prefect("work-pool", "create", name, "--type", "process"), what=f"work pool {name!r} could not be created")
+    names = [str(deployment["name"]) for deployment in chosen]
+    for name in names:
+        _must(_prefect("--no-prompt", "deploy", "--prefect-file", str(file), "--name", name), what=f"deployment {name!r} was refused")
+    return {"deployments": names, "pools": pools, "server": url}
+
+
+def _deployments(file: Path, *, pool: str | None) -> list[dict[str, Any]]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist", mend="run `headrace deploy` from a checkout") from error
+    all_of_them: list[dict[str, Any]] = content["deployments"]
+    chosen = [deployment for deployment in all_of_them if pool in (None, deployment["work_pool"]["name"])]
+    if not chosen:
+        pools = ", ".join(sorted({str(deployment["work_pool"]["name"]) for deployment in all_of_them}))
+        raise InputError(f"no deployment for work pool {pool!r}", why=f"{file.name} knows {pools}", mend=f"--pool {pools.split(', ')[0]}")
+    return chosen
+
+
+def _prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run((sys.executable, "-m", "prefect", *arguments), cwd=_CHECKOUT, capture_output=True, text=True, check=False)
+
+
+def _must(process: subprocess.CompletedProcess[str], *, what: str) -> None:
+    if process.returncode:
+        lines = (process.stderr or process.stdout).strip().splitlines()
+        raise HeadraceError(
+            what,
+            why=lines[-1].strip() if lines else f"prefect ended with {process.returncode}",
+            mend="prefect config view shows which server is asked",
+        )
