@@ -95,7 +95,7 @@ def checkout() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def compute_environment(inherited: Mapping[str, str], *, extra: Mapping[str, str], project_dir: str, threads: int) -> dict[str, str]:
+def compute_environment(inherited: Mapping[str, str], *, extra: Mapping[str, str], project_dir: str, threads: int, python: str) -> dict[str, str]:
     """Returns the environment of a node's compute processes.
 
     Args:
@@ -103,7 +103,10 @@ def compute_environment(inherited: Mapping[str, str], *, extra: Mapping[str, str
         extra: the job's own variables; they win.
         project_dir: the user's folder, importable after ours (`model.factory`).
         threads: compute threads of each process.
+        python: the interpreter; programs beside it (ninja) are found first.
     """
     allowed = {name: value for name, value in inherited.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIXES)}
     path = [str(checkout()), project_dir, *filter(None, inherited.get("PYTHONPATH", "").split(":"))]
-    return {**DEFAULTS, **allowed, "PYTHONPATH": ":".join(dict.fromkeys(path)), NUM_THREADS: str(threads), **extra}
+    programs = [str(Path(python).parent), *filter(None, inherited.get("PATH", "").split(":"))]
+    own = {"PYTHONPATH": ":".join(dict.fromkeys(path)), "PATH": ":".join(dict.fromkeys(programs)), NUM_THREADS: str(threads)}
+    return {**DEFAULTS, **allowed, **own, **extra}

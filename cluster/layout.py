@@ -189,6 +189,10 @@ class AttemptLayout:
         """Folder of log segments."""
         return f"{self.key}/logs"
 
+    def node_log(self, name: str, *, node_rank: int) -> str:
+        """Returns the key of the log of a node's own process (`agent`, `zygote`)."""
+        return f"{self.logs}/{name}-n{node_rank:04d}.log"
+
     def heartbeat(self, node_rank: int, sequence: int) -> str:
         """Returns the key of a heartbeat."""
         return f"{self.heartbeats}/n{node_rank:04d}-{sequence:08d}.json"

@@ -165,6 +165,13 @@ class Lease:
                     return
 
 
+def holder_is_alive(storage: Storage, folder: str) -> bool:
+    """Whether somebody holds the lease of `folder` now, as far as one look can tell."""
+    state = _look(storage, folder)
+    holder = _holder(storage, folder, state)
+    return holder is not None and not _has_ended(storage, folder, state, holder=holder, unchanged_s=0.0)
+
+
 def _key(folder: str, term: int, suffix: str = "") -> str:
     return f"{folder}/{term:06d}{suffix}.json"
 

@@ -45,13 +45,13 @@ _STOP_CODES: dict[ExitCode, Cause] = {
 """Exit codes of compute that no restart can mend: the job stops with them."""
 
 _OUT_OF_MEMORY = re.compile(
-    r"^MemoryError\b|OutOfMemoryError|CUDA out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|ArrowMemoryError|"
+    r"(?m)^MemoryError\b|OutOfMemoryError|CUDA out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|ArrowMemoryError|"
     r"DefaultCPUAllocator: not enough memory"
 )
 _STORAGE = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Stale file handle|Read-only file system|Remote I/O error")
-_PORT_TAKEN = re.compile(r"EADDRINUSE|Address already in use")
+_PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _ECHO = re.compile(
-    r"Connection reset by peer|Connection closed by peer|Connection refused|Broken pipe|remote process exited|recvValue failed|"
+    r"Connection reset by peer|Connection closed by peer|Broken pipe|remote process exited|recvValue failed|"
     r"Socket closed|Timed out waiting \d+ms for (recv|send)|DistBackendError|DistNetworkError|failed to recv, got 0 bytes|"
     r"Application timeout caused pair closure|Rank \d+ successfully reached monitoredBarrier"
 )
@@ -63,8 +63,8 @@ _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exi
 class Ending:
     """How one process ended, as seen from outside."""
 
-    rank: int
-    """Rank, or item index."""
+    name: str
+    """`rank 1`, `item 12`: for messages."""
     exit_status: int
     """Exit code; negative: killed by that signal."""
     tail: tuple[str, ...] = ()
@@ -112,19 +112,19 @@ def classify(ending: Ending) -> Finding:
     text = "\n".join(tail)
 
     def found(cause: Cause, message: str = "", *, stop_code: ExitCode | None = None, echo: bool = False) -> Finding:
-        return Finding(cause=cause, evidence=evidence, message=message or error or how, stop_code=stop_code, echo=echo)
+        return Finding(cause=cause, evidence=evidence, message=f"{ending.name}: {message or error or how}", stop_code=stop_code, echo=echo)
 
     if ending.oom_killed and status == -signal.SIGKILL:
         return found(Cause.OUT_OF_MEMORY, f"{how} by the kernel: out of memory", stop_code=ExitCode.OUT_OF_MEMORY)
     if status < 0 and -status in _OUTSIDE_SIGNALS:
         return found(Cause.KILLED, how)
-    if status < 0:
-        return found(Cause.OUT_OF_MEMORY, stop_code=ExitCode.OUT_OF_MEMORY) if _OUT_OF_MEMORY.search(text) else found(Cause.USER_CODE, how)
+    if status < 0 and not _OUT_OF_MEMORY.search(text):  # a C++ library that ends a process over a lost peer aborts it
+        return found(Cause.NODE, echo=True) if _ECHO.search(text) else found(Cause.USER_CODE, how)
     if status in _STOP_CODES:
         return found(_STOP_CODES[ExitCode(status)], stop_code=ExitCode(status))
     if status == ExitCode.UNREACHABLE:
         return found(Cause.STORAGE)
-    if any(_OUT_OF_MEMORY.search(line) for line in tail):
+    if _OUT_OF_MEMORY.search(text):
         return found(Cause.OUT_OF_MEMORY, stop_code=ExitCode.OUT_OF_MEMORY)
     if _PORT_TAKEN.search(text):
         return found(Cause.NODE, "the rendezvous port was taken")
@@ -144,26 +144,22 @@ def first_cause(findings: Sequence[Finding]) -> int:
     return next((index for index, finding in enumerate(findings) if not finding.echo), 0)
 
 
-def decide(
-    history: Sequence[Incident], *, cause: Cause, committed_step: int, limits: RestartLimits, stop_code: ExitCode | None = None, baseline: int = -1
-) -> Decision:
-    """Returns whether ranks start again after an incident.
+def decide(history: Sequence[Incident], *, cause: Cause, idle: int, limits: RestartLimits, stop_code: ExitCode | None = None) -> Decision:
+    """Returns whether ranks (or an item) start again after an incident.
 
     Args:
         history: earlier incidents that count, oldest first.
-        cause: why the ranks ended.
-        committed_step: newest committed step (or number of finished items) at that moment.
+        cause: why they ended.
+        idle: starts in a row, this one included, that brought nothing new (`idle_starts`).
         limits: the budgets.
         stop_code: set when no restart can mend the cause.
-        baseline: newest committed step before the first incident of `history`.
     """
     if stop_code is not None:
         return Decision("stop", f"{cause.value}: starting again would end the same way", exit_code=stop_code)
     if cause is Cause.CANCELLED:
         return Decision("stop", "cancelled", exit_code=ExitCode.INTERRUPTED)
-    idle = _starts_without_progress([*(incident.committed_step for incident in history), committed_step], baseline=baseline)
     if idle >= limits.max_attempts_without_progress:
-        reason = f"{idle} starts in a row committed nothing new (restart.max_attempts_without_progress: {limits.max_attempts_without_progress})"
+        reason = f"{idle} starts in a row brought nothing new (restart.max_attempts_without_progress: {limits.max_attempts_without_progress})"
         return Decision("stop", reason, exit_code=ExitCode.POLICY)
     interruption = cause in INTERRUPTIONS
     used = sum((incident.cause in INTERRUPTIONS) == interruption for incident in history)
@@ -172,6 +168,21 @@ def decide(
         return Decision("stop", f"{used + 1} {word} (restart.max_{word}: {most})", exit_code=ExitCode.POLICY)
     delay_s = 0.0 if interruption else min(limits.backoff_s * 2**used, _MOST_DELAY_S)
     return Decision("restart", f"{cause.value}: restart {used + 1} of at most {most} after {word}", delay_s=delay_s)
+
+
+def idle_starts(history: Sequence[Incident], *, committed_step: int, baseline: int) -> int:
+    """Returns how many of the newest starts in a row, this one included, ended with nothing committed beyond the start before.
+
+    Args:
+        history: earlier incidents that count, oldest first.
+        committed_step: newest committed step now.
+        baseline: newest committed step before the first start of `history`.
+    """
+    newest, idle = baseline, 0
+    for step in (*(incident.committed_step for incident in history), committed_step):
+        idle = 0 if step > newest else idle + 1
+        newest = max(newest, step)
+    return idle
 
 
 def error_lines(tail: Sequence[str]) -> str:
@@ -189,15 +200,6 @@ def _names_an_error(line: str) -> bool:
 
 def _follows_a_stack(tail: Sequence[str], index: int) -> bool:
     return index > 0 and tail[index - 1].startswith("    ") and any(line == _TRACEBACK for line in tail[:index])
-
-
-def _starts_without_progress(committed: Sequence[int], *, baseline: int) -> int:
-    """How many of the newest starts in a row ended with no more committed than the one before them."""
-    newest, idle = baseline, 0
-    for step in committed:
-        idle = 0 if step > newest else idle + 1
-        newest = max(newest, step)
-    return idle
 
 
 def _signal_name(number: int) -> str:

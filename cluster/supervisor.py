@@ -18,7 +18,9 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from cluster.agent.scratch import NodeScratch
 from cluster.attempt import (
     claim_attempt,
     claimant,
@@ -38,12 +40,12 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.lease import CLOCK_SKEW_S
 from cluster.liveness import Life, Signs, judge
 from cluster.process import is_dead
-from cluster.restart import INTERRUPTIONS, Decision, decide
+from cluster.restart import EVIDENCE_LINES, INTERRUPTIONS, Decision, decide, idle_starts
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
-from schemas.errors import InterruptedRunError
+from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, CancelRequest, Cause, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Submitted
+from schemas.job import AttemptVerdict, CancelRequest, Cause, Claim, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Submitted
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,13 @@ def run_job(
     return _Supervision(request, storage=storage, launcher=launcher, watch=watch, is_complete=is_complete).run()
 
 
+def cancel_attempt(storage: Storage, attempt: AttemptLayout, *, key: str, launcher: Launcher, reason: str) -> None:
+    """Asks an attempt to stop gracefully: a cancel object for its agents wherever they run, and the launcher's signal, which is faster."""
+    with contextlib.suppress(AlreadyExistsError):  # asked before
+        storage.create_exclusive(attempt.cancel, canonical_json(CancelRequest(reason=reason, at=time.time())))
+    launcher.cancel(key)
+
+
 @dataclass(frozen=True)
 class _Watch:
     """Time, and whom to tell."""
@@ -150,7 +159,8 @@ class _Supervision:
     def __init__(self, request: JobSpec, *, storage: Storage, launcher: Launcher, watch: _Watch, is_complete: Callable[[], bool]) -> None:
         self._request, self._storage, self._launcher, self._watch, self._is_complete = request, storage, launcher, watch, is_complete
         self._layout = ArtifactLayout(request.artifact_key)
-        self._cancelled: set[int] = set()
+        self._cancelled: set[str] = set()
+        self._last_view: JobView | None = None
 
     def run(self) -> ExitRecord:
         """Adopts or submits until the policy says that it is over."""
@@ -178,7 +188,7 @@ class _Supervision:
         record, verdict = read_exit(self._storage, attempt), read_verdict(self._storage, attempt)
         if record is None:
             return self._adopt(newest), None
-        if record.exit_code is ExitCode.DONE and self._is_complete():
+        if record.exit_code is ExitCode.DONE and self._is_complete() and self._has_all_items():
             return newest, record
         if verdict is None and record.cause is not Cause.CANCELLED and record.exit_code is not ExitCode.DONE:
             return newest, None  # nobody has decided yet
@@ -198,7 +208,7 @@ class _Supervision:
             self._submit(spec, attempt)
             return number
         if claim_attempt(self._storage, attempt, key=spec.key, submission=_SUPERSEDED):
-            self._close(number, spec, cause=Cause.CANCELLED, evidence=("never submitted; the request has changed since",))
+            self._close(spec, cause=Cause.CANCELLED, evidence=("never submitted; the request has changed since",))
             return self._submit_next(number)
         return number
 
@@ -224,6 +234,11 @@ class _Supervision:
             self._storage.create_exclusive(attempt.submitted, canonical_json(answer))
         logger.info("submitted attempt %s as job %s", spec.key, handle.job_id)
 
+    def _has_all_items(self) -> bool:
+        """Whether every item of an array has its record: one may have been removed since, to be made again."""
+        items = (self._layout.item(self._request.step_name, index) for index in range(self._request.num_items))
+        return self._request.kind is JobKind.GANG or all(self._storage.exists(item) for item in items)
+
     def _same_request(self, spec: JobSpec) -> bool:
         ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": ""}
         return canonical_json(spec.model_copy(update=ours)) == canonical_json(self._request.model_copy(update=ours))
@@ -231,54 +246,65 @@ class _Supervision:
     # ---- following ---------------------------------------------------------------------------------------------------
 
     def _follow(self, number: int) -> ExitRecord:
-        """Watches an attempt until it has an exit record, its own or ours."""
+        """Watches an attempt until it has an exit record, its own or ours. A storage that does not answer is asked again."""
         attempt, silence = self._attempt(number), _Silence()
         spec = read_spec(self._storage, attempt)
-        submitted = read_submitted(self._storage, attempt)
-        began_at = submitted.at if submitted else time.time()
+        answered_at = self._watch.clock()
         while True:
-            self._cancel_if_wished(number, spec)
-            beats = read_heartbeats(self._storage, attempt)
-            silent_s = silence.observe(beats, now=self._watch.clock(), began_at=began_at)
-            claim = read_claim(self._storage, attempt)
-            process_dead = claim is not None and is_dead(claimant(claim))
-            job = JobState.RUNNING
-            if process_dead or silent_s > _ASK_AFTER_S or not beats:
-                job = self._launcher.query([spec.key])[spec.key]
-            record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
-            signs = Signs(job=job, has_exit_record=record is not None, silent_s=silent_s, has_heartbeat=bool(beats), process_dead=process_dead)
-            life = judge(signs, lost_after_s=spec.lost_after_s)
-            self._watch.on_view(self._view(spec, life, beats=beats, record=record))
-            if record is not None:
-                return record
-            if life is Life.GONE and (closed := self._close_gone(number, spec, claim=claim, signs=signs)) is not None:
-                return closed
+            try:
+                record = self._look(spec, attempt, silence)
+                answered_at = self._watch.clock()
+                if record is not None:
+                    return record
+            except (OSError, UnreachableError) as error:
+                logger.warning("storage does not answer: %s", error)
+                if self._watch.clock() - answered_at > spec.lost_after_s:
+                    what = f"{self._storage.url} has not answered for {spec.lost_after_s:g} s"
+                    raise UnreachableError(what, why=str(error), mend="the job goes on; headrace resume follows it again") from error
             self._watch.sleep(self._watch.poll_s)
 
+    def _look(self, spec: JobSpec, attempt: AttemptLayout, silence: "_Silence") -> ExitRecord | None:
+        """Looks at an attempt once, tells the caller, and closes it when it is gone. Returns its exit record, if there is one."""
+        self._cancel_if_wished(spec)
+        submitted, claim, beats = read_submitted(self._storage, attempt), read_claim(self._storage, attempt), read_heartbeats(self._storage, attempt)
+        silent_s = silence.observe(beats, now=self._watch.clock(), began_at=submitted.at if submitted else time.time())
+        process_dead = claim is not None and is_dead(claimant(claim))
+        job = JobState.RUNNING
+        if process_dead or silent_s > _ASK_AFTER_S or not beats:
+            job = self._launcher.query([spec.key])[spec.key]
+        record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
+        signs = Signs(job=job, has_exit_record=record is not None, silent_s=silent_s, has_heartbeat=bool(beats), process_dead=process_dead)
+        life = judge(signs, lost_after_s=spec.lost_after_s)
+        self._watch.on_view(self._view(spec, life, beats=beats, record=record))
+        if record is None and life is Life.GONE:
+            record = self._close_gone(spec, claim=claim, signs=signs)
+        return record
+
     def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
+        """Returns the view of this moment. Between two starts of ranks, when none speaks, what they said last stands."""
         ranks = [rank for beat in beats for rank in beat.ranks]
         incidents = record.incidents if record is not None else read_incidents(self._storage, self._attempt(spec.attempt))
-        return JobView(
+        past = self._last_view
+        view = JobView(
             attempt=spec.attempt,
             key=spec.key,
             state=life,
             heartbeats=beats,
             incidents=incidents,
             epoch=max((beat.epoch for beat in beats), default=-1),
-            step=max((rank.step for rank in ranks), default=0),
-            total_steps=max((rank.total_steps for rank in ranks), default=0),
-            committed_step=max((rank.committed_step for rank in ranks), default=-1),
+            step=max((rank.step for rank in ranks), default=past.step if past else 0),
+            total_steps=max((rank.total_steps for rank in ranks), default=past.total_steps if past else 0),
+            committed_step=max((rank.committed_step for rank in ranks), default=past.committed_step if past else -1),
             items_done=sum(beat.items_done for beat in beats),
             num_items=spec.num_items,
         )
+        self._last_view = view
+        return view
 
-    def _cancel_if_wished(self, number: int, spec: JobSpec) -> None:
-        if not self._watch.stop_requested() or number in self._cancelled:
-            return
-        self._cancelled.add(number)
-        with contextlib.suppress(AlreadyExistsError):
-            self._storage.create_exclusive(self._attempt(number).cancel, canonical_json(CancelRequest(reason="stop requested", at=time.time())))
-        self._launcher.cancel(spec.key)
+    def _cancel_if_wished(self, spec: JobSpec) -> None:
+        if self._watch.stop_requested() and spec.key not in self._cancelled:
+            self._cancelled.add(spec.key)
+            cancel_attempt(self._storage, self._attempt(spec.attempt), key=spec.key, launcher=self._launcher, reason="stop requested")
 
     def _pause(self, seconds: float) -> None:
         deadline = self._watch.clock() + seconds
@@ -287,24 +313,28 @@ class _Supervision:
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
-    def _close_gone(self, number: int, spec: JobSpec, *, claim: Claim | None, signs: Signs) -> ExitRecord | None:
+    def _close_gone(self, spec: JobSpec, *, claim: Claim | None, signs: Signs) -> ExitRecord | None:
         """Writes the exit record of an attempt that cannot do so any more. None when it turned out to be claimed meanwhile."""
-        attempt = self._attempt(number)
+        attempt = self._attempt(spec.attempt)
         if claim is None and not claim_attempt(self._storage, attempt, key=spec.key, submission=_SUPERSEDED):
             return None
         self._launcher.cancel(spec.key)  # what may be left of it on other nodes
+        last_words = _last_words(spec)
         if claim is None:
-            return self._close(number, spec, cause=Cause.NODE, evidence=(f"the job ended before its agent started (launcher: {signs.job.value})",))
+            evidence = (f"the job ended before its agent started (launcher: {signs.job.value})", *last_words)
+            return self._close(spec, cause=Cause.NODE, evidence=evidence)
         if signs.process_dead:
             shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # it was on this machine, and nobody else will
-            return self._close(
-                number, spec, cause=Cause.KILLED, evidence=(f"the agent (pid {claim.pid} on {claim.host}) has ended without an exit record",)
-            )
-        evidence = (f"launcher: {signs.job.value}", f"no heartbeat for {signs.silent_s:.0f} s", f"agent: pid {claim.pid} on {claim.host}")
-        return self._close(number, spec, cause=Cause.NODE, evidence=evidence)
+            evidence = (f"the agent (pid {claim.pid} on {claim.host}) has ended without an exit record", *last_words)
+            return self._close(spec, cause=Cause.KILLED, evidence=evidence)
+        evidence = (
+            f"no heartbeat for {signs.silent_s:.0f} s of the agent (pid {claim.pid} on {claim.host})",
+            f"launcher: {signs.job.value}",
+        )
+        return self._close(spec, cause=Cause.NODE, evidence=evidence)
 
-    def _close(self, number: int, spec: JobSpec, *, cause: Cause, evidence: tuple[str, ...]) -> ExitRecord:
-        attempt = self._attempt(number)
+    def _close(self, spec: JobSpec, *, cause: Cause, evidence: tuple[str, ...]) -> ExitRecord:
+        attempt = self._attempt(spec.attempt)
         beats, past = read_heartbeats(self._storage, attempt), read_incidents(self._storage, attempt)
         ranks = [rank for beat in beats for rank in beat.ranks]
         committed = sum(beat.items_done for beat in beats) or newest_commit(self._storage, self._layout)
@@ -343,13 +373,10 @@ class _Supervision:
             spec = read_spec(self._storage, self._attempt(number))
             counted = counted_history(self._storage, self._layout, spec=spec)
             last = record.incidents[-1]
-            decision = decide(
-                (*counted.incidents, *record.incidents[:-1]),
-                cause=last.cause,
-                committed_step=last.committed_step,
-                limits=spec.limits,
-                baseline=counted.baseline,
-            )
+            past = (*counted.incidents, *record.incidents[:-1])
+            starts = past if spec.kind is JobKind.GANG else [incident for incident in past if incident.rank < 0]  # items restart apart
+            idle = idle_starts(starts, committed_step=last.committed_step, baseline=counted.baseline)
+            decision = decide(past, cause=last.cause, idle=idle, limits=spec.limits)
         self._note_verdict(number, decision)
         return decision
 
@@ -366,6 +393,12 @@ class _Supervision:
 
     def _attempt(self, number: int) -> AttemptLayout:
         return self._layout.attempt(self._request.step_name, number)
+
+
+def _last_words(spec: JobSpec) -> tuple[str, ...]:
+    """Returns the end of the first agent's own log, when its scratch folder is on this machine."""
+    log = NodeScratch(Path(spec.scratch_dir) / "n0000").agent_log
+    return tuple(log.read_text(errors="replace").splitlines()[-EVIDENCE_LINES:]) if log.exists() else ()
 
 
 _SUPERSEDED = "supervisor"

@@ -141,7 +141,10 @@ class TokenizerConfig(Frozen):
     min_bytes_per_token: float = Field(default=1.5, gt=0.0)
     """Gate: the tokenizer must compress held-out text to at least this many bytes per token."""
     max_tokens_per_word: float = Field(default=6.0, gt=0.0)
-    """Gate on fertility: at most this many tokens per white-space separated word of held-out text."""
+    """Gate on fertility: at most this many tokens per word of held-out text.
+
+    A word is a run of letters and digits, or of other signs; in scripts without spaces, a character.
+    """
 
 
 class TokenizationConfig(Frozen):
@@ -156,7 +159,7 @@ class TokenizationConfig(Frozen):
     layout: Literal["fixed", "list"] = "fixed"
     """`fixed`: one fixed-size binary value per sequence (fast). `list`: `list<uint16|uint32>`, for other readers."""
     shadow_check_documents: int = Field(default=200, ge=0)
-    """Documents per group, spread evenly, that are encoded by Hugging Face `tokenizers` as well and must give equal ids; at most some 1 MB of text."""
+    """Documents per group (up to some 1 MB of text), spread evenly, that Hugging Face `tokenizers` encodes as well: ids must be equal."""
 
 
 # ---- model ---------------------------------------------------------------------------------------------------------

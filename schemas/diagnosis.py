@@ -120,8 +120,13 @@ def _explain(detail: ErrorDetails, data: Mapping[str, Any]) -> list[Problem]:
         model = model_at(location[:-1])
         choices = "" if nearest or model is None else f"; there are {', '.join(model.model_fields)}"
         return [Problem(key=dotted(location), value=shorten(value), message=f"unknown key{choices}", nearest=nearest)]
+    if kind == "too_short" and value:  # pydantic's echo of wrong items
+        return []
     message, nearest = _rule_and_nearest(detail, location)
-    return [Problem(key=dotted(location), value=shorten(value), message=message, nearest=nearest)]
+    if "[key]" in detail["loc"]:  # the key itself is wrong, not what it holds
+        return [Problem(key=dotted(location), value=shorten(value), message=message, nearest=dotted((*location[:-1], nearest)) if nearest else "")]
+    found, written = _look_up(data, location)
+    return [Problem(key=dotted(location), value=shorten(written if found else value), message=message, nearest=nearest)]
 
 
 def _rule_and_nearest(detail: ErrorDetails, location: Location) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from schemas.config import ClusterKind, RunConfig
 from schemas.diagnosis import diagnose
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.override import ORIGIN, apply_override, parse_overrides
-from schemas.reference import has_secret, plain_password, reference_problems, resolve_machine
+from schemas.reference import plain_password, reference_problems, resolve_machine
 from schemas.warning import warnings_of
 from schemas.yaml_text import Document, Location, dotted, parse_yaml, shorten
 
@@ -91,6 +91,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     problems += _missing_files(data)
     if problems or config is None:
         raise ConfigError(tuple(_with_origin(problem, document, assigned) for problem in _unique(problems)), source=str(path))
+    config = _anchor_defaults(config, base=project_dir)
     return LoadedRecipe(
         config=config, project_dir=project_dir, path=path, overrides=tuple(overrides), text_hash=sha256(text.encode()), warnings=warnings_of(config)
     )
@@ -174,17 +175,24 @@ def _machine_values(data: Any) -> Any:
 def _anchor(data: Any, location: Location, *, base: Path) -> Any:
     """Returns `data` with the relative paths of path keys made absolute against `base`."""
 
-    def absolute(text: str, at: Location) -> str:
+    def anchored(text: str, at: Location) -> str:
         if not any(pattern.fullmatch(dotted(at)) for pattern in _PATH_KEYS) or not text:
             return text
         if dotted(at) == "tracking.mlflow_uri":
             file = text.removeprefix("sqlite:///")
             return text if file == text or file.startswith("/") else f"sqlite:///{absolute(file, base=base)}"
-        if _URL.match(text) or has_secret(text):
+        if _URL.match(text) or "${" in text:
             return text
         return str(absolute(text, base=base))
 
-    return _map_text(data, location, absolute)
+    return _map_text(data, location, anchored)
+
+
+def _anchor_defaults(config: RunConfig, *, base: Path) -> RunConfig:
+    """Returns `config` with the default folders, which no text names, made absolute too."""
+    root, state = config.storage.root, config.state
+    anchored_root = root if _URL.match(root) or "${" in root else str(absolute(root, base=base))
+    return config.model_copy(update={"storage": config.storage.model_copy(update={"root": anchored_root}), "state": str(absolute(state, base=base))})
 
 
 def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
@@ -233,7 +241,7 @@ def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
     """Returns the local inputs that do not exist. Other machines may see other files, so this is for `kind: local` only."""
     problems: list[Problem] = []
     cluster = data.get("cluster")
-    if isinstance(cluster, Mapping) and cluster.get("kind", ClusterKind.LOCAL) != ClusterKind.LOCAL:
+    if isinstance(cluster, Mapping) and cluster.get("kind") in (ClusterKind.SLURM, ClusterKind.KUBERNETES):
         return problems
 
     def judge(text: str, location: Location) -> str:
@@ -251,17 +259,22 @@ def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def _with_origin(problem: Problem, document: Document, assigned: Mapping[str, str]) -> Problem:
-    """Returns the problem with the line of its key, of the nearest section above it, or `--set`."""
+    """Returns the problem with `--set`, or the line of its key or of the nearest section above it."""
     if problem.origin:
         return problem
-    if any(problem.key == key or problem.key.startswith(f"{key}.") for key in assigned):
-        return replace(problem, origin=ORIGIN)
     location: Location = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
+    written = location in document.lines
+    if any(_is_below(problem.key, key) or (not written and _is_below(key, problem.key)) for key in assigned):
+        return replace(problem, origin=ORIGIN)
     while location:
         if location in document.lines:
             return replace(problem, origin=f"line {document.lines[location]}")
         location = location[:-1]
     return problem
+
+
+def _is_below(key: str, parent: str) -> bool:
+    return key == parent or key.startswith(f"{parent}.")
 
 
 def _unique(problems: Sequence[Problem]) -> tuple[Problem, ...]:

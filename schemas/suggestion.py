@@ -100,6 +100,13 @@ def known_keys() -> tuple[str, ...]:
     return tuple(_keys_below(RunConfig, prefix=""))
 
 
+@cache
+def _unique_leaves() -> dict[str, str]:
+    """Last part of a key → the key, where only one key ends so."""
+    leaves = [key.rsplit(".", 1)[-1] for key in known_keys()]
+    return {leaf: key for leaf, key in zip(leaves, known_keys(), strict=True) if leaves.count(leaf) == 1}
+
+
 def nearest_key(location: Location) -> str:
     """Returns the valid key that `location` was probably meant to be, dotted; empty when nothing is near."""
     parent, wrong = location[:-1], str(location[-1])
@@ -108,9 +115,9 @@ def nearest_key(location: Location) -> str:
     plain = wrong.lower().replace("-", "_")
     if plain in siblings:
         return dotted((*parent, plain))
-    elsewhere = [key for key in known_keys() if key.rsplit(".", 1)[-1] == plain]
-    if len(elsewhere) == 1:
-        return elsewhere[0]
+    by_leaf = _unique_leaves()
+    if plain in by_leaf:
+        return by_leaf[plain]
     if plain in _FOREIGN_KEYS and not difflib.get_close_matches(plain, siblings, n=1, cutoff=0.85):
         return _FOREIGN_KEYS[plain]
     close = difflib.get_close_matches(plain, siblings, n=1, cutoff=0.55)
@@ -119,9 +126,10 @@ def nearest_key(location: Location) -> str:
     within = [name for name in siblings if len(plain) > 2 and (plain in name or name in plain)]
     if within:
         return dotted((*parent, within[0]))
-    by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(known_keys())}
-    far = difflib.get_close_matches(plain, by_leaf, n=1, cutoff=0.75)
-    return by_leaf[far[0]] if far else ""
+    far = difflib.get_close_matches(plain, by_leaf, n=1, cutoff=0.85)
+    if far:
+        return by_leaf[far[0]]
+    return dotted((*parent, siblings[0])) if len(siblings) == 1 else ""
 
 
 def nearest_choice(value: Any, choices: Iterable[Any]) -> str:

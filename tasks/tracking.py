@@ -6,9 +6,12 @@ and no global state of mlflow is used, only its client; autologging and telemetr
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
+import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +28,7 @@ from schemas.journal import RunHandle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import LoggedModel, Metric, Run
 
 RUN_TAG = "headrace.run_id"
 STEP_TAG = "headrace.forwarded_step"
@@ -360,13 +363,9 @@ class ModelRegistry:
 
     def log_model(self, package: ModelPackage) -> str:
         """Stores a model with the server and returns its id. Only a completely stored one is ever `READY`."""
-        import tempfile
-
-        from mlflow.entities import LoggedModelOutput
-        from mlflow.models import Model
-        from mlflow.pyfunc import save_model
-
         client = self._connection.client
+        from mlflow.entities import LoggedModelOutput
+
         with self._connection.reaching("given the model"), tempfile.TemporaryDirectory(prefix="headrace-model-") as folder:
             logged = client.create_logged_model(
                 self._connection.experiment_id,
@@ -376,14 +375,7 @@ class ModelRegistry:
                 model_type="text-generation",
             )
             path = Path(folder) / "model"
-            save_model(
-                path=str(path),
-                python_model=str(package.code_path),
-                artifacts={"hf": str(package.hf_dir), "card": str(package.card_path)},
-                pip_requirements=list(package.requirements),
-                mlflow_model=Model(artifact_path=logged.artifact_location, run_id=self._mlflow_run_id, model_id=logged.model_id),
-            )
-            _set_signature(path / "MLmodel")
+            _write_model(package, logged=logged, path=path)
             client.log_model_artifacts(logged.model_id, str(path))
             client.log_outputs(self._mlflow_run_id, [LoggedModelOutput(logged.model_id, step=0)])
             client.finalize_logged_model(logged.model_id, "READY")
@@ -455,8 +447,6 @@ class ModelRegistry:
 
     def log_dataset(self, *, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
         """Names a dataset as an input of the run, by the first 36 characters of its digest (MLflow's limit)."""
-        import json
-
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
@@ -464,6 +454,23 @@ class ModelRegistry:
         )
         with self._connection.reaching("written to"):
             self._connection.client.log_inputs(self._mlflow_run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+
+def _write_model(package: ModelPackage, *, logged: "LoggedModel", path: Path) -> None:
+    """Writes an MLflow model folder. mlflow 3.17 warns about its own type hints at import and about typed models when it saves them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.models import Model
+        from mlflow.pyfunc import save_model
+
+        save_model(
+            path=str(path),
+            python_model=str(package.code_path),
+            artifacts={"hf": str(package.hf_dir), "card": str(package.card_path)},
+            pip_requirements=list(package.requirements),
+            mlflow_model=Model(artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id),
+        )
+        _set_signature(path / "MLmodel")
 
 
 def _set_signature(path: Path) -> None:

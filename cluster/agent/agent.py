@@ -6,16 +6,19 @@ It is the only process on a node that talks to storage for the job, never import
 """
 
 import argparse
+import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.agent.array import ArrayRun
+from cluster.agent.array import run_array
 from cluster.agent.gang import follow_gang, lead_gang
-from cluster.agent.node import Ledger, Node, Outcome, StopWish
+from cluster.agent.memory import OomWatch
+from cluster.agent.node import JobEnd, Ledger, Node, Outcome, StopWish
 from cluster.agent.nursery import Nursery
 from cluster.agent.peers import Peers
 from cluster.agent.publisher import Publisher
@@ -28,7 +31,7 @@ from cluster.storage import AlreadyExistsError, Storage, open_storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Claim, ExitRecord, JobKind, JobSpec
+from schemas.job import Cause, Claim, ExitRecord, Incident, JobKind, JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -50,68 +53,70 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Claims the attempt and runs it to its end. An agent that loses the claim ends at once, having started nothing."""
+    stop = StopWish()
     storage, attempt = open_storage(arguments.storage), AttemptLayout(arguments.attempt)
     spec = JobSpec.model_validate_json(storage.read(attempt.spec))
     if not _is_ours(storage, attempt, spec=spec, node_rank=arguments.node_rank, submission=arguments.submission):
         logger.info("attempt %s belongs to another submission; nothing to do here", spec.key)
         return ExitCode.DONE
-    artifact = ArtifactLayout(spec.artifact_key)
-    scratch = NodeScratch(Path(spec.scratch_dir) / f"n{arguments.node_rank:04d}")
+    node = _node(storage, attempt, spec=spec, node_rank=arguments.node_rank, advertise=arguments.advertise, stop=stop)
+    node.publisher.start()
+    try:
+        end = _work(node)
+    finally:
+        node.nursery.close()
+        incidents = node.ledger.close()
+        node.publisher.stop(files={node.scratch.agent_log: "agent", node.scratch.zygote_log: "zygote"})
+    if end is not None:
+        _leave_exit_record(node, end.outcome, incidents=(*incidents, *end.incidents))
+    shutil.rmtree(node.scratch.folder, ignore_errors=True)  # published; what is left is only disk space
+    with contextlib.suppress(OSError):  # another node of this machine still uses it
+        node.scratch.folder.parent.rmdir()
+    return end.outcome.exit_code if end is not None else ExitCode.DONE
+
+
+def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank: int, advertise: str, stop: StopWish) -> Node:
+    artifact, scratch = ArtifactLayout(spec.artifact_key), NodeScratch(Path(spec.scratch_dir) / f"n{node_rank:04d}")
     scratch.folder.mkdir(parents=True, exist_ok=True)
-    publisher = Publisher(storage, artifact=artifact, attempt=attempt, key=spec.key, node_rank=arguments.node_rank)
-    nursery = Nursery(
-        preload=spec.preload,
-        env=compute_environment(os.environ, extra=spec.env, project_dir=spec.project_dir, threads=spec.threads_per_rank),
-        cwd=spec.project_dir,
-        log=scratch.zygote_log,
-    )
-    counted = counted_history(storage, artifact, spec=spec)
-    node = Node(
+    publisher = Publisher(storage, artifact=artifact, attempt=attempt, key=spec.key, node_rank=node_rank)
+    stop.listen(publisher)
+    env = compute_environment(os.environ, extra=spec.env, project_dir=spec.project_dir, threads=spec.threads_per_rank, python=sys.executable)
+    history = counted_history(storage, artifact, spec=spec)
+    return Node(
         spec=spec,
         storage=storage,
         attempt=attempt,
-        node_rank=arguments.node_rank,
-        advertise=arguments.advertise,
+        node_rank=node_rank,
+        advertise=advertise,
         scratch=scratch,
-        nursery=nursery,
+        nursery=Nursery(preload=spec.preload, env=env, cwd=spec.project_dir, log=scratch.zygote_log),
         publisher=publisher,
-        ledger=Ledger(publisher=publisher, attempt=attempt, spec=spec, history=counted.incidents, baseline=counted.baseline),
-        stop=StopWish(publisher),
+        ledger=Ledger(publisher=publisher, attempt=attempt, spec=spec, node_rank=node_rank, history=history.incidents, baseline=history.baseline),
+        stop=stop,
+        memory=OomWatch(),
     )
-    publisher.start()
-    try:
-        outcome = _work(node)
-    finally:
-        nursery.close()
-        incidents = node.ledger.close()
-        publisher.stop()
-    if outcome is not None:
-        _leave_exit_record(node, outcome, incidents=incidents)
-    return outcome.exit_code if outcome is not None else ExitCode.DONE
 
 
-def _work(node: Node) -> Outcome | None:
-    """Runs the job on this node. Returns the attempt's outcome on node 0, None on others."""
+def _work(node: Node) -> JobEnd | None:
+    """Runs the job on this node. Returns how it ended on node 0, None on others."""
     peers = Peers(storage=node.storage, artifact=node.artifact, attempt=node.attempt, spec=node.spec, node_rank=node.node_rank)
     try:
         if node.spec.kind is JobKind.ARRAY:
-            return _array(node, peers)
+            return run_array(node, peers)
         if node.node_rank == 0:
-            return lead_gang(node, peers)
+            return JobEnd(lead_gang(node, peers))
         follow_gang(node, peers)
         return None
     except HeadraceError as error:
         logger.error("%s", error)
-        return Outcome(error.exit_code, Cause.UNKNOWN, str(error), -1) if node.node_rank == 0 else None
+        outcome = Outcome(error.exit_code, Cause.STORAGE if error.exit_code is ExitCode.UNREACHABLE else Cause.UNKNOWN, str(error), -1)
+    except Exception as error:
+        logger.exception("the agent failed")
+        outcome = Outcome(ExitCode.BUG, Cause.UNKNOWN, f"the agent failed: {type(error).__name__}: {error}", -1)
+    return JobEnd(outcome) if node.node_rank == 0 else None
 
 
-def _array(node: Node, peers: Peers) -> Outcome | None:
-    report = ArrayRun(node, peers).run()
-    code = ExitCode.DONE if report.outcome == "finished" else report.stop_code or ExitCode.INTERRUPTED
-    return Outcome(code, report.cause, report.message, report.epoch)
-
-
-def _leave_exit_record(node: Node, outcome: Outcome, *, incidents: tuple) -> None:  # type: ignore[type-arg]
+def _leave_exit_record(node: Node, outcome: Outcome, *, incidents: tuple[Incident, ...]) -> None:
     record = ExitRecord(
         key=node.spec.key,
         exit_code=outcome.exit_code,

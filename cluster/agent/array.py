@@ -5,18 +5,22 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cluster.agent.node import Node
+from cluster.agent.node import JobEnd, Node, Outcome
 from cluster.agent.nursery import End, Program
 from cluster.agent.peers import NodeReport, Peers
 from cluster.agent.scratch import EpochScratch
 from cluster.epoch import take_epoch
-from cluster.restart import EVIDENCE_LINES, Ending, Finding, classify
-from schemas.job import Cause, Incident, WorkItem, WorkPlan
+from cluster.restart import EVIDENCE_LINES, Ending, Finding, classify, first_cause
+from schemas.exit_code import ExitCode
+from schemas.job import Cause, WorkItem, WorkPlan
 
 logger = logging.getLogger(__name__)
 
+SLOT = 0
+"""Where nodes leave their reports on an array: it has one, not one per epoch."""
+
 _TICK_S = 0.2
-_PEERS_EVERY_S = 1.0
+_SETTLE_S = 2.0
 
 
 def order(items: Iterable[WorkItem]) -> tuple[WorkItem, ...]:
@@ -29,6 +33,21 @@ def share(items: Iterable[WorkItem], *, node_rank: int, num_nodes: int) -> tuple
     return order(items)[node_rank::num_nodes]
 
 
+def run_array(node: Node, peers: Peers) -> JobEnd | None:
+    """Runs this node's items; on node 0 also waits for the other nodes and returns how it all ended."""
+    report = ArrayRun(node, peers).run()
+    peers.tell(report, slot=SLOT)
+    if node.node_rank != 0:
+        return None
+    reports = peers.collect(report, slot=SLOT, settle_s=_SETTLE_S)
+    failed = [each for each in reports if each.outcome == "failed"]
+    stopped = [each for each in reports if each.outcome == "stopped"]
+    chosen = failed[first_cause([each.finding() for each in failed])] if failed else (stopped or reports)[0]
+    code = ExitCode.DONE if chosen.outcome == "finished" else chosen.stop_code or ExitCode.INTERRUPTED
+    others = tuple(incident for each in reports[1:] for incident in each.incidents)
+    return JobEnd(Outcome(code, chosen.cause, chosen.message, max(each.epoch for each in reports)), others)
+
+
 @dataclass
 class _Waiting:
     """An item that is to be started."""
@@ -36,6 +55,7 @@ class _Waiting:
     item: WorkItem
     not_before: float = 0.0
     reason: str = ""
+    """What ended its last start; empty for the first."""
 
 
 @dataclass
@@ -52,7 +72,6 @@ class ArrayRun:
     _running: dict[int, tuple[WorkItem, int]] = field(default_factory=dict)
     """pid → item and the epoch it was started in."""
     _scratch: dict[int, EpochScratch] = field(default_factory=dict)
-    _recovering: dict[int, Incident] = field(default_factory=dict)
 
     def run(self) -> NodeReport:
         """Runs this node's items and returns how it ended. No item is running then."""
@@ -64,10 +83,10 @@ class ArrayRun:
                 self.node.publisher.finish(epoch)
 
     def _run(self) -> NodeReport:
-        step_name, storage = self.node.spec.step_name, self.node.storage
-        plan = WorkPlan.model_validate_json(storage.read(self.node.artifact.plan(step_name)))
-        mine = share(plan.items, node_rank=self.node.node_rank, num_nodes=self.node.spec.num_nodes)
-        self._waiting = [_Waiting(item) for item in mine if not storage.exists(self.node.artifact.item(step_name, item.index))]
+        spec, storage = self.node.spec, self.node.storage
+        plan = WorkPlan.model_validate_json(storage.read(self.node.artifact.plan(spec.step_name)))
+        mine = share(plan.items, node_rank=self.node.node_rank, num_nodes=spec.num_nodes)
+        self._waiting = [_Waiting(item) for item in mine if not self._has_record(item)]
         self._count(len(mine) - len(self._waiting))
         if self._waiting:
             self._take_epoch("first start")
@@ -79,57 +98,71 @@ class ArrayRun:
                     return report
             if self.node.stop.reason:
                 return self._stop()
+            if (trouble := self.peers.trouble(SLOT)) is not None:
+                return self._report(trouble, outcome="failed")
+            self.node.memory.look()
         return self._report(Finding(Cause.FINISHED, (), "finished"), outcome="finished")
 
     def _start_some(self) -> None:
         """Starts items while there are free places."""
-        now = time.monotonic()
-        for waiting in [waiting for waiting in self._waiting if waiting.not_before <= now]:
+        for waiting in [waiting for waiting in self._waiting if waiting.not_before <= time.monotonic()]:
             if len(self._running) >= self.node.spec.ranks_per_node:
                 return
+            index = waiting.item.index
             if waiting.reason:  # a start after an incident is an epoch of its own: a forgotten writer of the old one stays apart
-                self._take_epoch(f"item {waiting.item.index}: {waiting.reason}")
+                self._take_epoch(waiting.reason)
             self._waiting.remove(waiting)
-            scratch, index = self._scratch[self.epoch], waiting.item.index
+            scratch = self._scratch[self.epoch]
             program = Program(
+                name=f"item {index}",
                 module=self.node.module,
                 argv=self.node.argv(scratch, "--index", str(index)),
                 env=self.node.variables(self.epoch),
                 log=scratch.log(index),
             )
             self._running[self.node.nursery.start(program)] = (waiting.item, self.epoch)
+            if waiting.reason and self.node.ledger.open is not None:
+                self.node.ledger.recovered(time.time())
 
     def _ended(self, end: End) -> NodeReport | None:
         """Takes note of an item's end. Returns a report when it ends the work of this node."""
         item, epoch = self._running.pop(end.pid)
         self._scratch[epoch].remove_progress(item.index)
-        if self.node.storage.exists(self.node.artifact.item(self.node.spec.step_name, item.index)):
+        if self._has_record(item):
             self._count(self.done + 1)
             return None
         finding = self._classify(end, item, epoch)
         decision = self.node.ledger.judge(
-            finding, epoch=epoch, rank=item.index, step=-1, committed_step=self.done or -1, exit_status=end.status, at=end.at
+            finding,
+            epoch=epoch,
+            rank=item.index,
+            step=-1,
+            committed_step=self.done or -1,
+            exit_status=end.status,
+            at=end.at,
+            idle=1 + sum(incident.rank == item.index for incident in self.node.ledger.counted),
         )
         if decision.action == "stop":
-            stop = Finding(
-                finding.cause, finding.evidence, f"item {item.index} ({item.label}): {finding.message}; {decision.reason}", decision.exit_code
-            )
-            return self._report(stop, outcome="failed", end=end, item=item)
+            message = f"{finding.message}\n  why:  item {item.index} ({item.label}): {decision.reason}"
+            return self._report(Finding(finding.cause, finding.evidence, message, decision.exit_code), outcome="failed", end=end, item=item)
         self._waiting.append(_Waiting(item, not_before=time.monotonic() + decision.delay_s, reason=finding.message))
         return None
 
     def _classify(self, end: End, item: WorkItem, epoch: int) -> Finding:
-        tail = self._scratch[epoch].tail(item.index, lines=EVIDENCE_LINES)
-        if end.status == 0:
-            return Finding(Cause.USER_CODE, ("exit code 0, but no item record", *tail), "it ended well but left no record")
+        name, tail = f"item {item.index}", self._scratch[epoch].tail(item.index, lines=EVIDENCE_LINES)
         if end.zygote_died:
-            return Finding(Cause.KILLED, ("the zygote ended, and its items with it", *tail), "the zygote ended")
-        return classify(Ending(rank=item.index, exit_status=end.status, tail=tail))
+            return Finding(Cause.KILLED, (f"the zygote ended, and {name} with it",), "the zygote ended, and its items with it")
+        if end.status == 0:
+            return Finding(Cause.USER_CODE, ("exit code 0, but no item record", *tail), f"{name} ended well but left no record")
+        return classify(Ending(name=name, exit_status=end.status, tail=tail, oom_killed=self.node.memory.struck()))
 
     def _stop(self) -> NodeReport:
         reason = self.node.stop.reason
         self.node.end_gracefully()
         return self._report(Finding(Cause.CANCELLED, (reason,), reason), outcome="stopped")
+
+    def _has_record(self, item: WorkItem) -> bool:
+        return self.node.storage.exists(self.node.artifact.item(self.node.spec.step_name, item.index))
 
     def _take_epoch(self, reason: str) -> None:
         record = take_epoch(
@@ -160,6 +193,7 @@ class ArrayRun:
                 "evidence": finding.evidence,
                 "message": finding.message,
                 "stop_code": finding.stop_code,
+                "echo": finding.echo,
                 "at": time.time(),
                 "incidents": tuple(self.node.ledger.incidents),
             }

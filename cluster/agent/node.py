@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.agent.memory import OomWatch
 from cluster.agent.nursery import Nursery
 from cluster.agent.publisher import Publisher
 from cluster.agent.scratch import EpochScratch, NodeScratch
@@ -38,35 +39,50 @@ class Outcome:
     """The last epoch."""
 
 
+@dataclass(frozen=True)
+class JobEnd:
+    """How an attempt ended, over all nodes."""
+
+    outcome: Outcome
+    """What it ends with."""
+    incidents: tuple[Incident, ...] = ()
+    """Of the other nodes; node 0's own are in its ledger."""
+
+
 class StopWish:
     """Whether this agent shall stop: SIGTERM, a cancel object, or the word that the attempt was declared lost."""
 
-    def __init__(self, publisher: Publisher) -> None:
-        """Args: publisher: hears from storage. Installs the handler for SIGTERM; for the main thread only."""
-        self._publisher = publisher
+    def __init__(self) -> None:
+        """Installs the handler for SIGTERM; for the main thread only."""
+        self._publisher: Publisher | None = None
         self._signalled = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
-    def _on_signal(self, *_: object) -> None:
-        self._signalled = True
+    def listen(self, publisher: Publisher) -> None:
+        """Hears from storage too, from now on."""
+        self._publisher = publisher
 
     @property
     def reason(self) -> str:
         """Why to stop; empty while nobody asked."""
         if self._signalled:
             return "SIGTERM"
-        if self._publisher.cancelled.is_set():
+        if self._publisher is not None and self._publisher.cancelled.is_set():
             return "cancelled"
-        return "declared lost by the supervisor" if self._publisher.declared_lost.is_set() else ""
+        return "declared lost by the supervisor" if self._publisher is not None and self._publisher.declared_lost.is_set() else ""
+
+    def _on_signal(self, *_: object) -> None:
+        self._signalled = True
 
 
 @dataclass
 class Ledger:
-    """The incidents of one attempt, and the decisions taken. An incident is published once ranks work again, or at the end."""
+    """The incidents of one attempt, and the decisions taken. Node 0 publishes an incident once ranks work again, or at the end."""
 
     publisher: Publisher
     attempt: AttemptLayout
     spec: JobSpec
+    node_rank: int
     history: tuple[Incident, ...]
     """Incidents of earlier attempts that count against the budgets."""
     baseline: int
@@ -75,16 +91,19 @@ class Ledger:
     """Those of this attempt, oldest first."""
     _published: int = 0
 
-    def judge(self, finding: Finding, *, epoch: int, rank: int, step: int, committed_step: int, exit_status: int, at: float) -> Decision:
-        """Decides what follows an incident, and notes it."""
-        decision = decide(
-            (*self.history, *self.incidents),
-            cause=finding.cause,
-            committed_step=committed_step,
-            limits=self.spec.limits,
-            stop_code=finding.stop_code,
-            baseline=self.baseline,
-        )
+    @property
+    def counted(self) -> tuple[Incident, ...]:
+        """All incidents that count, oldest first."""
+        return (*self.history, *self.incidents)
+
+    def begin(self, committed_step: int) -> None:
+        """Notes where the first start begins: what was committed by then is no progress of its own."""
+        if not self.history:
+            self.baseline = max(self.baseline, committed_step)
+
+    def judge(self, finding: Finding, *, epoch: int, rank: int, step: int, committed_step: int, exit_status: int, at: float, idle: int) -> Decision:
+        """Decides what follows an incident, and notes it. `idle` as in `cluster.restart.decide`."""
+        decision = decide(self.counted, cause=finding.cause, idle=idle, limits=self.spec.limits, stop_code=finding.stop_code)
         self._publish_all()
         self.incidents.append(
             Incident(
@@ -100,7 +119,7 @@ class Ledger:
                 reason=decision.reason,
             )
         )
-        logger.warning("epoch %d ended: %s; %s (%s)", epoch, finding.message, decision.action, decision.reason)
+        logger.warning("epoch %d: %s; %s (%s)", epoch, finding.message, decision.action, decision.reason)
         return decision
 
     @property
@@ -120,8 +139,9 @@ class Ledger:
         return tuple(self.incidents)
 
     def _publish_all(self) -> None:
-        for number in range(self._published, len(self.incidents)):
-            self.publisher.publish(self.attempt.incident(number), canonical_json(self.incidents[number]))
+        if self.node_rank == 0:
+            for number in range(self._published, len(self.incidents)):
+                self.publisher.publish(self.attempt.incident(number), canonical_json(self.incidents[number]))
         self._published = len(self.incidents)
 
 
@@ -140,6 +160,7 @@ class Node:
     publisher: Publisher
     ledger: Ledger
     stop: StopWish
+    memory: OomWatch
 
     @property
     def artifact(self) -> ArtifactLayout:

@@ -28,6 +28,8 @@ _VANISH_S = 10.0
 class Program:
     """A compute process to start."""
 
+    name: str
+    """`rank 1`, `item 12`: what process viewers show."""
     module: str
     """The module that runs as `__main__`."""
     argv: tuple[str, ...]
@@ -68,7 +70,15 @@ class Nursery:
 
     def start(self, program: Program) -> int:
         """Starts a process and returns its pid. A zygote that died is replaced, once."""
-        request = Fork(token=next(self._tokens), module=program.module, argv=program.argv, env=dict(program.env), log=str(program.log), cwd=self._cwd)
+        request = Fork(
+            token=next(self._tokens),
+            name=program.name,
+            module=program.module,
+            argv=program.argv,
+            env=dict(program.env),
+            log=str(program.log),
+            cwd=self._cwd,
+        )
         for _ in range(2):
             wire = self._connected()
             try:

@@ -1,6 +1,6 @@
 """What the nodes of one attempt tell each other, through storage: how an epoch ended on each of them.
 
-Node 0 leads: it takes epochs, decides, and writes the exit record. The others start ranks for each new epoch of their attempt.
+Node 0 leads: it takes a gang's epochs, decides, and writes the exit record. The others start ranks for each new epoch of their attempt.
 """
 
 import re
@@ -8,17 +8,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.attempt import read_heartbeats
 from cluster.epoch import newest_epoch, read_epoch
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.restart import Finding
-from cluster.storage import AlreadyExistsError, Storage
+from cluster.storage import Storage
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
 from schemas.frozen import Frozen
-from schemas.job import Cause, EpochRecord, Heartbeat, Incident, JobSpec
+from schemas.job import Cause, EpochRecord, Incident, JobSpec, RankProgress
 
 _REPORT = re.compile(r"^e(\d+)-n(\d+)\.json$")
-_BEAT = re.compile(r"^n(\d+)-(\d+)\.json$")
+_LOOK_EVERY_S = 0.5
+_WAIT_S = 0.2
 
 
 class NodeReport(Frozen):
@@ -27,9 +29,9 @@ class NodeReport(Frozen):
     node_rank: int
     """The node."""
     epoch: int
-    """The epoch."""
+    """Its newest epoch."""
     outcome: Literal["finished", "failed", "stopped"]
-    """`stopped`: asked to, by people or by what happened on another node."""
+    """`stopped`: asked to, by people or by the scheduler."""
     cause: Cause
     """Why."""
     rank: int = -1
@@ -43,7 +45,7 @@ class NodeReport(Frozen):
     stop_code: ExitCode | None = None
     """Set when no restart can mend it."""
     echo: bool = False
-    """Whether it only answers to what happened on another node."""
+    """Whether it only answers to what happened elsewhere."""
     step: int = -1
     """Newest step that a rank of this node had reached."""
     committed_step: int = -1
@@ -69,56 +71,59 @@ class Peers:
     node_rank: int
     _seen: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Node → newest heartbeat's sequence, and when it was first seen here (monotonic)."""
+    _looked_at: float = 0.0
 
     @property
     def alone(self) -> bool:
         """Whether the attempt has one node."""
         return self.spec.num_nodes == 1
 
-    def tell(self, report: NodeReport) -> None:
-        """Leaves this node's report for the others."""
-        if self.alone:
-            return
-        try:
-            self.storage.create_exclusive(self.attempt.node_report(epoch=report.epoch, node_rank=self.node_rank), canonical_json(report))
-        except AlreadyExistsError as error:
-            raise AssertionError(f"node {self.node_rank} reports epoch {report.epoch} twice") from error
+    def tell(self, report: NodeReport, *, slot: int) -> None:
+        """Leaves this node's report for the others. `slot`: the epoch for a gang, 0 for an array."""
+        if not self.alone:
+            self.storage.create_exclusive(self.attempt.node_report(epoch=slot, node_rank=self.node_rank), canonical_json(report))
 
-    def reports(self, epoch: int) -> tuple[NodeReport, ...]:
-        """Returns the other nodes' reports on an epoch, in order of time."""
+    def reports(self, slot: int) -> tuple[NodeReport, ...]:
+        """Returns the other nodes' reports, in order of time."""
         if self.alone:
             return ()
         keys = []
         for name in self.storage.names(self.attempt.nodes):
             match = _REPORT.match(name)
-            if match and int(match[1]) == epoch and int(match[2]) != self.node_rank:
+            if match and int(match[1]) == slot and int(match[2]) != self.node_rank:
                 keys.append(f"{self.attempt.nodes}/{name}")
         return tuple(sorted((NodeReport.model_validate_json(self.storage.read(key)) for key in keys), key=lambda report: report.at))
 
-    def lost(self) -> int | None:
-        """Returns a node whose heartbeats, as seen from here, have not changed for `lost_after_s`; None: all are well."""
-        if self.alone:
+    def trouble(self, slot: int) -> Finding | None:
+        """Returns why this node must end its work although nothing failed on it: another node's failure, or its silence. Cheap to ask often."""
+        if self.alone or time.monotonic() < self._looked_at + _LOOK_EVERY_S:
             return None
-        newest = dict.fromkeys(set(range(self.spec.num_nodes)) - {self.node_rank}, -1)
-        for name in self.storage.names(self.attempt.heartbeats):
-            match = _BEAT.match(name)
-            if match and int(match[1]) in newest:
-                newest[int(match[1])] = max(newest[int(match[1])], int(match[2]))
-        now = time.monotonic()
-        for node, sequence in sorted(newest.items()):
-            if self._seen.get(node, (None, 0.0))[0] != sequence:
-                self._seen[node] = (sequence, now)
-            elif now - self._seen[node][1] > self.spec.lost_after_s:
-                return node
-        return None
+        self._looked_at = time.monotonic()
+        for report in self.reports(slot):
+            if report.outcome == "failed":
+                return Finding(report.cause, report.evidence, report.message, report.stop_code, echo=True)
+        return self._silence(ended={report.node_rank for report in self.reports(slot)})
 
-    def heartbeat(self, node: int) -> Heartbeat | None:
-        """Returns a node's newest heartbeat."""
-        names = [name for name in self.storage.names(self.attempt.heartbeats) if name.startswith(f"n{node:04d}-")]
-        try:
-            return Heartbeat.model_validate_json(self.storage.read(f"{self.attempt.heartbeats}/{names[-1]}")) if names else None
-        except FileNotFoundError:  # replaced by a newer one meanwhile
-            return None
+    def collect(self, own: NodeReport, *, slot: int, settle_s: float) -> tuple[NodeReport, ...]:
+        """Returns all nodes' reports, this one's first. Waits for the others, but after a failure only `settle_s`, for the first cause."""
+        deadline = time.monotonic() + settle_s
+        while True:
+            reports = (own, *self.reports(slot))
+            failed = [report for report in reports if report.outcome == "failed"]
+            if len(reports) >= self.spec.num_nodes or any(not report.echo for report in failed) or (failed and time.monotonic() > deadline):
+                return reports
+            lost = self._silence(ended={report.node_rank for report in reports})
+            if lost is not None:
+                update = {"outcome": "failed", "cause": lost.cause, "evidence": lost.evidence, "message": lost.message, "stop_code": lost.stop_code}
+                return (own.model_copy(update=update), *reports[1:])
+            time.sleep(_WAIT_S)
+
+    def progress(self, epoch: int) -> tuple[RankProgress, ...]:
+        """Returns what the other nodes' ranks of an epoch last said of themselves."""
+        if self.alone:
+            return ()
+        beats = read_heartbeats(self.storage, self.attempt)
+        return tuple(rank for beat in beats if beat.node_rank != self.node_rank and beat.epoch == epoch for rank in beat.ranks)
 
     def next_epoch(self, after: int) -> EpochRecord | None:
         """Returns this attempt's newest epoch above `after`, or None while there is none."""
@@ -133,3 +138,16 @@ class Peers:
     def over(self) -> bool:
         """Whether the attempt has its exit record."""
         return self.storage.exists(self.attempt.exit)
+
+    def _silence(self, *, ended: set[int]) -> Finding | None:
+        """Returns the loss of a node whose heartbeats, as seen from here, have not changed for `lost_after_s`."""
+        now = time.monotonic()
+        newest = {beat.node_rank: beat.sequence for beat in read_heartbeats(self.storage, self.attempt)}
+        for node in sorted(set(range(self.spec.num_nodes)) - {self.node_rank} - ended):
+            sequence = newest.get(node, -1)
+            if self._seen.get(node, (None, 0.0))[0] != sequence:
+                self._seen[node] = (sequence, now)
+            elif now - self._seen[node][1] > self.spec.lost_after_s:
+                evidence = (f"no heartbeat of node {node} for {self.spec.lost_after_s:g} s",)
+                return Finding(Cause.NODE, evidence, f"node {node} is lost", ExitCode.INTERRUPTED)
+        return None

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,11 @@ class Publisher:
         with self._lock:
             self._epochs[epoch].ended = True
 
-    def stop(self) -> None:
+    def stop(self, *, files: Mapping[Path, str]) -> None:
         """Publishes all that is left, then ends the thread.
+
+        Args:
+            files: logs of the node's own processes and their names; of each the end is kept.
 
         Raises:
             UnreachableError: storage did not take it for a minute.
@@ -120,6 +124,9 @@ class Publisher:
         self._thread.join()
         if self.failure is not None:
             raise self.failure
+        for path, name in files.items():
+            if path.exists() and (data := path.read_bytes()[-_SEGMENT_BYTES:]):
+                self.publish(self._attempt.node_log(name, node_rank=self._node_rank), data)
         deadline = time.monotonic() + _LAST_TRIES_S
         while True:
             try:

@@ -17,11 +17,13 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.agent.preload import import_modules, recorded_modules
-from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent
+from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent, set_process_name
+from schemas.exit_code import ExitCode
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +121,21 @@ def _settle() -> None:
 
 
 def run_program(request: Fork) -> None:
-    """Runs the requested module as `__main__` in this (forked) process."""
+    """Runs the requested module as `__main__` in this (forked) process. An exception leaves its stack in the log, without our frames."""
     os.environ.update(request.env)
+    set_process_name(request.name)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a TextIOWrapper: nothing replaced it
     faulthandler.enable()
     logging.getLogger().handlers.clear()
     sys.argv = [request.module, *request.argv]
-    runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+    except Exception as error:  # noqa: BLE001  # outermost edge of the program
+        stack = error.__traceback__
+        while stack is not None and stack.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+            stack = stack.tb_next
+        traceback.print_exception(type(error), error, stack)
+        sys.exit(ExitCode.BUG)
 
 
 def main() -> None:

@@ -3,6 +3,14 @@
 In the `fixed` layout a row is one non-null `FIXED_LEN_BYTE_ARRAY` of little-endian ids, PLAIN, uncompressed, in one row group and one page, so
 that all rows lie in the file as one piece. Where it starts is found by reading back, and asserted. Bytes are those that pyarrow makes of equal
 rows and facts: they do not depend on who writes them, or when.
+
+Decoding a shard of uint16 ids elsewhere (`<u4` for uint32; the facts are the JSON under the metadata key `headrace`):
+
+    pandas    np.vstack([np.frombuffer(row, "<u2") for row in pd.read_parquet(path)["ids"]])
+    polars    pl.read_parquet(path)["ids"].bin.reinterpret(dtype=pl.Array(pl.UInt16, sequence_length), endianness="little").to_numpy()
+    DuckDB    np.vstack([np.frombuffer(row, "<u2") for (row,) in duckdb.sql(f"select ids from '{path}'").fetchall()])
+    datasets  np.vstack([np.frombuffer(row["ids"], "<u2") for row in load_dataset("parquet", data_files=path, split="train")])
+    facts     json.loads(pq.read_metadata(path).metadata[b"headrace"])
 """
 
 import mmap

@@ -31,14 +31,26 @@ def read_existing(path: Path) -> ExistingTokenizer:
         InputError: there is no `tokenizer.json`, or a file is not JSON.
         UnsafeFileError: a pickle, a link that leaves the folder, or a special file.
     """
+    tokenizer, *config = existing_files(path)
+    return ExistingTokenizer(tokenizer_json=tokenizer.read_bytes(), config=_parsed(config[0]) if config else {})
+
+
+def existing_files(path: Path) -> tuple[Path, ...]:
+    """Returns the files that an existing tokenizer consists of, links resolved: what it is read from, and what its identity is hashed over.
+
+    Files beside a `tokenizer.json` that is named itself have no part in it.
+
+    Raises:
+        InputError: there is no `tokenizer.json`.
+        UnsafeFileError: a pickle, a link that leaves the folder, or a special file.
+    """
     if path.is_dir():
         _refuse_pickles(path)
-        return ExistingTokenizer(tokenizer_json=_read_json(path / TOKENIZER_NAME, folder=path), config=_parsed(path / CONFIG_NAME, folder=path))
+        config = path / CONFIG_NAME
+        return (_checked(path / TOKENIZER_NAME), *([_checked(config)] if config.exists() else []))
     if path.name.endswith(PICKLE_SUFFIXES):
         raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="give a tokenizer.json")
-    return ExistingTokenizer(
-        tokenizer_json=_read_json(path, folder=path.parent), config={}
-    )  # files beside it were not named, and have no part in the identity
+    return (_checked(path),)
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -49,28 +61,25 @@ def _refuse_pickles(folder: Path) -> None:
             )
 
 
-def _read_json(path: Path, *, folder: Path) -> bytes:
+def _checked(path: Path) -> Path:
+    """Returns the regular file behind `path`, which must not leave its folder."""
     if not path.exists():
         what = f"tokenizer.path: {path} does not exist"
         mend = "save the tokenizer with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER), which writes a tokenizer.json"
         raise InputError(what, why="a tokenizer.json, or a folder that holds one, is needed", mend=mend)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UnsafeFileError(
-            f"{path} is a link to {path.resolve()}", why="a link must not leave the tokenizer's folder", mend="copy the files: cp -rL"
-        )
-    if not path.is_file():
+    real = path.resolve()
+    if not real.is_relative_to(path.parent.resolve()):
+        raise UnsafeFileError(f"{path} is a link to {real}", why="a link must not leave the tokenizer's folder", mend="copy the files: cp -rL")
+    if not real.is_file():
         raise UnsafeFileError(f"{path} is not a regular file", why="only regular files are read")
-    if path.stat().st_size > _MAX_BYTES:
-        raise InputError(f"{path} has {path.stat().st_size:,} bytes", why=f"a tokenizer has at most {_MAX_BYTES:,}", mend="check tokenizer.path")
-    return path.read_bytes()
+    if real.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path} has {real.stat().st_size:,} bytes", why=f"a tokenizer has at most {_MAX_BYTES:,}", mend="check tokenizer.path")
+    return real
 
 
-def _parsed(path: Path, *, folder: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    content = _read_json(path, folder=folder)
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        parsed = json.loads(content)
+        parsed = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} is not JSON", why=str(error), mend="save the tokenizer again, or remove the file") from error
     if not isinstance(parsed, dict):

@@ -28,15 +28,16 @@ def run(task: ItemTask) -> ItemOutcome:
     limit_threads(task.spec.job.threads_per_rank)
     config = task.config.tokenizer
     corpus = open_corpus(task.input_dirs[Stage.VALIDATE], manifest=FileEntry.model_validate(thaw(task.options["corpus"])))
-    tokenizer_json, config_json, origin = _make(config, corpus=corpus)
+    tokenizer_json, config_json, origin = _make(task, corpus=corpus)
     report = _measure(tokenizer_json, config=config, corpus=corpus, origin=origin)
     contents = {TOKENIZER_NAME: tokenizer_json, CONFIG_NAME: config_json, REPORT_NAME: canonical_json(report)}
     files = tuple(_publish(task, name, content) for name, content in contents.items())
     return ItemOutcome(files=files, output=report.model_dump(mode="json"))
 
 
-def _make(config: TokenizerConfig, *, corpus: Corpus) -> tuple[bytes, bytes, Trained]:
+def _make(task: ItemTask, *, corpus: Corpus) -> tuple[bytes, bytes, Trained]:
     """Returns (tokenizer.json, tokenizer_config.json, where they came from)."""
+    config = task.config.tokenizer
     if config.path is not None:
         existing = read_existing(Path(config.path))
         facts = facts_of(existing.tokenizer_json, end_of_text=config.end_of_text, subject=f"the tokenizer {config.path}")
@@ -47,6 +48,7 @@ def _make(config: TokenizerConfig, *, corpus: Corpus) -> tuple[bytes, bytes, Tra
     for batch in corpus.sample("train", max_bytes=config.training_bytes):
         texts += batch.texts
         text_bytes += batch.num_bytes
+        task.report(text_bytes)
     trained = train_bpe(texts, config=config)
     origin = Trained(kind="trained", trainer=trained.trainer, documents=len(texts), text_bytes=text_bytes, requested_vocab_size=config.vocab_size)
     return trained.tokenizer_json, tokenizer_config({}, end_of_text=config.end_of_text), origin

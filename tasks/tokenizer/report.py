@@ -2,22 +2,25 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.config import TokenizerConfig
 from schemas.frozen import Frozen
 from schemas.manifest import Split
 from tasks.tokenizer.corpus import Batch
-from tasks.tokenizer.engine import Engine, EngineChoice, HuggingFaceEngine, TokenizerFacts, open_engine
+from tasks.tokenizer.engine import Encoded, Engine, EngineChoice, HuggingFaceEngine, TokenizerFacts, open_engine
 
 SAMPLE_BYTES = 2_000_000
 """Text that the report is measured on, at most about."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
-"""A word: what stands between white space; in scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer) a character."""
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|[^\\w\\s{_UNSPACED}]+")
+"""A word: a run of letters and digits, or of other signs, so that code is not one long word a line; in scripts without spaces (Chinese,
+Japanese, Thai, Lao, Burmese, Khmer) a character."""
 
 
 class TokenizerReport(Frozen):
@@ -54,7 +57,7 @@ class TokenizerReport(Frozen):
     tokens: int
     """Their tokens."""
     words: int
-    """Their words: what stands between white space; in scripts without spaces, characters."""
+    """Their words: runs of letters and digits, or of other signs; in scripts without spaces, characters."""
     bytes_per_token: float
     """Compression."""
     tokens_per_word: float
@@ -89,22 +92,9 @@ def measure(
 ) -> TokenizerReport:
     """Returns the report over the documents of `batches`."""
     engine: Engine = open_engine(choice.name, tokenizer_json)
-    decoder = HuggingFaceEngine(tokenizer_json)
-    used = np.zeros(facts.vocab_size, dtype=bool)
-    documents = tokens = words = text_bytes = returned = 0
-    failure = ""
+    tally = _Tally(decoder=HuggingFaceEngine(tokenizer_json), used=np.zeros(facts.vocab_size, dtype=bool))
     for batch in batches:
-        encoded = engine.encode(batch.texts)
-        used[encoded.ids] = True
-        documents += len(batch.texts)
-        tokens += int(encoded.ids.size)
-        text_bytes += batch.num_bytes
-        for index, text in enumerate(batch.texts):
-            words += len(_WORD.findall(text))
-            same = decoder.decode(encoded.of(index)) == text
-            returned += same
-            if not same and not failure:
-                failure = batch.doc_ids[index]
+        tally.add(batch, engine.encode(batch.texts))
     return TokenizerReport(
         kind=origin.kind,
         trainer=origin.trainer,
@@ -117,17 +107,43 @@ def measure(
         engine=choice.name,
         engine_reason=choice.reason,
         split=split,
-        documents=documents,
-        text_bytes=text_bytes,
-        tokens=tokens,
-        words=words,
-        bytes_per_token=_ratio(text_bytes, tokens),
-        tokens_per_word=_ratio(tokens, words),
-        round_trip_share=_ratio(returned, documents),
-        round_trip_failure=failure,
-        vocab_used=int(used.sum()),
-        vocab_used_share=_ratio(int(used.sum()), facts.vocab_size),
+        documents=tally.documents,
+        text_bytes=tally.text_bytes,
+        tokens=tally.tokens,
+        words=tally.words,
+        bytes_per_token=_ratio(tally.text_bytes, tally.tokens),
+        tokens_per_word=_ratio(tally.tokens, tally.words),
+        round_trip_share=_ratio(tally.returned, tally.documents),
+        round_trip_failure=tally.failure,
+        vocab_used=int(tally.used.sum()),
+        vocab_used_share=_ratio(int(tally.used.sum()), facts.vocab_size),
     )
+
+
+@dataclass
+class _Tally:
+    """Counts over the documents seen so far."""
+
+    decoder: HuggingFaceEngine
+    used: npt.NDArray[np.bool_]
+    documents: int = 0
+    text_bytes: int = 0
+    tokens: int = 0
+    words: int = 0
+    returned: int = 0
+    failure: str = ""
+
+    def add(self, batch: Batch, encoded: Encoded) -> None:
+        self.used[encoded.ids] = True
+        self.documents += len(batch.texts)
+        self.text_bytes += batch.num_bytes
+        self.tokens += int(encoded.ids.size)
+        for index, text in enumerate(batch.texts):
+            self.words += len(_WORD.findall(text))
+            returned = self.decoder.decode(encoded.of(index)) == text
+            self.returned += returned
+            if not returned and not self.failure:
+                self.failure = batch.doc_ids[index]
 
 
 def objections(report: TokenizerReport, *, config: TokenizerConfig) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ Memory is bounded: DuckDB spills to disk above its limit, and a file is rewritte
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.storage import publish_file
 from schemas.artifact import FileEntry
 from schemas.frozen import Frozen
 from schemas.manifest import SPLITS, AcceptedFile, Split
@@ -32,16 +31,22 @@ from tasks.validate.problem import Reason, excerpt
 from tasks.validate.scan import ScanOutput
 from tasks.validate.stats import Lengths, LengthTally, SourceStats
 
+if TYPE_CHECKING:
+    import duckdb
+
 REPEATS_NAME = "repeats.parquet"
-_REPEATS_SCHEMA = pa.schema([pa.field("group", pa.int64()), pa.field("split", pa.string()), pa.field("position", pa.int64())])
+_REPEATS_SCHEMA = pa.schema(
+    [pa.field(name, pa.string() if name == "split" else pa.int64(), nullable=False) for name in ("group", "split", "position")]
+)
+_REPEAT_BYTES = 200
 _MEMORY_LIMIT = "1GB"
 
 
 class RepeatsOutput(Frozen):
     """What the search tells the stage (`output` of its item record)."""
 
-    file: FileEntry
-    """The repeats: group, split, position within the accepted file."""
+    file: FileEntry | None
+    """The repeats: group, split, position within the accepted file; null without any."""
     groups: dict[int, int]
     """Documents to remove, by group."""
 
@@ -70,24 +75,28 @@ def find_repeats(accepted: Sequence[AcceptedFile], *, output_dir: Path, temporar
         accepted: all files of the scan.
         scratch_dir: where DuckDB may spill.
     """
-    path = temporary(REPEATS_NAME)
+    import duckdb  # here: the control half takes only types from this module, and DuckDB complains when such a process ends
+
     groups: Counter[int] = Counter()
-    with duckdb.connect() as database, pq.ParquetWriter(path, _REPEATS_SCHEMA, compression="zstd") as writer:
-        database.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
-        database.execute(f"SET threads = {max(1, threads)}")
-        database.execute("SET temp_directory = $folder", {"folder": str(scratch_dir / "duckdb")})
-        for split in sorted({file.split for file in accepted}):
-            files = sorted((file for file in accepted if file.split == split), key=lambda file: file.group)
-            for batch in _repeats_of(database, files=files, output_dir=output_dir):
-                group, position = batch.columns
-                groups.update(group.to_pylist())
-                writer.write_table(pa.Table.from_arrays([group, pa.repeat(split, len(batch)), position], schema=_REPEATS_SCHEMA))
-    entry = publish_file(path, output_dir / REPEATS_NAME).model_copy(update={"path": REPEATS_NAME})
+    table = TableFile(REPEATS_NAME, output_dir=output_dir, temporary=temporary, schema=_REPEATS_SCHEMA)
+    try:
+        with duckdb.connect() as database:
+            database.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
+            database.execute(f"SET threads = {max(1, threads)}")
+            database.execute("SET temp_directory = $folder", {"folder": str(scratch_dir / "duckdb")})
+            for split in sorted({file.split for file in accepted}):
+                files = sorted((file for file in accepted if file.split == split), key=lambda file: file.group)
+                for group, position in _repeats_of(database, files=files, output_dir=output_dir):
+                    groups[group] += 1
+                    table.add((group, split.encode(), position), size=_REPEAT_BYTES)
+        entry = table.publish()
+    finally:
+        table.discard()
     return RepeatsOutput(file=entry, groups=dict(sorted(groups.items())))
 
 
-def _repeats_of(database: duckdb.DuckDBPyConnection, *, files: Sequence[AcceptedFile], output_dir: Path) -> pa.RecordBatchReader:
-    """Returns (group, position) of the repeats within one split, in order. Only hashes that come twice are ever put in order."""
+def _repeats_of(database: "duckdb.DuckDBPyConnection", *, files: Sequence[AcceptedFile], output_dir: Path) -> Iterator[tuple[int, int]]:
+    """Yields (group, position) of the repeats within one split, in order. Only hashes that come twice are ever put in order."""
     database.execute(
         """
         CREATE OR REPLACE TEMP TABLE ids AS
@@ -97,14 +106,15 @@ def _repeats_of(database: duckdb.DuckDBPyConnection, *, files: Sequence[Accepted
         """,
         {"paths": [str(output_dir / file.file.path) for file in files], "groups": [file.group for file in files]},
     )
-    found = database.execute(
+    found = database.sql(
         """
         WITH twice AS (SELECT id FROM ids GROUP BY id HAVING count(*) > 1),
              placed AS (SELECT grp, position, row_number() OVER (PARTITION BY id ORDER BY grp, position) AS place FROM ids JOIN twice USING (id))
         SELECT CAST(grp AS BIGINT), CAST(position AS BIGINT) FROM placed WHERE place > 1 ORDER BY grp, position
         """
     )
-    return found.to_arrow_reader()
+    for batch in found.to_arrow_reader():
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def remove_repeats(group: int, accepted: Sequence[AcceptedFile], *, output_dir: Path, temporary: Temporary) -> RemovalOutput:

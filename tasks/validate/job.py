@@ -37,7 +37,7 @@ def _find_repeats(task: ItemTask) -> ItemOutcome:
     accepted = [AcceptedFile.model_validate(file) for file in task.options["accepted"]]
     threads = task.spec.job.threads_per_rank
     output = find_repeats(accepted, output_dir=task.output_dir, temporary=task.temporary, scratch_dir=Path(task.spec.scratch_dir), threads=threads)
-    return ItemOutcome(files=(output.file,), output=output.model_dump(mode="json"))
+    return ItemOutcome(files=() if output.file is None else (output.file,), output=output.model_dump(mode="json"))
 
 
 def _remove_repeats(task: ItemTask) -> ItemOutcome:

@@ -1,6 +1,5 @@
 """The accepted documents that people are shown: a sample that depends on the documents alone, so that it can be merged and repeated."""
 
-import heapq
 from collections.abc import Iterable
 
 from schemas.frozen import Frozen
@@ -38,15 +37,15 @@ class SampleTally:
     """Keeps the documents with the lowest keys of all that pass."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, SampleDocument]] = []  # highest key first: negated
+        self._documents: dict[int, SampleDocument] = {}
         self._bound = 1 << 64
 
     def offer(self, digest: bytes, row: AcceptedRow, *, chars: int, split: Split) -> None:
-        """Takes the document into the sample if its key is among the lowest so far."""
+        """Takes the document into the sample if its key is among the lowest so far; of equal texts the first stays."""
         key = sample_key(digest)
-        if key >= self._bound:
+        if key >= self._bound or key in self._documents:
             return
-        document = SampleDocument(
+        self._documents[key] = SampleDocument(
             key=key,
             doc_id=row.doc_id.decode(),
             source=row.source.decode(),
@@ -56,15 +55,14 @@ class SampleTally:
             chars=chars,
             excerpt=excerpt(row.text, limit=_EXCERPT_CHARS),
         )
-        heapq.heappush(self._heap, (-key, document))
-        if len(self._heap) > SAMPLE_DOCUMENTS:
-            heapq.heappop(self._heap)
-        if len(self._heap) == SAMPLE_DOCUMENTS:
-            self._bound = -self._heap[0][0]
+        if len(self._documents) > SAMPLE_DOCUMENTS:
+            del self._documents[max(self._documents)]
+        if len(self._documents) == SAMPLE_DOCUMENTS:
+            self._bound = max(self._documents)
 
     def documents(self) -> tuple[SampleDocument, ...]:
         """Returns the sample, by key."""
-        return merge_samples([document for _, document in self._heap])
+        return merge_samples(self._documents.values())
 
 
 def merge_samples(documents: Iterable[SampleDocument]) -> tuple[SampleDocument, ...]:

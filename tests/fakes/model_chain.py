@@ -24,6 +24,14 @@ class Chain:
     config: RunConfig
     records: dict[Stage, ArtifactRecord]
 
+    def finish(self, stage: Stage, record: ArtifactRecord) -> None:
+        """Writes the record of a stage, with its inputs, where the store finds it."""
+        inputs = tuple(self.records[source].ref() for source in stage.inputs)
+        self.records[stage] = record.model_copy(update={"inputs": inputs}).sealed()
+        path = self.root / record.key / "record.json"
+        if not path.exists():
+            path.write_bytes(self.records[stage].to_bytes())
+
     def work(self, stage: Stage, config: RunConfig | None = None, *, key: str = "") -> InProcessWork:
         """Returns the work of a stage on these artifacts."""
         inputs = {source: self.records[source] for source in stage.inputs}
@@ -50,4 +58,6 @@ def make_chain(root: Path) -> Chain:
     records[Stage.TRAIN] = write_training(root, weights, cuts=halves(weights), precision="fp32", model_config=model_config)
     export = chain.work(Stage.EXPORT)
     records[Stage.EXPORT] = commit(root, Stage.EXPORT, build_export(export), key=export.key)
+    for stage, record in dict(records).items():
+        chain.finish(stage, record)
     return chain

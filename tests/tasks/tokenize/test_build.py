@@ -272,7 +272,8 @@ def test_engines_that_disagree_stop_the_stage_and_name_the_document(site: SITE, 
 
     def wrong(self: engine.GigatokenEngine, texts: list[str]) -> engine.Encoded:
         encoded = encode(self, texts)
-        encoded.ids[encoded.offsets[3]] ^= 1
+        if len(texts) > 100:  # a batch of documents, not the probes that choose the engine
+            encoded.ids[encoded.offsets[3]] ^= 1
         return encoded
 
     monkeypatch.setattr(engine.GigatokenEngine, "encode", wrong)

@@ -77,9 +77,6 @@ ADDED = {"id": 300, "content": "wheel", "single_word": True, "lstrip": False, "r
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(
-            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}}, id="no split pattern"
-        ),
         pytest.param({"pre_tokenizer": None}, id="no pre-tokenizer"),
         pytest.param({"normalizer": {"type": "NFKC"}}, id="unknown normalizer"),
         pytest.param({"added_tokens": [ADDED]}, id="added token that must be a whole word"),
@@ -89,6 +86,14 @@ def test_what_gigatoken_would_encode_otherwise_is_left_to_hugging_face(byte_leve
     choice = choose_engine(json.dumps(json.loads(byte_level) | change).encode(), wanted="auto")
     assert choice.name == "huggingface"
     assert "gigatoken refuses" in choice.reason
+
+
+def test_a_byte_level_splitter_without_its_pattern_is_left_to_hugging_face(texts: list[str]) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # merges across words
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False))
+    assert "other ids" in choose_engine(tokenizer.to_str().encode(), wanted="auto").reason
 
 
 def test_a_library_that_panics_is_an_input_error_and_not_a_crash(byte_level: bytes) -> None:

@@ -1,0 +1,351 @@
+"""A hundred wrong recipes: each is refused before any work, naming the key, the value found and what was probably meant."""
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from schemas.errors import ConfigError, InputError, Problem
+from schemas.recipe import load_recipe
+
+GONE = object()
+"""Takes a key out of the base recipe."""
+
+BASE: dict[str, Any] = {
+    "name": "demo",
+    "corpus": {"sources": [{"path": "docs"}]},
+    "tokenizer": {"vocab_size": 2048},
+    "tokenization": {"sequence_length": 256},
+    "model": {"config": {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}},
+    "training": {"steps": 100, "global_batch_size": 16, "micro_batch_size": 4, "schedule": {"kind": "cosine", "warmup_steps": 10}},
+    "cluster": {"kind": "local", "ranks_per_node": 2},
+}
+
+
+class Wrong(NamedTuple):
+    """One wrong recipe: an edit of the base, and what is expected of the problem that it causes."""
+
+    edits: dict[str, Any]
+    key: str
+    value: str
+    nearest: str
+    says: str = ""
+
+
+UNKNOWN_KEYS = (
+    Wrong({"trainig": {}}, "trainig", "{}", "training"),
+    Wrong({"Training": {}}, "Training", "{}", "training"),
+    Wrong({"chekpoint": {"every_steps": 5}}, "chekpoint", "{'every_steps': 5}", "checkpoint"),
+    Wrong({"training.lr": 0.1}, "training.lr", "0.1", "training.optimizer.learning_rate"),
+    Wrong({"training.learning_rate": 0.1}, "training.learning_rate", "0.1", "training.optimizer.learning_rate"),
+    Wrong({"training.global_batchsize": 8}, "training.global_batchsize", "8", "training.global_batch_size"),
+    Wrong({"training.micro-batch-size": 8}, "training.micro-batch-size", "8", "training.micro_batch_size"),
+    Wrong({"training.max_steps": 8}, "training.max_steps", "8", "training.steps"),
+    Wrong({"training.warmup_steps": 8}, "training.warmup_steps", "8", "training.schedule.warmup_steps"),
+    Wrong({"training.weight_decay": 0.1}, "training.weight_decay", "0.1", "training.optimizer.weight_decay"),
+    Wrong({"training.gradient_accumulation_steps": 4}, "training.gradient_accumulation_steps", "4", "training.global_batch_size"),
+    Wrong({"training.fp16": True}, "training.fp16", "True", "training.precision"),
+    Wrong({"training.optimizer.lr": 0.1}, "training.optimizer.lr", "0.1", "training.optimizer.learning_rate"),
+    Wrong({"training.optimizer.beta_1": 0.9}, "training.optimizer.beta_1", "0.9", "training.optimizer.beta1"),
+    Wrong({"training.schedule.type": "cosine"}, "training.schedule.type", "'cosine'", ""),
+    Wrong({"training.save_steps": 4}, "training.save_steps", "4", "checkpoint.every_steps"),
+    Wrong({"corpus.source": ["docs"]}, "corpus.source", "['docs']", "corpus.sources"),
+    Wrong({"corpus.sources": [{"path": "docs", "formatt": "text"}]}, "corpus.sources.0.formatt", "'text'", "corpus.sources.0.format"),
+    Wrong({"corpus.sources": ["docs", {"path": "docs", "column": "body"}]}, "corpus.sources.1.column", "'body'", "corpus.sources.1.text_column"),
+    Wrong({"corpus.rules.min_char": 4}, "corpus.rules.min_char", "4", "corpus.rules.min_chars"),
+    Wrong({"corpus.splits.train": 0.9}, "corpus.splits.train", "0.9", ""),
+    Wrong({"corpus.splits.valid": 0.1}, "corpus.splits.valid", "0.1", "corpus.splits.validation"),
+    Wrong({"tokenizer.vocabsize": 512}, "tokenizer.vocabsize", "512", "tokenizer.vocab_size"),
+    Wrong({"tokenization.seq_len": 512}, "tokenization.seq_len", "512", "tokenization.sequence_length"),
+    Wrong({"model.type": "llama"}, "model.type", "'llama'", ""),
+    Wrong({"cluster.gpus": 8}, "cluster.gpus", "8", "cluster.gpus_per_node"),
+    Wrong({"cluster.partition": "gpu"}, "cluster.partition", "'gpu'", "cluster.queue"),
+    Wrong({"cluster.stages": {"train": {"node": 2}}}, "cluster.stages.train.node", "2", "cluster.stages.train.nodes"),
+    Wrong({"cluster.stages": {"tokenise": {}}}, "cluster.stages.tokenise", "'tokenise'", "cluster.stages.tokenize"),
+    Wrong({"storage.path": "x"}, "storage.path", "'x'", "storage.root"),
+    Wrong({"output_dir": "x"}, "output_dir", "'x'", "storage.root"),
+    Wrong({"evaluation.prompt": ["x"]}, "evaluation.prompt", "['x']", "evaluation.prompts"),
+    Wrong({"registration.gate.max_bpb": 1.0}, "registration.gate.max_bpb", "1.0", "registration.gate.max_bits_per_byte"),
+    Wrong({"restart.max_failure": 1}, "restart.max_failure", "1", "restart.max_failures"),
+    Wrong({"tracking.mlflow": "x"}, "tracking.mlflow", "'x'", "tracking.mlflow_uri"),
+    Wrong({"seed": 4}, "seed", "4", "training.seed"),
+    Wrong({"zero_stage": 2}, "zero_stage", "2", "training.zero_stage"),
+    Wrong({"zzzz": 1}, "zzzz", "1", "", "there are name, corpus"),
+)
+
+WRONG_CHOICES = (
+    Wrong({"training.precision": "bfloat16"}, "training.precision", "'bfloat16'", "bf16"),
+    Wrong({"training.precision": "fp8"}, "training.precision", "'fp8'", "fp32"),
+    Wrong({"training.zero_stage": 4}, "training.zero_stage", "4", "3"),
+    Wrong({"training.zero_stage": "two"}, "training.zero_stage", "'two'", ""),
+    Wrong({"training.optimizer.name": "adam"}, "training.optimizer.name", "'adam'", "adamw"),
+    Wrong({"training.schedule.kind": "cos"}, "training.schedule.kind", "'cos'", "cosine"),
+    Wrong({"corpus.sources": [{"path": "docs", "format": "json"}]}, "corpus.sources.0.format", "'json'", "jsonl"),
+    Wrong({"corpus.rules.required_columns": {"id": "int"}}, "corpus.rules.required_columns.id", "'int'", "integer"),
+    Wrong({"tokenizer.pattern": "gpt-2"}, "tokenizer.pattern", "'gpt-2'", "gpt2"),
+    Wrong({"tokenization.engine": "hf"}, "tokenization.engine", "'hf'", "huggingface"),
+    Wrong({"tokenization.layout": "fix"}, "tokenization.layout", "'fix'", "fixed"),
+    Wrong({"cluster.kind": "slrum"}, "cluster.kind", "'slrum'", "slurm"),
+    Wrong({"cluster.kind": "k8s"}, "cluster.kind", "'k8s'", "kubernetes"),
+)
+
+WRONG_TYPES = (
+    Wrong({"training.steps": "many"}, "training.steps", "'many'", ""),
+    Wrong({"training.steps": "10k"}, "training.steps", "'10k'", "10000"),
+    Wrong({"training.steps": 99.5}, "training.steps", "99.5", "100"),
+    Wrong({"training.steps": [100]}, "training.steps", "[100]", ""),
+    Wrong({"training.seed": None}, "training.seed", "None", ""),
+    Wrong({"training.optimizer.learning_rate": "fast"}, "training.optimizer.learning_rate", "'fast'", "0.0003"),
+    Wrong({"training.optimizer.learning_rate": float("inf")}, "training.optimizer.learning_rate", "inf", "0.0003"),
+    Wrong({"training.optimizer.weight_decay": "10%"}, "training.optimizer.weight_decay", "'10%'", "0.1"),
+    Wrong({"training.deterministic": "maybe"}, "training.deterministic", "'maybe'", ""),
+    Wrong({"training": 100}, "training", "100", "", "must be a mapping with the keys seed, steps"),
+    Wrong({"corpus": ["docs"]}, "corpus", "['docs']", "", "must be a mapping"),
+    Wrong({"corpus.sources": "docs"}, "corpus.sources", "'docs'", "[docs]"),
+    Wrong({"corpus.sources": []}, "corpus.sources", "[]", "", "must not be empty"),
+    Wrong({"corpus.sources": [{"path": ""}]}, "corpus.sources.0.path", "''", "", "must not be empty"),
+    Wrong({"corpus.sources": [{"path": "docs", "include": "*.md"}]}, "corpus.sources.0.include", "'*.md'", "[*.md]"),
+    Wrong({"corpus.sources": [5]}, "corpus.sources.0", "5", "", "must be a mapping"),
+    Wrong({"name": 7}, "name", "7", '"7"'),
+    Wrong({"model.config": "llama"}, "model.config", "'llama'", "", "must be a mapping"),
+    Wrong({"evaluation.prompts": "Once"}, "evaluation.prompts", "'Once'", "[Once]"),
+    Wrong({"deepspeed": 3}, "deepspeed", "3", "", "a mapping or the path"),
+)
+
+WRONG_VALUES = (
+    Wrong({"name": "My Run"}, "name", "'My Run'", "my-run"),
+    Wrong({"name": "-x-"}, "name", "'-x-'", "x"),
+    Wrong({"training.steps": 0}, "training.steps", "0", "1"),
+    Wrong({"training.micro_batch_size": -1}, "training.micro_batch_size", "-1", "1"),
+    Wrong({"training.optimizer.learning_rate": 0}, "training.optimizer.learning_rate", "0", "0.0003"),
+    Wrong({"training.optimizer.beta2": 1.0}, "training.optimizer.beta2", "1.0", "0.95"),
+    Wrong({"training.seed": 2**31}, "training.seed", "2147483648", "2147483647"),
+    Wrong({"training.schedule.final_fraction": 1.5}, "training.schedule.final_fraction", "1.5", "1"),
+    Wrong({"corpus.splits.test": -0.1}, "corpus.splits.test", "-0.1", "0"),
+    Wrong({"tokenizer.vocab_size": 100}, "tokenizer.vocab_size", "100", "258"),
+    Wrong({"tokenization.sequence_length": 4}, "tokenization.sequence_length", "4", "8"),
+    Wrong({"cluster.time_limit": "24:00:00"}, "cluster.time_limit", "'24:00:00'", "24h"),
+    Wrong({"cluster.time_limit": "90 min"}, "cluster.time_limit", "'90 min'", "90m"),
+    Wrong({"cluster.memory": "64GB"}, "cluster.memory", "'64GB'", "64G"),
+    Wrong({"model.config": GONE, "model.factory": "package.module.make"}, "model.factory", "'package.module.make'", "package.module:make"),
+    Wrong({"evaluation.length_buckets": [512, 256]}, "evaluation.length_buckets", "[512, 256]", "", "ascending"),
+    Wrong({"checkpoint.every_steps": 0}, "checkpoint.every_steps", "0", "1"),
+    Wrong({"registration.gate.max_perplexity": 1.0}, "registration.gate.max_perplexity", "1.0", "", "above 1"),
+)
+
+BROKEN_RULES = (
+    Wrong({"training.global_batch_size": 18}, "training.global_batch_size", "18", "16, 20", "multiple of micro_batch_size (4)"),
+    Wrong({"training.global_batch_size": 20}, "training.global_batch_size", "20", "16, 24", "ranks (2)"),
+    Wrong({"training.tokens": 1000}, "training.steps", "100", "", "exactly one of steps, tokens, epochs; found steps, tokens"),
+    Wrong({"training.steps": GONE}, "training.steps", "", "", "exactly one of steps, tokens, epochs; found none"),
+    Wrong({"training.schedule.decay_steps": 5}, "training.schedule.decay_steps", "5", "", "no effect under cosine"),
+    Wrong({"training.schedule.kind": "wsd"}, "training.schedule.decay_steps", "", "", "wsd needs decay_steps"),
+    Wrong({"training.schedule.warmup_steps": 500}, "training.schedule.warmup_steps", "500", "100", "above training.steps (100)"),
+    Wrong({"model.pretrained": "docs"}, "model.config", "{'model_type'", "", "exactly one of config, pretrained, factory"),
+    Wrong({"model.config": GONE}, "model.config", "", "", "found none"),
+    Wrong({"model.config": {"hidden_size": 8}}, "model.config", "{'hidden_size': 8}", "", "needs a model_type"),
+    Wrong({"model.config.max_position_embeddings": 128}, "model.config.max_position_embeddings", "128", "256"),
+    Wrong({"model.config.vocab_size": 512}, "model.config.vocab_size", "512", "", "below tokenizer.vocab_size (2048)"),
+    Wrong({"corpus.splits": {"validation": 0.6, "test": 0.5}}, "corpus.splits.validation", "0.6", "", "nothing to train on"),
+    Wrong({"corpus.sources": [{"path": "docs", "name": "a"}, {"path": "docs", "name": "a"}]}, "corpus.sources", "[{'path'", "", "twice: a"),
+    Wrong({"cluster.extra_directives": ["--x"]}, "cluster.extra_directives", "['--x']", "", "kind: slurm"),
+    Wrong({"cluster.namespace": "a"}, "cluster.namespace", "'a'", "", "kind: kubernetes"),
+)
+
+MISSING_AND_OUTSIDE = (
+    Wrong({"name": GONE}, "name", "", "", "is required"),
+    Wrong({"corpus": GONE}, "corpus", "", "", "is required"),
+    Wrong({"corpus.sources": [{"name": "a"}]}, "corpus.sources.0.path", "", "", "is required"),
+    Wrong({"training": GONE}, "training", "", "", "is required"),
+    Wrong({"corpus.sources": ["docz"]}, "corpus.sources.0", "'{base}/docz'", "{base}/docs", "does not exist"),
+    Wrong({"tokenizer.path": "tokeniser.json"}, "tokenizer.path", "'{base}/tokeniser.json'", "{base}/tokenizer.json", "does not exist"),
+    Wrong({"deepspeed": "dss.json"}, "deepspeed", "'{base}/dss.json'", "{base}/ds.json", "cannot be read"),
+    Wrong({"deepspeed": "tokenizer.json"}, "deepspeed", "'{base}/tokenizer.json'", "", "not JSON"),
+    Wrong({"storage.root": "${env:HEADRACE_NO_SUCH}/x"}, "storage.root", "'${env:HEADRACE_NO_SUCH}/x'", "", "is not set"),
+    Wrong({"tracking.mlflow_uri": "${file:/no/such}"}, "tracking.mlflow_uri", "'${file:/no/such}'", "", "does not exist"),
+    Wrong({"storage.root": "${enw:HOME}/x"}, "storage.root", "'${enw:HOME}/x'", "${env:HOME}", "unknown reference"),
+    Wrong({"corpus.sources": ["${python:lib}"]}, "corpus.sources.0", "'${python:lib}'", "${python:stdlib}"),
+    Wrong({"tracking.mlflow_uri": "http://me:geheim@host:5000"}, "tracking.mlflow_uri", "", "http://me:${env:PASSWORD}@host:5000", "password in plain"),
+)
+
+ALL = (*UNKNOWN_KEYS, *WRONG_CHOICES, *WRONG_TYPES, *WRONG_VALUES, *BROKEN_RULES, *MISSING_AND_OUTSIDE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("project")
+    (base / "pyproject.toml").touch()
+    (base / "docs").mkdir()
+    (base / "tokenizer.json").write_text("not json")
+    (base / "ds.json").write_text("{}")
+    return base
+
+
+def edited(edits: dict[str, Any]) -> dict[str, Any]:
+    """Returns the base recipe with dotted keys set or taken out."""
+    data = copy.deepcopy(BASE)
+    for dotted, value in edits.items():
+        *parents, last = dotted.split(".")
+        here = data
+        for part in parents:
+            here = here.setdefault(part, {})
+        if value is GONE:
+            del here[last]
+        else:
+            here[last] = value
+    return data
+
+
+def problems_of(folder: Path, data: dict[str, Any], *overrides: str) -> tuple[Problem, ...]:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.problems
+
+
+def test_there_are_a_hundred() -> None:
+    assert len({repr((wrong.edits, wrong.key)) for wrong in ALL}) >= 100
+
+
+def test_the_base_is_right(folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    assert load_recipe(path).config.name == "demo"
+
+
+@pytest.mark.parametrize("wrong", ALL, ids=lambda wrong: f"{wrong.key}={wrong.value}")
+def test_wrong_recipe(folder: Path, wrong: Wrong) -> None:
+    problems = problems_of(folder, edited(wrong.edits))
+    assert [problem.key for problem in problems] == [wrong.key], [str(problem) for problem in problems]
+    (problem,) = problems
+    value, nearest = wrong.value.replace("{base}", str(folder)), wrong.nearest.replace("{base}", str(folder))
+    assert problem.value.startswith(value), problem
+    assert bool(problem.value) == bool(value), problem
+    assert problem.nearest == nearest
+    assert wrong.says in problem.message
+    assert "geheim" not in str(problem)
+
+
+def test_all_problems_come_at_once(folder: Path) -> None:
+    """Of every section, of fields, of rules between fields and of rules between sections."""
+    edits = {
+        "name": "My Run",
+        "corpus.splits": {"validation": 0.6, "test": 0.5},
+        "corpus.sources": ["docz"],
+        "tokenizer.vocab_size": 100,
+        "model.config.max_position_embeddings": 128,
+        "training.precision": "fp8",
+        "training.global_batch_size": 18,
+        "training.optimizer.learning_rate": 0,
+        "cluster.kind": "slrum",
+        "checkpoint.every": 5,
+        "storage.root": "${env:HEADRACE_NO_SUCH}",
+        "zzzz": 1,
+    }
+    keys = [problem.key for problem in problems_of(folder, edited(edits), "restart.max_failures=-1", "training.stepz=4", "oops")]
+    assert sorted(keys) == sorted(
+        [
+            "name",
+            "corpus.splits.validation",
+            "corpus.sources.0",
+            "tokenizer.vocab_size",
+            "model.config.max_position_embeddings",
+            "training.precision",
+            "training.global_batch_size",
+            "training.optimizer.learning_rate",
+            "cluster.kind",
+            "checkpoint.every",
+            "storage.root",
+            "zzzz",
+            "restart.max_failures",
+            "training.stepz",
+            "oops",
+        ]
+    )
+
+
+def test_no_rule_is_reported_for_a_value_that_is_wrong_itself(folder: Path) -> None:
+    (problem,) = problems_of(folder, edited({"training.steps": "many"}))
+    assert "exactly one" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value", "nearest"),
+    [
+        ("training.steps", "training.steps", "'training.steps'", "training.steps=VALUE"),
+        ("trainig.steps=5", "trainig", "{'steps': 5}", "training"),
+        ("training.stepz=5", "training.stepz", "5", "training.steps"),
+        ("training.steps=five", "training.steps", "'five'", ""),
+        ("training.steps.x=5", "training.steps.x", "5", "training.steps"),
+        ("corpus.sources.3=a", "corpus.sources.3", "a'", "corpus.sources.1"),
+        ("corpus.sources.name=a", "corpus.sources.name", "'a'", "corpus.sources.0.name"),
+        ("corpus.sources=[", "corpus.sources", "'['", "'['"),
+    ],
+)
+def test_wrong_override(folder: Path, override: str, key: str, value: str, nearest: str) -> None:
+    problems = problems_of(folder, BASE, override)
+    assert [problem.key for problem in problems] == [key]
+    assert problems[0].value.endswith(value)
+    assert problems[0].nearest == nearest
+    assert problems[0].origin == "--set"
+
+
+def test_a_duplicate_key_names_both_lines(folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE, sort_keys=False) + "name: other\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.origin) == ("name", "line 25")
+    assert "in lines 1 and 25" in problem.message
+
+
+def test_a_problem_names_its_line(folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text("name: demo\ncorpus:\n  sources:\n    - path: docs\n      formatt: text\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert {problem.key: problem.origin for problem in caught.value.problems} == {"corpus.sources.0.formatt": "line 5", "model": "", "training": ""}
+    assert "line 5: corpus.sources.0.formatt = 'text': unknown key; nearest valid: corpus.sources.0.format" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name: [", "not YAML: line"),
+        (b"- a\n- b\n", "must be a mapping"),
+        (b"just text", "must be a mapping"),
+        (b"a: 1\n---\nb: 2\n", "not YAML"),
+        (b"name: !!python/object/apply:os.system ['touch x']\n", "not YAML"),
+        (b"name: \tx\n  y: z", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(folder: Path, content: bytes, says: str) -> None:
+    path = folder / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert says in str(caught.value)
+
+
+def test_an_empty_recipe_lists_what_is_required(folder: Path) -> None:
+    path = folder / "empty.yaml"
+    path.touch()
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert [problem.key for problem in caught.value.problems] == ["name", "corpus", "model", "training"]
+
+
+def test_a_file_that_cannot_be_read(folder: Path) -> None:
+    (folder / "recipe.yaml").touch()
+    (folder / "latin.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(InputError, match="did you mean .*recipe.yaml"):
+        load_recipe(folder / "recip.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(folder)
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_recipe(folder / "latin.yaml")
