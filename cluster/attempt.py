@@ -10,7 +10,7 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.process import ProcessId, this_process
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
-from schemas.job import AttemptVerdict, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Submitted
+from schemas.job import AttemptVerdict, Cause, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Submitted
 
 _FOLDER = re.compile(r"^(?P<job>.+)-(?P<number>\d{4,})$")
 _COMMIT = re.compile(r"^step-(\d+)\.json$")
@@ -120,7 +120,8 @@ def counted_history(storage: Storage, layout: ArtifactLayout, *, spec: JobSpec) 
             break
         attempt = layout.attempt(spec.step_name, number)
         ended = read_exit(storage, attempt)
-        counted.extend(ended.incidents if ended is not None else read_incidents(storage, attempt))
+        incidents = ended.incidents if ended is not None else read_incidents(storage, attempt)
+        counted.extend(incident for incident in incidents if incident.cause is not Cause.CANCELLED)
         verdict = read_verdict(storage, attempt)
         if verdict is not None and verdict.decision == "stop":
             baseline = max([baseline, *(incident.committed_step for incident in counted)])

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.attempt import user_at
+from cluster.liveness import CLOCK_SKEW_S
 from cluster.process import ProcessId, is_dead, this_process
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
@@ -28,9 +29,6 @@ from schemas.frozen import Frozen
 logger = logging.getLogger(__name__)
 
 DEFAULT_TTL_S = 30.0
-CLOCK_SKEW_S = 3600.0
-"""Clocks of two machines are believed to agree within this."""
-
 _NAME = re.compile(r"^(?P<term>\d{6})(?:\.b(?P<beat>\d{6})|\.(?P<released>released))?\.json$")
 _WATCH_EVERY_S = 0.5
 

@@ -7,17 +7,23 @@
 | none | pending, running | | any | `alive` |
 | none | any | | fresh | `alive` |
 | none | unknown | | old or none | `unknown` |
-| none | ended, absent | | older than `lost_after`, or none for so long | `gone` |
-| none | ended, absent | | younger than that | `unknown` |
+| none | ended | | old or none | `gone` |
+| none | absent | | older than `lost_after`, or none for so long | `gone` |
+| none | absent | | younger than that | `unknown` |
 
 A known-dead process outweighs the launcher: its ranks died with it, and the other nodes of its attempt end by themselves.
 The order of asking matters: launcher first, exit record last, so that a job that ends in between is seen as ended.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.launchers.protocol import JobState
+from schemas.job import Heartbeat
+
+CLOCK_SKEW_S = 3600.0
+"""Clocks of two machines are believed to agree within this."""
 
 FRESH_S = 10.0
 """A heartbeat that changed within this many seconds proves life by itself."""
@@ -60,4 +66,27 @@ def judge(signs: Signs, *, lost_after_s: float) -> Life:
         return Life.ALIVE
     if signs.job is JobState.UNKNOWN:
         return Life.UNKNOWN
-    return Life.GONE if signs.silent_s > lost_after_s else Life.UNKNOWN
+    return Life.GONE if signs.job is JobState.ENDED or signs.silent_s > lost_after_s else Life.UNKNOWN
+
+
+@dataclass
+class Silence:
+    """How long heartbeats have not changed, as observed from here. Another machine's clock is believed only beyond an hour's difference."""
+
+    _seen: tuple[tuple[int, int], ...] | None = None
+    _since: float = 0.0
+
+    def observe(self, beats: Sequence[Heartbeat], *, now: float, wall: float, began_at: float) -> float:
+        """Returns the seconds of silence.
+
+        Args:
+            beats: the newest heartbeat of each node.
+            now: monotonic seconds.
+            wall: seconds since the Unix epoch, by this machine's clock.
+            began_at: when the attempt was submitted, seconds since the Unix epoch.
+        """
+        seen = tuple((beat.node_rank, beat.sequence) for beat in beats)
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        by_clock = wall - max((beat.at for beat in beats), default=began_at)
+        return max(now - self._since, by_clock if by_clock > CLOCK_SKEW_S else 0.0)

@@ -14,19 +14,14 @@ everything it knows lies in storage, so that it may die at any moment and anothe
 import contextlib
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from cluster.agent.scratch import NodeScratch
 from cluster.attempt import (
-    claim_attempt,
     claimant,
     counted_history,
     list_attempts,
-    newest_commit,
     read_claim,
     read_exit,
     read_heartbeats,
@@ -35,17 +30,17 @@ from cluster.attempt import (
     read_submitted,
     read_verdict,
 )
+from cluster.closing import claim_to_close, close, close_gone
 from cluster.launchers.protocol import JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
-from cluster.lease import CLOCK_SKEW_S
-from cluster.liveness import Life, Signs, judge
+from cluster.liveness import Life, Signs, Silence, judge
 from cluster.process import is_dead
-from cluster.restart import EVIDENCE_LINES, INTERRUPTIONS, Decision, decide, idle_starts
+from cluster.restart import INTERRUPTIONS, Decision, decide, idle_starts
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, CancelRequest, Cause, Claim, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Submitted
+from schemas.job import AttemptVerdict, CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Submitted
 
 logger = logging.getLogger(__name__)
 
@@ -136,23 +131,6 @@ class _Watch:
     stop_requested: Callable[[], bool]
 
 
-@dataclass
-class _Silence:
-    """How long heartbeats have not changed, as observed here: another machine's clock is believed only beyond an hour."""
-
-    seen: tuple[int, ...] | None = None
-    since: float = 0.0
-
-    def observe(self, beats: tuple[Heartbeat, ...], *, now: float, began_at: float) -> float:
-        """Returns the seconds of silence. `began_at`: when the attempt was submitted, seconds since the Unix epoch."""
-        sequence = tuple(beat.sequence for beat in beats)
-        newest = max((beat.at for beat in beats), default=began_at)
-        if sequence != self.seen:
-            self.seen, self.since = sequence, now
-        by_clock = time.time() - newest
-        return max(now - self.since, by_clock if by_clock > CLOCK_SKEW_S else 0.0)
-
-
 class _Supervision:
     """One call of `run_job`."""
 
@@ -207,8 +185,8 @@ class _Supervision:
         if self._same_request(spec):
             self._submit(spec, attempt)
             return number
-        if claim_attempt(self._storage, attempt, key=spec.key, submission=_SUPERSEDED):
-            self._close(spec, cause=Cause.CANCELLED, evidence=("never submitted; the request has changed since",))
+        if claim_to_close(self._storage, attempt, spec=spec):
+            close(self._storage, spec, cause=Cause.CANCELLED, evidence=("never submitted; the request has changed since",))
             return self._submit_next(number)
         return number
 
@@ -247,7 +225,7 @@ class _Supervision:
 
     def _follow(self, number: int) -> ExitRecord:
         """Watches an attempt until it has an exit record, its own or ours. A storage that does not answer is asked again."""
-        attempt, silence = self._attempt(number), _Silence()
+        attempt, silence = self._attempt(number), Silence()
         spec = read_spec(self._storage, attempt)
         answered_at = self._watch.clock()
         while True:
@@ -263,11 +241,11 @@ class _Supervision:
                     raise UnreachableError(what, why=str(error), mend="the job goes on; headrace resume follows it again") from error
             self._watch.sleep(self._watch.poll_s)
 
-    def _look(self, spec: JobSpec, attempt: AttemptLayout, silence: "_Silence") -> ExitRecord | None:
+    def _look(self, spec: JobSpec, attempt: AttemptLayout, silence: Silence) -> ExitRecord | None:
         """Looks at an attempt once, tells the caller, and closes it when it is gone. Returns its exit record, if there is one."""
         self._cancel_if_wished(spec)
         submitted, claim, beats = read_submitted(self._storage, attempt), read_claim(self._storage, attempt), read_heartbeats(self._storage, attempt)
-        silent_s = silence.observe(beats, now=self._watch.clock(), began_at=submitted.at if submitted else time.time())
+        silent_s = silence.observe(beats, now=self._watch.clock(), wall=time.time(), began_at=submitted.at if submitted else time.time())
         process_dead = claim is not None and is_dead(claimant(claim))
         job = JobState.RUNNING
         if process_dead or silent_s > _ASK_AFTER_S or not beats:
@@ -277,7 +255,7 @@ class _Supervision:
         life = judge(signs, lost_after_s=spec.lost_after_s)
         self._watch.on_view(self._view(spec, life, beats=beats, record=record))
         if record is None and life is Life.GONE:
-            record = self._close_gone(spec, claim=claim, signs=signs)
+            record = close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs)
         return record
 
     def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
@@ -313,58 +291,6 @@ class _Supervision:
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
-    def _close_gone(self, spec: JobSpec, *, claim: Claim | None, signs: Signs) -> ExitRecord | None:
-        """Writes the exit record of an attempt that cannot do so any more. None when it turned out to be claimed meanwhile."""
-        attempt = self._attempt(spec.attempt)
-        if claim is None and not claim_attempt(self._storage, attempt, key=spec.key, submission=_SUPERSEDED):
-            return None
-        self._launcher.cancel(spec.key)  # what may be left of it on other nodes
-        last_words = _last_words(spec)
-        if claim is None:
-            evidence = (f"the job ended before its agent started (launcher: {signs.job.value})", *last_words)
-            return self._close(spec, cause=Cause.NODE, evidence=evidence)
-        if signs.process_dead:
-            shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # it was on this machine, and nobody else will
-            evidence = (f"the agent (pid {claim.pid} on {claim.host}) has ended without an exit record", *last_words)
-            return self._close(spec, cause=Cause.KILLED, evidence=evidence)
-        evidence = (
-            f"no heartbeat for {signs.silent_s:.0f} s of the agent (pid {claim.pid} on {claim.host})",
-            f"launcher: {signs.job.value}",
-        )
-        return self._close(spec, cause=Cause.NODE, evidence=evidence)
-
-    def _close(self, spec: JobSpec, *, cause: Cause, evidence: tuple[str, ...]) -> ExitRecord:
-        attempt = self._attempt(spec.attempt)
-        beats, past = read_heartbeats(self._storage, attempt), read_incidents(self._storage, attempt)
-        ranks = [rank for beat in beats for rank in beat.ranks]
-        committed = sum(beat.items_done for beat in beats) or newest_commit(self._storage, self._layout)
-        incident = Incident(
-            epoch=max((beat.epoch for beat in beats), default=-1),
-            at=time.time(),
-            cause=cause,
-            rank=-1,
-            step=max((rank.step for rank in ranks), default=-1),
-            committed_step=committed,
-            exit_status=0,
-            evidence=evidence,
-            decision="stop",
-            reason="the attempt is over; the supervisor decides what follows",
-        )
-        record = ExitRecord(
-            key=spec.key,
-            exit_code=ExitCode.INTERRUPTED,
-            cause=cause,
-            message=evidence[0],
-            epoch=incident.epoch,
-            incidents=(*past, incident),
-            ended_at=incident.at,
-        )
-        with contextlib.suppress(AlreadyExistsError):  # it, or another supervisor, was faster
-            self._storage.create_exclusive(attempt.exit, canonical_json(record))
-        written = read_exit(self._storage, attempt)
-        assert written is not None
-        return written
-
     def _decide(self, number: int, record: ExitRecord) -> Decision:
         """Decides what follows an attempt, and notes it. Only interruptions are left to decide: failures the agent has judged."""
         if record.exit_code is not ExitCode.INTERRUPTED or record.cause not in INTERRUPTIONS or not record.incidents:
@@ -393,13 +319,3 @@ class _Supervision:
 
     def _attempt(self, number: int) -> AttemptLayout:
         return self._layout.attempt(self._request.step_name, number)
-
-
-def _last_words(spec: JobSpec) -> tuple[str, ...]:
-    """Returns the end of the first agent's own log, when its scratch folder is on this machine."""
-    log = NodeScratch(Path(spec.scratch_dir) / "n0000").agent_log
-    return tuple(log.read_text(errors="replace").splitlines()[-EVIDENCE_LINES:]) if log.exists() else ()
-
-
-_SUPERSEDED = "supervisor"
-"""Submission token of claims by which a supervisor closes an attempt that nobody has claimed."""

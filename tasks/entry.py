@@ -6,6 +6,7 @@ Imports nothing heavy; never prefect, mlflow or great_expectations.
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -28,6 +29,16 @@ from schemas.job import ItemRecord, RankPhase, RankProgress, TaskSpec
 from schemas.stage import Stage
 
 _REPORT_EVERY_S = 0.5
+
+_STORAGE_ERRORS: Mapping[int, str] = {
+    errno.ENOSPC: "the disk is full; what is committed is intact, unfinished files are removed by the next start",
+    errno.EDQUOT: "the quota is used up; what is committed is intact",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EIO: "the device or the network file system failed",
+    errno.ESTALE: "the network file system lost the file's handle",
+}
+"""Failures of storage rather than of the program: no stack trace helps there."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +203,12 @@ def _guarded(start: Callable[[], None]) -> NoReturn:
     except HeadraceError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         _exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            traceback.print_exc()
+            _exit(ExitCode.BUG)
+        sys.stderr.write(f"{type(error).__name__}: {error.filename or 'storage'}: {error.strerror}\n  why:  {_STORAGE_ERRORS[error.errno]}\n")
+        _exit(ExitCode.UNREACHABLE)
     except MemoryError:
         traceback.print_exc()
         _exit(ExitCode.OUT_OF_MEMORY)

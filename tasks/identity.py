@@ -36,7 +36,9 @@ def _outside_inputs(stage: Stage, *, config: RunConfig, hash_file: HashFile) -> 
         files = plan_inputs(config, hash_file)
         return {"raw": root_hash((f"{file.source}/{file.relative_path}", file.size, file.xxh3) for file in files)}
     if stage is Stage.TOKENIZER and config.tokenizer.path is not None:
-        return {"existing": _hash_path(Path(config.tokenizer.path), key="tokenizer.path", hash_file=hash_file)}
+        from tasks.tokenizer.existing import existing_files
+
+        return {"existing": root_hash((file.name, file.stat().st_size, hash_file(file)) for file in existing_files(Path(config.tokenizer.path)))}
     if stage is Stage.TRAIN and config.model.pretrained is not None:
         return {"pretrained": _hash_path(Path(config.model.pretrained), key="model.pretrained", hash_file=hash_file)}
     return {}

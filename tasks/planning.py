@@ -44,7 +44,7 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
         name=config.name,
         storage_root=store.storage.url,
         stages=tuple(planned),
-        size=training_size(config, vocab_size=known.get("vocab_size"), train_sequences=known.get("train_sequences")),
+        size=training_size(config, vocab_size=known.get("vocab_size"), train_sequences=known.get("sequences", {}).get("train")),
     )
 
 

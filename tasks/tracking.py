@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 RUN_TAG = "headrace.run_id"
 STEP_TAG = "headrace.forwarded_step"
 ROOT_HASH_TAG = "headrace.root_hash"
+MODEL_ID_TAG = "headrace.model_id"
+"""A version's logged model: mlflow 3.17's SQL registry takes `model_id` and does not keep it."""
 _MAX_BATCH_METRICS = 1000
 _MAX_BATCH_PARAMS = 100
 _MAX_VALUE_CHARS = 500
@@ -397,7 +399,7 @@ class ModelRegistry:
                 model_name,
                 source=model.artifact_location,
                 run_id=self._mlflow_run_id,
-                tags=dict(tags),
+                tags={**tags, MODEL_ID_TAG: model_id},
                 description=description,
                 model_id=model_id,
                 await_creation_for=0,
@@ -419,7 +421,8 @@ class ModelRegistry:
     def model_of(self, model_name: str, version: int) -> str:
         """Returns the id of the logged model behind a version."""
         with self._connection.reaching("asked for a version"):
-            return str(self._connection.client.get_model_version(model_name, str(version)).model_id)
+            tags: Mapping[str, str] = self._connection.client.get_model_version(model_name, str(version)).tags
+        return tags[MODEL_ID_TAG]
 
     def run_of(self, model_id: str) -> str:
         """Returns the MLflow run that logged a model."""

@@ -153,7 +153,7 @@ def _detach(log: Path) -> None:
         os.close(write_end)
         alive = os.read(read_end, 1) == b"."  # the child has its own session now: it survives whatever happens to the submitter
         if alive:
-            sys.stdout.write(f"{pid} {started_at(pid)}\n")
+            sys.stdout.write(f"{pid} {started_at(pid) or 0.0}\n")  # 0.0: it has ended already
             sys.stdout.flush()
         os._exit(ExitCode.DONE if alive else ExitCode.BUG)
     os.close(read_end)

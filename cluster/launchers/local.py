@@ -4,6 +4,7 @@ import os
 import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import psutil
 from cluster.environment import checkout
 from cluster.launchers.protocol import Command, Handle, JobState, Submission
 from cluster.layout import ArtifactLayout
+from cluster.process import ProcessId, is_dead, process_table
 from schemas.config import ClusterConfig
 from schemas.errors import UnreachableError
 from schemas.job import JobSpec
@@ -31,6 +33,7 @@ class LocalLauncher:
     def __init__(self, cluster: ClusterConfig) -> None:
         """Args: cluster: for the interpreter of each stage."""
         self._cluster = cluster
+        self._submitted: dict[str, tuple[ProcessId, ...]] = {}
 
     def render(self, spec: JobSpec) -> Submission:
         """See `Launcher.render`: one command per node."""
@@ -41,7 +44,7 @@ class LocalLauncher:
     def submit(self, submission: Submission) -> Handle:
         """See `Launcher.submit`. The agents detach themselves and say their pids."""
         token = secrets.token_hex(4)
-        pids = []
+        agents = []
         for command in submission.commands:
             argv = (*command.argv, _SUBMISSION, token)
             try:
@@ -60,14 +63,15 @@ class LocalLauncher:
             if started.returncode != 0:
                 why = started.stderr.strip()[-2000:] or f"exit code {started.returncode}"
                 raise UnreachableError(f"the agent of job {submission.key} did not start", why=why, mend=_MEND)
-            pids.append(started.stdout.split()[0])
-        return Handle(key=submission.key, job_id="+".join(pids))
+            pid, since = started.stdout.split()
+            agents.append(ProcessId(host=socket.gethostname(), table=process_table(), pid=int(pid), started=float(since)))
+        self._submitted[submission.key] = (*self._submitted.get(submission.key, ()), *agents)
+        return Handle(key=submission.key, job_id="+".join(str(agent.pid) for agent in agents))
 
     def query(self, keys: Sequence[str]) -> Mapping[str, JobState]:
-        """See `Launcher.query`. A zombie has ended; what is not found may have ended or run on another machine."""
-        wanted = set(keys)
-        found = {key for key, _ in _agents() if key in wanted}
-        return {key: JobState.RUNNING if key in found else JobState.ABSENT for key in keys}
+        """See `Launcher.query`. Of what is not found only what was submitted here is known to have ended: the rest may run on another machine."""
+        found = {key for key, _ in _agents()}
+        return {key: JobState.RUNNING if key in found else JobState.ENDED if self._has_ended(key) else JobState.ABSENT for key in keys}
 
     def cancel(self, key: str) -> None:
         """See `Launcher.cancel`."""
@@ -77,6 +81,10 @@ class LocalLauncher:
                     process.send_signal(signal.SIGTERM)
                 except psutil.NoSuchProcess:
                     continue  # it ended by itself
+
+    def _has_ended(self, key: str) -> bool:
+        agents = self._submitted.get(key, ())
+        return bool(agents) and all(is_dead(agent) for agent in agents)
 
     def _command(self, spec: JobSpec, *, python: str, node_rank: int) -> Command:
         attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)

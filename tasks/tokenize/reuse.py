@@ -40,7 +40,8 @@ class Donor(Frozen):
 def find_donors(storage: Storage, *, key: str, name: str, facts: ShardFacts) -> tuple[Donor, ...]:
     """Returns the newest finished artifacts of this name whose shards are cut and encoded the same way.
 
-    Not those of the same fingerprint: whoever rebuilds an artifact wants its shards made anew. A damaged record disqualifies its artifact here and is reported by `headrace verify`.
+    Not those of the same fingerprint: whoever rebuilds an artifact wants its shards made anew.
+    A damaged record disqualifies its artifact here and is reported by `headrace verify`.
     """
     found: list[tuple[str, Donor]] = []
     mine = parse_artifact_folder(key.rpartition("/")[2])

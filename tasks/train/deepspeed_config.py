@@ -52,7 +52,7 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
         {
             *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "overlap_comm", "parameter_alignment"),
             *("reduce_bucket_size", "reduce_scatter", "use_multi_rank_bucket_allreduce", "sub_group_size", "memory_efficient_linear"),
-            *("offload_optimizer", "offload_param", "zero_hpz_partition_size", "ignore_unused_parameters", "override_module_apply"),
+            *("ignore_unused_parameters", "override_module_apply", "leaf_module"),
             *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold"),
             *("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold"),
             *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "log_trace_cache_warnings", "enable_sanity_checks"),
@@ -103,6 +103,8 @@ _FORBIDDEN: Mapping[str, str] = {
     "zero_optimization.elastic_checkpoint": "Headrace's checkpoints load at any world size as they are",
     "zero_optimization.zero_quantized_weights": "weights must be equal to cast(master weights), which is checked",
     "zero_optimization.zero_quantized_gradients": "gradients would depend on the world size's quantisation groups",
+    "zero_optimization.zero_hpz_partition_size": "checkpoints need every parameter partitioned over all ranks",
+    "zero_optimization.mics_shard_size": "checkpoints need every parameter partitioned over all ranks",
     "bf16.bf16_master_weights_and_grads": "master weights are always fp32",
     "bf16.bf16_optimizer_states": "optimizer moments are always fp32",
     "fp16.fp16_master_weights_and_grads": "master weights are always fp32",
@@ -127,10 +129,10 @@ def deepspeed_config(config: RunConfig, *, world_size: int, options: Mapping[str
     derived = _derived(config, world_size=world_size)
     if raw is None:
         return derived
-    problems: list[Problem] = []
-    merged = _merge(derived, _without_auto_scheduler(thaw(raw)), section="", hidden_size=_hidden_size(config), problems=problems)
-    if problems:
-        raise ConfigError(tuple(problems), source="the section deepspeed")
+    merger = _Merger(config, derived)
+    merged = merger.merge(derived, _without_auto_scheduler(thaw(raw)), section="")
+    if merger.problems:
+        raise ConfigError(tuple(merger.problems), source="the section deepspeed")
     return merged
 
 
@@ -158,85 +160,88 @@ def _derived(config: RunConfig, *, world_size: int) -> dict[str, Any]:
         },
         "zero_optimization": {"stage": training.zero_stage},
         "bf16": {"enabled": training.precision is Precision.BF16},
-        "fp16": {"enabled": training.precision is Precision.FP16},
+        "fp16": {"enabled": training.precision is Precision.FP16, "loss_scale": 0},
     }
-    if training.precision is Precision.FP16:
-        result["fp16"]["loss_scale"] = 0
     if training.precision is not Precision.FP32 and training.zero_stage > 0 and accumulation > 1:
         # 8 bits of mantissa lose what later micro-batches add; ZeRO 0 has no accumulator of its own (DeepSpeed 0.19)
         result["data_types"] = {"grad_accum_dtype": "fp32"}
     return result
 
 
-def _merge(derived: Mapping[str, Any], raw: Mapping[str, Any], *, section: str, hidden_size: int | None, problems: list[Problem]) -> dict[str, Any]:
-    """Returns `derived` with what `raw` adds; appends to `problems` what it may not."""
-    merged = dict(derived)
-    for name, value in raw.items():
-        key = f"{section}.{name}" if section else name
-        if key in _FORBIDDEN:
-            problems.append(Problem(f"deepspeed.{key}", _shown(value), f"not supported: {_FORBIDDEN[key]}"))
-        elif isinstance(value, Mapping) and key in _ALLOWED:
-            merged[name] = _merge(derived.get(name, {}), value, section=key, hidden_size=hidden_size, problems=problems)
-        elif name in derived and key not in _ALLOWED and key not in _FREE:
-            if value != AUTO and not _equal(value, derived[name]):
-                problems.append(_contradiction(key, value, derived[name]))
-        elif name in _ALLOWED.get(section, frozenset()) or key in _FREE:
-            problem = _value_problem(key, value)
-            if problem:
-                problems.append(problem)
-            elif value != AUTO:
-                merged[name] = value
-            elif (filled := _filled(key, hidden_size=hidden_size)) is not None:
-                merged[name] = filled
-        elif key == "fp16.loss_scale":
-            if value not in (AUTO, 0):
-                problems.append(_contradiction(key, value, 0))
-        else:
-            known = sorted({*_ALLOWED.get(section, ()), *derived, *(part for part in _ALLOWED if "." not in part and part and not section)})
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            problems.append(Problem(f"deepspeed.{key}", _shown(value), "unknown key", nearest=nearest[0] if nearest else ""))
-    return merged
+class _Merger:
+    """Merges the raw section into the derived one and gathers every problem on the way."""
 
+    def __init__(self, config: RunConfig, derived: Mapping[str, Any]) -> None:
+        self._config, self._derived = config, derived
+        self.problems: list[Problem] = []
 
-_FREE = frozenset({"data_types.grad_accum_dtype"})
-"""Derived keys that the user may set to something else: the recipe does not decide them."""
+    def merge(self, derived: Mapping[str, Any], raw: Mapping[str, Any], *, section: str) -> dict[str, Any]:
+        """Returns `derived` with what `raw` adds to this section."""
+        merged = dict(derived)
+        for name, value in raw.items():
+            key = f"{section}.{name}" if section else name
+            if key in _FORBIDDEN:
+                self._refuse(key, value, f"not supported: {_FORBIDDEN[key]}")
+            elif key in _ALLOWED and isinstance(value, Mapping):
+                merged[name] = self.merge(merged.get(name, {}), value, section=key)
+            elif key in _ALLOWED:
+                self._refuse(key, value, "must be a mapping")
+            elif key in _RECIPE_KEYS or key in _OURS:
+                self._check_decided(key, value)
+            elif name in _ALLOWED[section]:
+                if (chosen := self._chosen(key, value)) is not None:
+                    merged[name] = chosen
+            else:
+                known = [known for known in (*_ALLOWED, *_RECIPE_KEYS, *_OURS, *(f"{section}.{allowed}" for allowed in _ALLOWED[section]))]
+                names = sorted({candidate.rpartition(".")[2] for candidate in known if candidate.rpartition(".")[0] == section})
+                self._refuse(key, value, "unknown key", nearest="".join(difflib.get_close_matches(str(name), names, n=1)))
+        return merged
 
+    def _check_decided(self, key: str, value: Any) -> None:
+        """Refuses a value that differs from what the recipe, or Headrace, has decided."""
+        wanted: Any = self._derived
+        for part in key.split("."):
+            wanted = wanted[part]
+        if value != AUTO and not _equal(value, wanted):
+            reason = f"contradicts {_RECIPE_KEYS[key]}" if key in _RECIPE_KEYS else f"is fixed: {_OURS[key]}"
+            self._refuse(key, value, reason, nearest=f"{wanted!r}, or auto, or leave it out")
 
-def _contradiction(key: str, value: Any, wanted: Any) -> Problem:
-    reason = f"contradicts {_RECIPE_KEYS[key]}" if key in _RECIPE_KEYS else f"is fixed: {_OURS[key]}"
-    return Problem(f"deepspeed.{key}", _shown(value), reason, nearest=f"{wanted!r}, or leave it out, or auto")
+    def _chosen(self, key: str, value: Any) -> Any:
+        """Returns the value of a key that the user decides; None leaves it to DeepSpeed."""
+        training = self._config.training
+        if value == AUTO:
+            return self._filled(key)
+        if key.endswith((".offload_optimizer.device", ".offload_param.device")) and value not in ("cpu", "none"):
+            self._refuse(key, value, "not supported: state on NVMe cannot be read locally for checkpoints", nearest="cpu")
+        elif key == "optimizer.params.adam_w_mode" and value is not True:
+            self._refuse(key, value, "contradicts training.optimizer.name (adamw)", nearest="True")
+        elif key == "data_types.grad_accum_dtype" and training.zero_stage == 0 and value != training.precision.value:
+            self._refuse(key, value, "needs ZeRO: without it gradients accumulate in training.precision", nearest=training.precision.value)
+        return value
 
+    def _filled(self, key: str) -> int | None:
+        """Returns the number that stands for `auto` in ZeRO's sizes, derived as transformers derives it."""
+        model = self._config.model.config
+        hidden_size = model.get("hidden_size") if model is not None else None
+        if not isinstance(hidden_size, int):
+            return None
+        return {
+            "zero_optimization.reduce_bucket_size": hidden_size * hidden_size,
+            "zero_optimization.stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+            "zero_optimization.stage3_param_persistence_threshold": 10 * hidden_size,
+        }.get(key)
 
-def _value_problem(key: str, value: Any) -> Problem | None:
-    """Returns what is wrong with the value of a key that passes through."""
-    if key.endswith((".offload_optimizer.device", ".offload_param.device")) and value not in ("cpu", "none", AUTO):
-        return Problem(f"deepspeed.{key}", _shown(value), "not supported: state on NVMe cannot be read locally for checkpoints", nearest="cpu")
-    if key == "optimizer.params.adam_w_mode" and value not in (True, AUTO):
-        return Problem(f"deepspeed.{key}", _shown(value), "contradicts training.optimizer.name (adamw)", nearest="True, or leave it out")
-    return None
-
-
-def _filled(key: str, *, hidden_size: int | None) -> int | None:
-    """Returns the number that stands for `auto` in ZeRO's sizes, as transformers derives it, or None for DeepSpeed's default."""
-    if hidden_size is None:
-        return None
-    return {
-        "zero_optimization.reduce_bucket_size": hidden_size * hidden_size,
-        "zero_optimization.stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
-        "zero_optimization.stage3_param_persistence_threshold": 10 * hidden_size,
-    }.get(key)
+    def _refuse(self, key: str, value: Any, message: str, *, nearest: str = "") -> None:
+        shown = repr(value)
+        self.problems.append(Problem(f"deepspeed.{key}", shown if len(shown) <= 60 else f"{shown[:57]}...", message, nearest=nearest))
 
 
 def _without_auto_scheduler(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `raw` without a scheduler that says nothing: every parameter `auto` means that the trainer decides, and so it does."""
-    parameters = raw.get("scheduler", {}).get("params", {}) if isinstance(raw.get("scheduler"), Mapping) else None
-    says_nothing = parameters is not None and "scheduler" in raw and all(value == AUTO for value in parameters.values())
+    scheduler = raw.get("scheduler")
+    parameters = scheduler.get("params", {}) if isinstance(scheduler, Mapping) else None
+    says_nothing = isinstance(parameters, Mapping) and all(value == AUTO for value in parameters.values())
     return {key: value for key, value in raw.items() if not (key == "scheduler" and says_nothing)}
-
-
-def _hidden_size(config: RunConfig) -> int | None:
-    value = config.model.config.get("hidden_size") if config.model.config is not None else None
-    return value if isinstance(value, int) else None
 
 
 def _equal(value: Any, wanted: Any) -> bool:
@@ -245,8 +250,3 @@ def _equal(value: Any, wanted: Any) -> bool:
     if isinstance(value, list) and isinstance(wanted, list):
         return len(value) == len(wanted) and all(map(_equal, value, wanted))
     return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

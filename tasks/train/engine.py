@@ -56,6 +56,12 @@ class Engine:
         """Present loss scale; 1 without loss scaling."""
         return float(getattr(self.optimizer, "loss_scale", 1.0) or 1.0)
 
+    def seed(self, number: int) -> None:
+        """Seeds this rank's generators (dropout). Not `torch.manual_seed`, which takes 4 ms where CUDA is compiled in but absent."""
+        torch.default_generator.manual_seed(number)
+        if self.gang.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Returns the mean loss of a micro-batch over its targets, in nats, on this rank's device."""
         device = self.gang.device

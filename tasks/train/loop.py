@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cluster.agent.preload import record_modules
 from schemas.checkpoint import TrainingState
 from schemas.config import RunConfig
 from schemas.errors import InterruptedRunError, PolicyStopError, UnreachableError
@@ -73,6 +74,7 @@ class Session:
     """`tokens_per_step`, and `flops_per_step` and `peak_flops` over all ranks."""
     interruption: Interruption
     progress: Progress
+    seen_phases: set[RankPhase] = field(default_factory=set)
 
     @property
     def config(self) -> RunConfig:
@@ -91,7 +93,7 @@ def train(session: Session) -> None:
     config, engine, progress, clock = session.config, session.engine, session.progress, StepClock()
     while progress.step < session.total_steps:
         clock.start()
-        torch.manual_seed(stream_seed(config.training.seed, step=progress.step, rank=engine.gang.rank))
+        engine.seed(stream_seed(config.training.seed, step=progress.step, rank=engine.gang.rank))
         micro_batches = session.batches.at(progress.step)
         clock.lap("data_s")
         losses = torch.zeros((), device=engine.gang.device)
@@ -193,4 +195,7 @@ def _refuse_numeric_failure(step: int, *, loss: float, result: StepResult) -> No
 def _report(session: Session, phase: RankPhase, values: Mapping[str, float]) -> None:
     shown = {key: values[key] for key in ("loss", "tokens_per_s", "validation_loss", "learning_rate") if key in values}
     progress = session.progress
+    if phase not in session.seen_phases:
+        session.seen_phases.add(phase)
+        record_modules()  # what this phase imported, later starts find imported
     session.task.progress(phase, step=progress.step, committed_step=progress.committed_step, total_steps=session.total_steps, figures=shown)

@@ -133,7 +133,7 @@ def _initialise(model: Any, *, seed: int, partitioned: bool) -> None:
         parameters = list(module.parameters(recurse=False))
         with _whole(parameters, partitioned=partitioned) as writes, torch.no_grad():
             if writes:
-                torch.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
+                torch.default_generator.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
                 owner._initialize_weights(module)
 
 

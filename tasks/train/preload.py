@@ -11,7 +11,12 @@ import tasks.train.loop
 import tasks.train.session
 
 _LAZY = (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.comm.torch",
+    "transformers.generation.utils",
     "transformers.initialization",
+    "transformers.modeling_layers",
+    "transformers.processing_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.configuration_auto",
     "transformers.modeling_utils",

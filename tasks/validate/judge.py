@@ -128,10 +128,7 @@ def _run_checkpoint(suites: Sequence[_Suite], *, tables_dir: Path, site_dir: Pat
     gx = _import()
     import pandas as pd
 
-    context = gx.get_context(mode="ephemeral")
-    context.enable_analytics(enable=False)
-    context.variables.progress_bars = {"globally": False}
-    context.add_data_docs_site(_SITE_NAME, _site_config(site_dir))
+    context = gx.get_context(mode="ephemeral", project_config=_context_config(site_dir))
     source = context.data_sources.add_pandas_filesystem("tables", base_directory=tables_dir)
     definitions = []
     for suite in suites:
@@ -169,13 +166,22 @@ def _findings_of(result: Any, suites: Sequence[_Suite]) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _site_config(site_dir: Path) -> dict[str, Any]:
-    return {
+def _context_config(site_dir: Path) -> Any:
+    """Returns a Data Context that lives in memory but for its site, shows no progress bars and sends nothing."""
+    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
+
+    site = {
         "class_name": "SiteBuilder",
         "show_how_to_buttons": False,
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site_dir)},
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False},
     }
+    return DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        data_docs_sites={_SITE_NAME: site},
+        progress_bars={"globally": False},
+        analytics_enabled=False,
+    )
 
 
 def _keep_site(built: Path, docs_dir: Path) -> None:
@@ -190,8 +196,8 @@ def _keep_site(built: Path, docs_dir: Path) -> None:
 def _import() -> Any:
     """Returns the library, imported without telemetry and told to keep its remarks to itself."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # 1.24 sends nothing any more; other versions may
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations
     import great_expectations.expectations
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     return great_expectations

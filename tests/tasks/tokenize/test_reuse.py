@@ -32,13 +32,14 @@ def changed(site: Any) -> Any:
 
 
 @pytest.fixture
-def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Collects what is encoded from now on."""
+def encoded_texts(site: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collects the documents that are encoded from now on (not the probes that choose the engine)."""
     seen: list[str] = []
+    documents = {text for texts in site.documents.values() for text in texts} | {"one more document"}
     encode = GigatokenEngine.encode
 
     def counting(self: GigatokenEngine, texts: list[str]) -> Any:
-        seen.extend(texts)
+        seen.extend(text for text in texts if text in documents)
         return encode(self, texts)
 
     monkeypatch.setattr(GigatokenEngine, "encode", counting)

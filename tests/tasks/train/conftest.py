@@ -193,7 +193,9 @@ class Gang:
     artifact_dir: Path
     epoch: int = -1
 
-    def start(self, config: RunConfig, *, world_size: int, program: str = "tasks.train.job:run", options: Mapping[str, Any] | None = None) -> list[int]:
+    def start(
+        self, config: RunConfig, *, world_size: int, program: str = "tasks.train.job:run", options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Starts the next epoch and returns the ranks' pids."""
         self.epoch += 1
         scratch = self.scratch
@@ -226,7 +228,15 @@ class Gang:
         (scratch / "spec.json").write_text(spec.model_dump_json())
         return self.server.start(scratch / "spec.json", world_size=world_size, program=program, log_dir=scratch)
 
-    def run(self, config: RunConfig, *, world_size: int = 2, expect: int = 0, program: str = "tasks.train.job:run", options: Mapping[str, Any] | None = None) -> None:
+    def run(
+        self,
+        config: RunConfig,
+        *,
+        world_size: int = 2,
+        expect: int = 0,
+        program: str = "tasks.train.job:run",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Runs one epoch to its end and asserts every rank's exit status."""
         self.start(config, world_size=world_size, program=program, options=options)
         statuses = self.server.wait()

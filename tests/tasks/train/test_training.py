@@ -168,7 +168,19 @@ def test_what_is_measured(gang: MakeGang, make_config: MakeConfig) -> None:
     trained = gang("trained")
     trained.run(make_config(training__micro_batch_size=6))
     points = trained.metrics()
-    always = {"loss", "learning_rate", "gradient_norm", "tokens_per_s", "mfu", "data_s", "forward_s", "backward_s", "optimizer_s", "step_s", "memory_rss_bytes"}
+    always = {
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_s",
+        "mfu",
+        "data_s",
+        "forward_s",
+        "backward_s",
+        "optimizer_s",
+        "step_s",
+        "memory_rss_bytes",
+    }
     assert all(always <= point["values"].keys() for point in points)
     assert [point["step"] for point in points if "validation_loss" in point["values"]] == [3, 6]
     assert [point["step"] for point in points if "checkpoint_s" in point["values"]] == [2, 4, 6]

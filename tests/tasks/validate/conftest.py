@@ -20,7 +20,7 @@ from tasks.validate.sources import plan_inputs
 from tests.fakes.in_process_work import InProcessWork, config_with
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe() -> Callable[..., RunConfig]:
     """Gives recipes over some sources."""
     return make_recipe
@@ -69,7 +69,7 @@ class Scanned:
 Scan = Callable[..., Scanned]
 
 
-@pytest.fixture()
+@pytest.fixture
 def scan(tmp_path: Path) -> Scan:
     """Scans a recipe as one group, into a folder of its own."""
     runs = 0
@@ -107,7 +107,7 @@ class CorpusWork(InProcessWork):
         return self.root / "state"
 
 
-@pytest.fixture()
+@pytest.fixture
 def work_on(tmp_path: Path) -> Callable[..., CorpusWork]:
     """Gives the stage over a recipe; one storage for all of a test."""
 
@@ -118,7 +118,7 @@ def work_on(tmp_path: Path) -> Callable[..., CorpusWork]:
     return work_on
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
     """Writes records (dicts, or bytes for what is no JSON) as lines."""
 
@@ -131,7 +131,7 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_parquet(tmp_path: Path) -> Callable[..., Path]:
     """Writes columns as a Parquet file."""
 

@@ -260,12 +260,13 @@ file = InputFile(source="source-0", path=str(path), relative_path=path.name, siz
 def temporary(name):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}.tmp"
-output = scan_group(plan_groups([file], group_bytes=10**12, source_names=("source-0",)).groups[0], corpus=corpus, output_dir=folder, temporary=temporary, report=lambda _: None)
+(group,) = plan_groups([file], group_bytes=10**12, source_names=("source-0",)).groups
+output = scan_group(group, corpus=corpus, output_dir=folder, temporary=temporary, report=lambda _: None)
 print(output.stats[0].read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_memory_stays_bounded_while_the_data_grow_tenfold(tmp_path: Path) -> None:
     words = " ".join(f"word{i}" for i in range(500))
     peaks = []

@@ -1,0 +1,99 @@
+"""Closes attempts that cannot close themselves: takes their claim when nobody has it, and writes their exit record.
+
+Both are fences. A late job of a closed attempt loses the claim and starts nothing; a late agent sees the exit record and stops.
+"""
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from cluster.agent.scratch import NodeScratch
+from cluster.attempt import claim_attempt, newest_commit, read_exit, read_heartbeats, read_incidents
+from cluster.launchers.protocol import Launcher
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.liveness import Signs
+from cluster.restart import EVIDENCE_LINES
+from cluster.storage import AlreadyExistsError, Storage
+from schemas.canonical import canonical_json
+from schemas.exit_code import ExitCode
+from schemas.job import Cause, Claim, ExitRecord, Incident, JobSpec
+
+_BY_SUPERVISOR = "supervisor"
+"""Submission token of claims that are taken only to close an attempt."""
+
+
+def claim_to_close(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec) -> bool:
+    """Takes the claim of an attempt that nobody has claimed, so that nobody will; False when a job was faster."""
+    return claim_attempt(storage, attempt, key=spec.key, submission=_BY_SUPERVISOR)
+
+
+def close_gone(storage: Storage, spec: JobSpec, *, launcher: Launcher, claim: Claim | None, signs: Signs) -> ExitRecord | None:
+    """Closes an attempt that is gone and returns its exit record. None when it turned out to be claimed meanwhile: it lives.
+
+    Args:
+        storage: shared storage.
+        spec: the attempt.
+        launcher: asked to stop what may be left of it on other nodes.
+        claim: its claim, if there is one.
+        signs: why it counts as gone.
+    """
+    attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)
+    if claim is None and not claim_to_close(storage, attempt, spec=spec):
+        return None
+    launcher.cancel(spec.key)
+    last_words = _last_words(spec)
+    if claim is None:
+        return close(storage, spec, cause=Cause.NODE, evidence=(f"the job ended before its agent started (launcher: {signs.job.value})", *last_words))
+    agent = f"the agent (pid {claim.pid} on {claim.host})"
+    if signs.process_dead:
+        shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # it was on this machine, and nobody else will
+        return close(storage, spec, cause=Cause.KILLED, evidence=(f"{agent} has ended without an exit record", *last_words))
+    evidence = (f"no heartbeat of {agent} for {signs.silent_s:.0f} s", f"launcher: {signs.job.value}")
+    return close(storage, spec, cause=Cause.NODE, evidence=evidence)
+
+
+def close(storage: Storage, spec: JobSpec, *, cause: Cause, evidence: tuple[str, ...]) -> ExitRecord:
+    """Writes the exit record of a claimed attempt that will not write its own, and returns the one that stands.
+
+    Args:
+        storage: shared storage.
+        spec: the attempt.
+        cause: why it ended.
+        evidence: what is known; the first line is for people.
+    """
+    layout = ArtifactLayout(spec.artifact_key)
+    attempt = layout.attempt(spec.step_name, spec.attempt)
+    beats, past = read_heartbeats(storage, attempt), read_incidents(storage, attempt)
+    incident = Incident(
+        epoch=max((beat.epoch for beat in beats), default=-1),
+        at=time.time(),
+        cause=cause,
+        rank=-1,
+        step=max((rank.step for beat in beats for rank in beat.ranks), default=-1),
+        committed_step=sum(beat.items_done for beat in beats) or newest_commit(storage, layout),
+        exit_status=0,
+        evidence=evidence,
+        decision="stop",
+        reason="the attempt is over; the supervisor decides what follows",
+    )
+    record = ExitRecord(
+        key=spec.key,
+        exit_code=ExitCode.INTERRUPTED,
+        cause=cause,
+        message=evidence[0],
+        epoch=incident.epoch,
+        incidents=(*past, incident),
+        ended_at=incident.at,
+    )
+    with contextlib.suppress(AlreadyExistsError):  # it, or another supervisor, was faster
+        storage.create_exclusive(attempt.exit, canonical_json(record))
+    standing = read_exit(storage, attempt)
+    assert standing is not None
+    return standing
+
+
+def _last_words(spec: JobSpec) -> tuple[str, ...]:
+    """Returns the end of the first agent's own log, when its scratch folder is on this machine."""
+    log = NodeScratch(Path(spec.scratch_dir) / "n0000").agent_log
+    return tuple(log.read_text(errors="replace").splitlines()[-EVIDENCE_LINES:]) if log.exists() else ()

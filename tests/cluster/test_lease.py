@@ -1,0 +1,136 @@
+"""Leases: one holder at a time, taken over when and only when the holder is gone."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.lease import Lease, LeaseTerm
+from cluster.process import process_table, started_at
+from cluster.storage import FileStorage
+from schemas.canonical import canonical_json
+from schemas.errors import LeaseHeldError
+from schemas.exit_code import ExitCode
+
+FOLDER = "train/x-0123456789ab/leases"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FileStorage:
+    return FileStorage(tmp_path)
+
+
+def foreign_term(*, at: float | None = None, ttl_s: float = 0.3) -> bytes:
+    """A term held on another machine, of which nothing but its objects is known."""
+    term = LeaseTerm(
+        owner="ada@far", host="far", pid=4711, pid_started=1.0, process_table="another boot/1", at=time.time() if at is None else at, ttl_s=ttl_s
+    )
+    return canonical_json(term)
+
+
+def test_taken_released_and_taken_again(storage: FileStorage) -> None:
+    with Lease.take(storage, FOLDER) as first:
+        assert first.still_held()
+    with Lease.take(storage, FOLDER) as second:
+        assert second.still_held()
+        assert not first.still_held()
+
+
+def test_a_held_lease_names_its_holder(storage: FileStorage) -> None:
+    with Lease.take(storage, FOLDER), pytest.raises(LeaseHeldError) as caught:
+        Lease.take(storage, FOLDER)
+    assert caught.value.exit_code is ExitCode.LEASE_HELD
+    assert f"pid {os.getpid()}" in str(caught.value)
+    assert "train/x-0123456789ab" in str(caught.value)
+    assert "@" in str(caught.value)
+
+
+def test_released_also_when_the_work_fails(storage: FileStorage) -> None:
+    with pytest.raises(ZeroDivisionError), Lease.take(storage, FOLDER):
+        raise ZeroDivisionError
+    Lease.take(storage, FOLDER).release()
+
+
+def test_a_dead_holder_of_this_machine_is_replaced_at_once(storage: FileStorage) -> None:
+    code = f"import os; from cluster.lease import Lease; from cluster.storage import open_storage; Lease.take(open_storage({storage.url!r}), {FOLDER!r}); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 9
+    with Lease.take(storage, FOLDER) as lease:
+        assert lease.still_held()
+
+
+def test_a_recycled_pid_is_not_the_holder(storage: FileStorage) -> None:
+    started = started_at(os.getpid())
+    assert started is not None
+    term = LeaseTerm(
+        owner="me@here", host="here", pid=os.getpid(), pid_started=started - 100.0, process_table=process_table(), at=time.time(), ttl_s=1e6
+    )
+    storage.create_exclusive(f"{FOLDER}/000001.json", canonical_json(term))
+    Lease.take(storage, FOLDER).release()
+
+
+def test_a_silent_holder_elsewhere_is_replaced_after_its_ttl_as_watched_from_here(storage: FileStorage) -> None:
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(ttl_s=0.3))
+    with pytest.raises(LeaseHeldError):
+        Lease.take(storage, FOLDER)
+    with Lease.take(storage, FOLDER, wait_s=30.0) as lease:
+        assert lease.still_held()
+
+
+@pytest.mark.parametrize("skew_s", [-3000.0, 3000.0])
+def test_another_machines_clock_does_not_end_its_lease(storage: FileStorage, skew_s: float) -> None:
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(at=time.time() + skew_s, ttl_s=30.0))
+    with pytest.raises(LeaseHeldError):
+        Lease.take(storage, FOLDER)
+
+
+def test_what_was_left_behind_days_ago_holds_nobody_up(storage: FileStorage) -> None:
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(at=time.time() - 2 * 86_400, ttl_s=30.0))
+    Lease.take(storage, FOLDER).release()
+
+
+def test_a_renewing_holder_keeps_it_beyond_its_ttl(storage: FileStorage) -> None:
+    """The holder looks foreign to the taker, so that only its renewals speak for it."""
+    lease = Lease.take(storage, FOLDER, ttl_s=0.6)
+    term = LeaseTerm.model_validate_json(storage.read(f"{FOLDER}/000001.json"))
+    storage.delete(f"{FOLDER}/000001.json")
+    storage.create_exclusive(f"{FOLDER}/000001.json", canonical_json(term.model_copy(update={"process_table": "another boot/1"})))
+    try:
+        with pytest.raises(LeaseHeldError):
+            Lease.take(storage, FOLDER, wait_s=2.5)
+        assert lease.still_held()
+        assert len([name for name in storage.names(FOLDER) if ".b" in name]) <= 2
+    finally:
+        lease.release()
+
+
+def test_a_holder_that_was_replaced_knows_it(storage: FileStorage) -> None:
+    lease = Lease.take(storage, FOLDER, ttl_s=60.0)
+    storage.create_exclusive(f"{FOLDER}/000002.json", foreign_term())
+    assert not lease.still_held()
+    assert lease.lost
+    lease.release()
+    assert "000001.released.json" not in storage.names(FOLDER)
+
+
+def test_of_many_takers_one_gets_it(storage: FileStorage) -> None:
+    taken: list[Lease] = []
+    start = threading.Barrier(8)
+
+    def take() -> None:
+        start.wait()
+        try:
+            taken.append(Lease.take(storage, FOLDER))
+        except LeaseHeldError:
+            pass
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    taken[0].release()

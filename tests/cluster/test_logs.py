@@ -1,0 +1,57 @@
+"""Lines out of log segments."""
+
+from pathlib import Path
+
+from cluster.layout import AttemptLayout
+from cluster.logs import LogLine, LogReader, follow_logs, read_logs
+from cluster.storage import FileStorage
+
+ATTEMPT = AttemptLayout("train/x-0123456789ab/attempts/job-0000")
+
+
+def publish(storage: FileStorage, data: bytes, *, rank: int, sequence: int, epoch: int = 0) -> None:
+    storage.create_exclusive(ATTEMPT.log_segment(epoch=epoch, rank=rank, sequence=sequence), data)
+
+
+def test_lines_across_segments_by_epoch_and_rank(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    publish(storage, b"one\ntw", rank=0, sequence=0)
+    publish(storage, b"o\n", rank=0, sequence=1)
+    publish(storage, b"three\n", rank=1, sequence=0)
+    publish(storage, b"four", rank=0, sequence=0, epoch=1)
+    assert list(read_logs(storage, ATTEMPT)) == [LogLine(0, 0, "one"), LogLine(0, 0, "two"), LogLine(0, 1, "three"), LogLine(1, 0, "four")]
+    assert list(read_logs(storage, ATTEMPT, rank=1)) == [LogLine(0, 1, "three")]
+
+
+def test_bytes_that_are_no_text_and_progress_bars(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    publish(storage, b"\xff\n 10%\r 20%\r100%\ncrlf\r\n", rank=0, sequence=0)
+    assert [line.text for line in read_logs(storage, ATTEMPT)] == ["\ufffd", "100%", "crlf"]
+
+
+def test_a_character_cut_by_a_segment_is_whole_again(tmp_path: Path) -> None:
+    storage, text = FileStorage(tmp_path), "größer\n".encode()
+    publish(storage, text[:3], rank=0, sequence=0)
+    publish(storage, text[3:], rank=0, sequence=1)
+    assert [line.text for line in read_logs(storage, ATTEMPT)] == ["größer"]
+
+
+def test_following_yields_each_line_once_and_ends(tmp_path: Path) -> None:
+    storage, rounds = FileStorage(tmp_path), iter(range(10))
+
+    def sleep(_seconds: float) -> None:
+        publish(storage, f"line {next(rounds)}\n".encode(), rank=0, sequence=next(sequences))
+
+    sequences = iter(range(10))
+    done = iter([False, False, False, True])
+    lines = follow_logs(storage, ATTEMPT, is_over=lambda: next(done), sleep=sleep)
+    assert [line.text for line in lines] == ["line 0", "line 1", "line 2"]
+
+
+def test_a_reader_holds_an_unfinished_line_back(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    reader = LogReader(storage, ATTEMPT)
+    publish(storage, b"whole\nhal", rank=0, sequence=0)
+    assert [line.text for line in reader.read()] == ["whole"]
+    assert list(reader.read()) == []
+    assert [line.text for line in reader.rest()] == ["hal"]

@@ -1,0 +1,136 @@
+"""A whole pipeline on a little real text, small enough to run in tests: the recipe, and the command line as a user calls it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+_TEXT_BYTES = 400_000
+
+
+@dataclass(frozen=True)
+class Project:
+    """A user's folder with a recipe in it."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe."""
+        return self.folder / "tiny.yaml"
+
+    @property
+    def root(self) -> Path:
+        """The storage root."""
+        return self.folder / ".headrace" / "data"
+
+    def headrace(self, *arguments: str, timeout_s: float = 240.0, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+        """Runs `headrace` as a user would, in the project's folder."""
+        return subprocess.run(self.argv(*arguments), cwd=self.folder, env=self.environment(env), capture_output=True, text=True, timeout=timeout_s)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """Starts `headrace` and returns at once; what it prints goes to `output.log`."""
+        with (self.folder / "output.log").open("ab") as log:
+            return subprocess.Popen(self.argv(*arguments), cwd=self.folder, env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def answer(self, *arguments: str, timeout_s: float = 240.0) -> Any:
+        """Returns what a command that must succeed says with `--json`."""
+        done = self.headrace(*arguments, "--json", timeout_s=timeout_s)
+        assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    def run_ids(self) -> list[str]:
+        """The ids of all runs, oldest first."""
+        return sorted(path.name for path in (self.root / "runs").iterdir()) if (self.root / "runs").exists() else []
+
+    def artifact(self, stage: str) -> Path:
+        """The only finished artifact of a stage."""
+        (record,) = (self.root / stage).glob("*/record.json")
+        return record.parent
+
+    @staticmethod
+    def argv(*arguments: str) -> list[str]:
+        """The command line of a call."""
+        return [sys.executable, "-P", "-m", "flows.cli", *arguments]
+
+    @staticmethod
+    def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of a call: this checkout first, no terminal."""
+        return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **(extra or {})}
+
+
+def make_project(folder: Path, *, changes: Mapping[str, Any] | None = None) -> Project:
+    """Writes real text and a tiny recipe into `folder`.
+
+    Args:
+        changes: dotted key → value, over the recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _copy_text(folder / "text")
+    recipe = _recipe()
+    for key, value in (changes or {}).items():
+        section = recipe
+        *path, last = key.split(".")
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    (folder / ".headrace").mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return Project(folder)
+
+
+def _copy_text(target: Path) -> None:
+    """Copies the standard library's own modules, in order of name, until there is enough."""
+    target.mkdir()
+    size = 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        if size > _TEXT_BYTES:
+            return
+        shutil.copyfile(path, target / path.name)
+        size += path.stat().st_size
+
+
+def _recipe() -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "corpus": {
+            "sources": [{"path": "text", "format": "text", "name": "code"}],
+            "splits": {"validation": 0.1, "test": 0.2},
+            "group_bytes": 150_000,
+        },
+        "tokenizer": {"vocab_size": 400, "min_bytes_per_token": 1.0, "max_tokens_per_word": 20.0},
+        "tokenization": {"sequence_length": 64, "sequences_per_shard": 1000},
+        "model": {
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 128,
+                "tie_word_embeddings": True,
+            }
+        },
+        "training": {
+            "steps": 12,
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "precision": "bf16",
+            "optimizer": {"learning_rate": 0.003},
+            "schedule": {"kind": "constant", "warmup_steps": 2},
+        },
+        "evaluation": {"max_bytes": 20_000, "prompts": ["def "], "max_new_tokens": 8},
+        "cluster": {"kind": "local", "ranks_per_node": 2, "threads_per_rank": 1, "lost_after_s": 20.0},
+        "checkpoint": {"every_steps": 4},
+        "tracking": {"validate_every_steps": 6, "validation_sequences": 8, "sample_tokens": 4, "forward_every_s": 0.5},
+    }
