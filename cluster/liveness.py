@@ -1,6 +1,6 @@
 """Whether an attempt lives. PURE: what is known goes in, one of four answers comes out. "I could not ask" is not "it failed".
 
-| exit record | launcher | process of the claim | heartbeat | answer |
+| exit record | launcher | process of the claim | claim or heartbeat | answer |
 |---|---|---|---|---|
 | there | any | any | any | `ended` |
 | none | any | known to be dead | any | `gone` |
@@ -47,9 +47,9 @@ class Signs:
     has_exit_record: bool
     """Whether the attempt left its exit record. Looked up last."""
     silent_s: float
-    """Seconds since its newest heartbeat changed, as observed here; since it was submitted when there was never one."""
-    has_heartbeat: bool
-    """Whether there ever was one."""
+    """Seconds since its claim or a heartbeat was new, as observed here; since it was submitted when there was neither."""
+    has_started: bool
+    """Whether there ever was one of them."""
     process_dead: bool = False
     """Whether the claiming agent is known to have ended: same process table, pid gone or recycled."""
 
@@ -62,7 +62,7 @@ def judge(signs: Signs, *, lost_after_s: float) -> Life:
         return Life.GONE
     if signs.job in (JobState.PENDING, JobState.RUNNING):
         return Life.ALIVE
-    if signs.has_heartbeat and signs.silent_s < FRESH_S:
+    if signs.has_started and signs.silent_s < FRESH_S:
         return Life.ALIVE
     if signs.job is JobState.UNKNOWN:
         return Life.UNKNOWN
@@ -74,19 +74,21 @@ class Silence:
     """How long heartbeats have not changed, as observed from here. Another machine's clock is believed only beyond an hour's difference."""
 
     _seen: tuple[tuple[int, int], ...] | None = None
+    _claimed: bool = False
     _since: float = 0.0
 
-    def observe(self, beats: Sequence[Heartbeat], *, now: float, wall: float, began_at: float) -> float:
+    def observe(self, beats: Sequence[Heartbeat], *, claimed: bool, now: float, wall: float, began_at: float) -> float:
         """Returns the seconds of silence.
 
         Args:
             beats: the newest heartbeat of each node.
+            claimed: whether the attempt has a claim, the first sign of all.
             now: monotonic seconds.
             wall: seconds since the Unix epoch, by this machine's clock.
             began_at: when the attempt was submitted, seconds since the Unix epoch.
         """
         seen = tuple((beat.node_rank, beat.sequence) for beat in beats)
-        if seen != self._seen:
-            self._seen, self._since = seen, now
+        if (seen, claimed) != (self._seen, self._claimed):
+            self._seen, self._claimed, self._since = seen, claimed, now
         by_clock = wall - max((beat.at for beat in beats), default=began_at)
         return max(now - self._since, by_clock if by_clock > CLOCK_SKEW_S else 0.0)

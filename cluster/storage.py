@@ -186,7 +186,7 @@ class FsspecStorage:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._path(key), recursive=True)
 
-    def local_path(self, key: str) -> None:
+    def local_path(self, key: str) -> None:  # noqa: ARG002  # the protocol's signature
         """See `Storage.local_path`: compute cannot open it."""
         return
 
@@ -242,7 +242,7 @@ def link_exclusive(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError as error:
         # NFS may report failure for a link that it made: the link count tells (Linux open(2), O_EXCL).
-        if temporary.stat().st_nlink != 2 or not os.path.samefile(temporary, path):
+        if temporary.stat().st_nlink != 2 or not temporary.samefile(path):
             raise AlreadyExistsError(f"{path} exists") from error
     sync_folder(path.parent)
 

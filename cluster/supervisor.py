@@ -245,13 +245,14 @@ class _Supervision:
         """Looks at an attempt once, tells the caller, and closes it when it is gone. Returns its exit record, if there is one."""
         self._cancel_if_wished(spec)
         submitted, claim, beats = read_submitted(self._storage, attempt), read_claim(self._storage, attempt), read_heartbeats(self._storage, attempt)
-        silent_s = silence.observe(beats, now=self._watch.clock(), wall=time.time(), began_at=submitted.at if submitted else time.time())
+        began_at = submitted.at if submitted else time.time()
+        silent_s = silence.observe(beats, claimed=claim is not None, now=self._watch.clock(), wall=time.time(), began_at=began_at)
         process_dead = claim is not None and is_dead(claimant(claim))
         job = JobState.RUNNING
         if process_dead or silent_s > _ASK_AFTER_S or not beats:
             job = self._launcher.query([spec.key])[spec.key]
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
-        signs = Signs(job=job, has_exit_record=record is not None, silent_s=silent_s, has_heartbeat=bool(beats), process_dead=process_dead)
+        signs = Signs(job=job, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
         life = judge(signs, lost_after_s=spec.lost_after_s)
         self._watch.on_view(self._view(spec, life, beats=beats, record=record))
         if record is None and life is Life.GONE:

@@ -78,7 +78,6 @@ def plan(recipe: RecipeArgument, assignments: SetOption = None, from_stage: From
     from flows.screens import plan_screen
     from flows.terminal import show, show_json
     from schemas.recipe import load_recipe
-    from tasks.figures import size_of
     from tasks.planning import make_plan
 
     loaded = load_recipe(recipe, assignments or ())
@@ -86,8 +85,7 @@ def plan(recipe: RecipeArgument, assignments: SetOption = None, from_stage: From
     if as_json:
         show_json({**planned.model_dump(mode="json"), "warnings": [*loaded.warnings, *planned.warnings]})
         return
-    size = size_of(loaded.config, tokenizer=planned.stage(Stage.TOKENIZER).summary, shards=planned.stage(Stage.TOKENIZE).summary)
-    show(plan_screen(planned, config=loaded.config, size=size, warnings=loaded.warnings))
+    show(plan_screen(planned, config=loaded.config, warnings=loaded.warnings))
 
 
 @app.command()

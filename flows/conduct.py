@@ -78,7 +78,6 @@ def conduct(handle: RunHandle, *, recipe: str, overrides: tuple[str, ...], ambie
     os.environ["PREFECT_API_URL"] = url
     _log_to_file(state_dir)
     from flows.pretrain import pretrain  # meanwhile the server starts
-    from tasks.wiring import stop_on_signals
 
     if given is None:
         wait_until_ready(state_dir, url)
@@ -88,7 +87,6 @@ def conduct(handle: RunHandle, *, recipe: str, overrides: tuple[str, ...], ambie
             why="PREFECT_API_URL names it",
             mend="start it, or unset PREFECT_API_URL: Headrace then starts its own",
         )
-    stop_on_signals()
     pretrain(recipe=recipe, overrides=overrides, run_id=handle.run_id)
 
 

@@ -16,7 +16,7 @@ from schemas.journal import EventKind, RunHandle
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks.runs import Run, create_run, open_run
-from tasks.wiring import exit_code_of
+from tasks.wiring import exit_code_of, stopping_on_signals
 
 
 def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None) -> RunHandle:
@@ -48,7 +48,7 @@ def controlled(handle: RunHandle) -> Iterator[None]:
     """
     run = open_run(handle)
     logger = get_run_logger()
-    with Lease.take(run.storage, run.layout.control), tags(handle.run_name):
+    with Lease.take(run.storage, run.layout.control), tags(handle.run_name), stopping_on_signals():
         resumed = bool(run.events())
         run.append(EventKind.RUN_RESUMED if resumed else EventKind.RUN_STARTED, handle.run_name)
         logger.info("run %s", handle.run_id)

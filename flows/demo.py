@@ -3,12 +3,14 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.figure import model_uri
 from flows.screens import demo_screen
 from schemas.config import RunConfig
 from schemas.journal import RunHandle
@@ -50,15 +52,20 @@ def killing_a_rank(handle: RunHandle, config: RunConfig) -> Iterator[None]:
 def last_screen(handle: RunHandle) -> list[str]:
     """Returns the demo's last screen for a finished run."""
     run = open_run(handle)
-    return demo_screen(view_of(run), sample=_sample(run), uis=ui_commands(Path(handle.state_dir)))
+    view = view_of(run)
+    commands = next_commands(model_uri(view.stages[-1].figures), state_dir=Path(handle.state_dir))
+    return demo_screen(view, sample=_sample(run), commands=commands)
 
 
-def ui_commands(state_dir: Path) -> list[tuple[str, str]]:
-    """Returns the commands that open the user interfaces on what a state folder holds, and what each shows."""
+def next_commands(model: str, *, state_dir: Path) -> list[tuple[str, str]]:
+    """Returns what to do next as (what for, command), to be typed in the current folder."""
     tools, state = _near(Path(sys.executable).parent), _near(state_dir)
+    headrace = "headrace" if shutil.which("headrace") else f"{tools}/headrace"
     return [
-        (f"{tools}/mlflow ui --backend-store-uri sqlite:///{shlex.quote(f'{state}/mlflow.db')}", "curves and the registered model"),
-        (f"PREFECT_HOME={shlex.quote(f'{state}/prefect')} {tools}/prefect server start", "the flow run and its logs"),
+        ("verify", f"{headrace} verify {model}"),
+        ("your text", f"{headrace} init my.yaml --text FOLDER"),
+        ("curves", f"{tools}/mlflow ui --backend-store-uri sqlite:///{shlex.quote(f'{state}/mlflow.db')}"),
+        ("flow run", f"PREFECT_HOME={shlex.quote(f'{state}/prefect')} {tools}/prefect server start"),
     ]
 
 

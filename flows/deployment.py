@@ -60,7 +60,8 @@ def _deployments(file: Path, *, pool: str | None) -> list[dict[str, Any]]:
 
 
 def _prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run((sys.executable, "-m", "prefect", *arguments), cwd=_CHECKOUT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PWD": str(_CHECKOUT)}  # the pull step of the file names it
+    return subprocess.run((sys.executable, "-m", "prefect", *arguments), cwd=_CHECKOUT, env=environment, capture_output=True, text=True, check=False)
 
 
 def _must(process: subprocess.CompletedProcess[str], *, what: str) -> None:

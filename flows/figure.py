@@ -1,7 +1,10 @@
-"""Numbers as people read them. Pure."""
+"""Numbers as people read them, and lines made of a few of them. Pure, and imports next to nothing."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from schemas.stage import Stage
 
 
 def of_bytes(count: float) -> str:
@@ -49,3 +52,78 @@ def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> li
         cells = [cell.rjust(width) if column in right else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+# ---- lines ------------------------------------------------------------------------------------------------------------
+
+_DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
+    Stage.VALIDATE: (
+        ("accepted", "{:,} documents".format),
+        ("text_bytes", of_bytes),
+        ("quarantined", "{:,} quarantined".format),
+    ),
+    Stage.TOKENIZER: (("vocab_size", "{:,} ids".format), ("bytes_per_token", "{:.2f} bytes per token".format)),
+    Stage.TOKENIZE: (("tokens", lambda tokens: f"{sum(tokens.values()):,} tokens"), ("shards", "{} shards".format)),
+    Stage.TRAIN: (
+        ("steps", "{:,} steps".format),
+        ("world_size", "{} ranks".format),
+        ("validation_loss", "validation loss {:.3f}".format),
+    ),
+    Stage.EXPORT: (("num_parameters", lambda count: f"{of_count(count)} parameters"), ("dtype", str)),
+    Stage.EVALUATE: (("bits_per_byte", "{:.3f} bits per byte".format), ("perplexity", "perplexity {:.1f}".format)),
+    Stage.REGISTER: (("version", "version {}".format), ("aliases", ", ".join)),
+}
+"""Per stage: which figures of its summary are shown, and how."""
+
+
+def stage_detail(stage: Stage, figures: Mapping[str, Any]) -> str:
+    """Returns the few figures of a finished stage that matter to people, from its artifact's summary; empty when it has none of them."""
+    parts = []
+    for name, form in _DETAILS[stage]:
+        value = figures.get(name)
+        if value is not None and value != () and value != []:
+            parts.append(form(value))
+    return ", ".join(parts)
+
+
+def model_uri(figures: Mapping[str, Any]) -> str:
+    """Returns `models:/demo@champion`, or `models:/demo/3` without an alias; empty for another stage's figures."""
+    name, version, aliases = figures.get("model_name"), figures.get("version"), figures.get("aliases") or ()
+    if not name:
+        return ""
+    best = next((alias for alias in ("champion", "candidate") if alias in aliases), "")
+    return f"models:/{name}@{best}" if best else f"models:/{name}/{version}"
+
+
+def incident_line(incident: Mapping[str, Any]) -> str:
+    """Returns `rank 1 killed at step 402, running again after 1.9 s, 4 steps redone`."""
+    rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
+    who = f"rank {rank}" if rank >= 0 else "the job"
+    at = f" at step {step}" if step >= 0 else ""
+    if incident.get("decision") == "stop":
+        return f"{who} {_verb(str(incident.get('cause')))}{at}; stopped: {incident.get('reason')}"
+    recovered = float(incident.get("recovered_after_s", -1.0))
+    again = f", running again after {recovered:.1f} s" if recovered >= 0 else ", started again"
+    redone = max(0, step - max(0, committed)) if step >= 0 else 0
+    return f"{who} {_verb(str(incident.get('cause')))}{at}{again}, {redone} step{'' if redone == 1 else 's'} redone"
+
+
+def _verb(cause: str) -> str:
+    ended = {"killed": "killed", "hang": "hung", "out of memory": "ran out of memory", "preemption": "preempted", "user code": "crashed"}
+    return ended.get(cause, f"failed ({cause})")
+
+
+_BASELINE_ORDER = ("5-gram", "xz", "gzip")
+
+
+def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Returns bits per byte beside the baselines, and whether the model beats them; nothing without an evaluation."""
+    own = figures.get("bits_per_byte")
+    if own is None:
+        return []
+    baselines: Mapping[str, float] = figures.get("baselines") or {}
+    named = [name for name in _BASELINE_ORDER if name in baselines] + sorted(set(baselines) - set(_BASELINE_ORDER))
+    beside = ", ".join(f"{name} {baselines[name]:.3f}" for name in named)
+    unbeaten = [name for name in named if baselines[name] <= own]
+    verdict = f"NOT better than {', '.join(unbeaten)}" if unbeaten else "better than all of them"
+    return [f"held-out   {own:.3f} bits per byte; {beside}: {verdict}" if named else f"held-out   {own:.3f} bits per byte"]

@@ -9,13 +9,15 @@ import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from flows.figure import of_seconds
-from flows.screens import incident_line, stage_detail, training_line
+from flows.figure import incident_line, of_seconds, stage_detail
+from flows.screens import training_line
 from schemas.errors import HeadraceError
 from schemas.frozen import thaw
+from schemas.job import RankPhase
 from schemas.journal import Event, EventKind
 from schemas.view import JobProgress
 from tasks.runs import Run
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 5.0
+_PACE_POLLS = 60
+"""Polls over which the pace is taken: half a minute."""
 
 
 @contextlib.contextmanager
@@ -84,6 +88,9 @@ def job_line(job: JobProgress) -> str:
     """Returns how far a job is, in one line."""
     if job.items_total:
         return f"{job.job}: {job.items_done} of {job.items_total} items"
+    phases = {rank.phase for beat in job.heartbeats for rank in beat.ranks}
+    if phases and RankPhase.STEPPING not in phases and not job.step:
+        return min(phases, key=list(RankPhase).index).value
     return training_line(step=job.step, total=job.total_steps, figures=job.figures, eta_s=job.eta_s)
 
 
@@ -92,7 +99,7 @@ def job_line(job: JobProgress) -> str:
 
 def _poll(run: Run, ended: threading.Event, after: int) -> Iterator[tuple[list[Event], JobProgress | None]]:
     """Yields the new events and the running stage's job, again and again, and a last time once `ended` is set."""
-    running = ""
+    running, seen = "", deque[tuple[float, int]](maxlen=_PACE_POLLS)
     while True:
         last = ended.wait(_POLL_S)
         events: list[Event] = []
@@ -106,10 +113,21 @@ def _poll(run: Run, ended: threading.Event, after: int) -> Iterator[tuple[list[E
                     running = event.artifact_key
                 elif event.kind in (EventKind.STAGE_FINISHED, EventKind.STAGE_FAILED, EventKind.STAGE_REUSED):
                     running = ""
-            job = job_progress(run.storage, running, now=time.time()) if running else None
+            job = _with_eta(job_progress(run.storage, running, now=time.time()), seen) if running else None
         yield events, job
         if last:
             return
+
+
+def _with_eta(job: JobProgress | None, seen: deque[tuple[float, int]]) -> JobProgress | None:
+    """Returns the job with the time to go by the pace that was seen here, where the job itself does not tell."""
+    if job is None or job.eta_s >= 0 or not job.total_steps:
+        return job
+    if seen and job.step < seen[-1][1]:
+        seen.clear()  # restarted from a checkpoint
+    seen.append((time.monotonic(), job.step))
+    (began, first), (now, step) = seen[0], seen[-1]
+    return job.model_copy(update={"eta_s": (job.total_steps - step) * (now - began) / (step - first)}) if step > first else job
 
 
 def _lines(run: Run, ended: threading.Event, stream: TextIO, after: int) -> None:
@@ -133,7 +151,7 @@ def _bars(run: Run, ended: threading.Event, stream: TextIO, after: int) -> None:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn(), TextColumn("{task.fields[detail]}"))
     console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
         bar: TaskID | None = None
         for events, job in _poll(run, ended, after):
             for event in events:

@@ -8,21 +8,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.lookup import find_run, find_storage_of_model, remember_storage
-from flows.screens import comparison_lines, incident_line, model_uri
+from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_seconds, table
 from flows.terminal import paint, show, show_json
 from schemas.errors import GateError, InputError, VerificationError
 from schemas.frozen import thaw
-from schemas.journal import RunHandle
 from schemas.plan import Plan
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
-from schemas.view import RunState
 from tasks.planning import make_plan
-from tasks.runs import Run
-from tasks.views import view_of
+
+if TYPE_CHECKING:
+    from schemas.journal import RunHandle
 
 DEMO_RECIPE = Path(__file__).resolve().parent.parent / "infra" / "recipes" / "demo_cpu.yaml"
 
@@ -37,6 +35,7 @@ def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | 
         _nothing_to_do(plan, as_json=as_json)
         return
     from flows.conduct import begin, conduct
+    from flows.lookup import remember_storage
 
     handle = begin(loaded, from_stage=from_stage)
     remember_storage(loaded.project_dir, loaded.config.storage.root)
@@ -67,6 +66,10 @@ def run_demo(*, as_json: bool) -> None:
 
 def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
     """Goes on with a run. Raises HeadraceError."""
+    from flows.lookup import find_run
+    from schemas.view import RunState
+    from tasks.views import view_of
+
     run = find_run(name, storage=storage)
     file, view = run.read(), view_of(run)
     if view.state is RunState.FINISHED:
@@ -86,6 +89,9 @@ def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
 def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) -> None:
     """Asks a run's jobs to stop and waits for it."""
     from flows.cancellation import request_cancel, wait_until_stopped
+    from flows.lookup import find_run
+    from schemas.view import RunState
+    from tasks.views import view_of
 
     run = find_run(name, storage=storage)
     view = view_of(run)
@@ -106,7 +112,7 @@ def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) 
 
 def verify_stored(model: str, *, storage: str | None, as_json: bool) -> None:
     """Verifies a model back to the raw files. Raises VerificationError with every damage found."""
-    from flows.figure import of_bytes, table
+    from flows.lookup import find_storage_of_model
     from tasks.verify import verify_model
 
     subject = _run_id_or_model(model, storage=storage)
@@ -126,7 +132,6 @@ def verify_stored(model: str, *, storage: str | None, as_json: bool) -> None:
 def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, keep: bool, as_json: bool) -> None:
     """Proves that restarts lose nothing, on the recipe's own training. Raises VerificationError when the bytes differ."""
     from flows.conduct import prepare_environment
-    from flows.figure import of_seconds
     from tasks.resume_proof import prove_resume
 
     loaded = load_recipe(recipe, assignments)
@@ -169,7 +174,7 @@ def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, ke
 # ---- how it ended -----------------------------------------------------------------------------------------------------
 
 
-def _shown(handle: RunHandle, *, as_json: bool) -> AbstractContextManager[None]:
+def _shown(handle: "RunHandle", *, as_json: bool) -> AbstractContextManager[None]:
     """Shows the run's progress while it works: on stdout, or on stderr where stdout is for a machine."""
     from flows.follow import following
     from tasks.runs import open_run
@@ -186,9 +191,10 @@ def _nothing_to_do(plan: Plan, *, as_json: bool) -> None:
     _judge_gate(figures)
 
 
-def _report(handle: RunHandle, *, as_json: bool) -> None:
+def _report(handle: "RunHandle", *, as_json: bool) -> None:
     """Says what a finished run made. Raises GateError when the model did not pass its gate."""
     from tasks.runs import open_run
+    from tasks.views import view_of
 
     view = view_of(open_run(handle))
     figures: dict[Stage, Mapping[str, Any]] = {stage.stage: thaw(stage.figures) for stage in view.stages}
@@ -198,10 +204,10 @@ def _report(handle: RunHandle, *, as_json: bool) -> None:
         show(
             [
                 *comparison_lines(figures[Stage.EVALUATE]),
-                f"model     {model_uri(figures[Stage.REGISTER])}, version {figures[Stage.REGISTER].get('version')}",
+                f"model      {model_uri(figures[Stage.REGISTER])}, version {figures[Stage.REGISTER].get('version')}",
             ]
         )
-        show(f"verify    headrace verify {model_uri(figures[Stage.REGISTER])}")
+        show(f"verify     headrace verify {model_uri(figures[Stage.REGISTER])}")
     _judge_gate(figures[Stage.REGISTER])
 
 
@@ -218,8 +224,10 @@ def _run_id_or_model(model: str, *, storage: str | None) -> str:
     """Returns the run's id where `model` names a run by a short name, else `model` as it is."""
     if "/" in model or "@" in model:
         return model
+    from flows.lookup import find_run
+
     try:
-        run: Run = find_run(model, storage=storage)
+        run = find_run(model, storage=storage)
     except InputError:
         return model
     return run.layout.run_id

@@ -1,9 +1,9 @@
 """What the command line shows: from data to lines of text. Pure, so that screens are kept as golden files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.figure import of_bytes, of_count, of_moment, of_seconds, table
+from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_count, of_moment, of_seconds, stage_detail, table
 from schemas.config import RunConfig
 from schemas.frozen import thaw
 from schemas.plan import Action, Plan
@@ -13,67 +13,10 @@ from schemas.view import RunView, StageState, StageView
 
 _WIDTH = 100
 
-_DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
-    Stage.VALIDATE: (
-        ("accepted", "{:,} documents".format),
-        ("text_bytes", of_bytes),
-        ("quarantined", "{:,} quarantined".format),
-    ),
-    Stage.TOKENIZER: (("vocab_size", "{:,} ids".format), ("bytes_per_token", "{:.2f} bytes per token".format)),
-    Stage.TOKENIZE: (("tokens", lambda tokens: f"{sum(tokens.values()):,} tokens"), ("shards", "{} shards".format)),
-    Stage.TRAIN: (
-        ("steps", "{:,} steps".format),
-        ("world_size", "{} ranks".format),
-        ("validation_loss", "validation loss {:.3f}".format),
-    ),
-    Stage.EXPORT: (("num_parameters", lambda count: f"{of_count(count)} parameters"), ("dtype", str)),
-    Stage.EVALUATE: (("bits_per_byte", "{:.3f} bits per byte".format), ("perplexity", "perplexity {:.1f}".format)),
-    Stage.REGISTER: (("version", "version {}".format), ("aliases", ", ".join)),
-}
-"""Per stage: which figures of its summary are shown, and how."""
-
-
-def stage_detail(stage: Stage, figures: Mapping[str, Any]) -> str:
-    """Returns the few figures of a finished stage that matter to people, from its artifact's summary; empty when it has none of them."""
-    parts = []
-    for name, form in _DETAILS[stage]:
-        value = figures.get(name)
-        if value is not None and value != () and value != []:
-            parts.append(form(value))
-    return ", ".join(parts)
-
-
-def model_uri(figures: Mapping[str, Any]) -> str:
-    """Returns `models:/demo@champion`, or `models:/demo/3` without an alias; empty for another stage's figures."""
-    name, version, aliases = figures.get("model_name"), figures.get("version"), figures.get("aliases") or ()
-    if not name:
-        return ""
-    best = next((alias for alias in ("champion", "candidate") if alias in aliases), "")
-    return f"models:/{name}@{best}" if best else f"models:/{name}/{version}"
-
-
-def incident_line(incident: Mapping[str, Any]) -> str:
-    """Returns `rank 1 killed at step 402, running again after 1.9 s, 4 steps redone`."""
-    rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
-    who = f"rank {rank}" if rank >= 0 else "the job"
-    at = f" at step {step}" if step >= 0 else ""
-    if incident.get("decision") == "stop":
-        return f"{who} {_verb(str(incident.get('cause')))}{at}; stopped: {incident.get('reason')}"
-    recovered = float(incident.get("recovered_after_s", -1.0))
-    again = f", running again after {recovered:.1f} s" if recovered >= 0 else ", started again"
-    redone = max(0, step - max(0, committed)) if step >= 0 else 0
-    return f"{who} {_verb(str(incident.get('cause')))}{at}{again}, {redone} step{'' if redone == 1 else 's'} redone"
-
-
-def _verb(cause: str) -> str:
-    ended = {"killed": "killed", "hang": "hung", "out of memory": "ran out of memory", "preemption": "preempted", "user code": "crashed"}
-    return ended.get(cause, f"failed ({cause})")
-
-
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
-def plan_screen(plan: Plan, *, config: RunConfig, size: TrainingSize, warnings: Sequence[str] = ()) -> list[str]:
+def plan_screen(plan: Plan, *, config: RunConfig, warnings: Sequence[str] = ()) -> list[str]:
     """Returns the plan: what happens to each stage and why, then every derived number with its formula."""
     lines = [f"{plan.name}: artifacts in {plan.storage_root}", ""]
     rows = []
@@ -83,7 +26,7 @@ def plan_screen(plan: Plan, *, config: RunConfig, size: TrainingSize, warnings: 
         rows.append((stage.stage.value, stage.action.value, first))
         rows += [("", "", other) for other in others]
     lines += [f"  {line}" for line in table(rows)]
-    lines += ["", *(f"  {line}" for line in table(_number_rows(config, size), right=(1,)))]
+    lines += ["", *(f"  {line}" for line in table(_number_rows(config, plan.size), right=(1,)))]
     lines += ["", *(f"warning: {warning}" for warning in (*warnings, *plan.warnings))] if warnings or plan.warnings else []
     return lines
 
@@ -213,15 +156,13 @@ def _next_step(view: RunView) -> str:
 
 # ---- the demo's last screen --------------------------------------------------------------------------------------------
 
-_BASELINE_ORDER = ("5-gram", "xz", "gzip")
 
-
-def demo_screen(view: RunView, *, sample: tuple[str, str] | None, uis: Sequence[tuple[str, str]]) -> list[str]:
+def demo_screen(view: RunView, *, sample: tuple[str, str] | None, commands: Sequence[tuple[str, str]]) -> list[str]:
     """Returns the demo's last screen, at most 20 lines: stages, incident, model, comparison, sample, next commands.
 
     Args:
         sample: a prompt and its continuation.
-        uis: (command, what it shows).
+        commands: (what for, command), after the one that verifies the model.
     """
     rows = []
     for stage in view.stages:
@@ -232,31 +173,12 @@ def demo_screen(view: RunView, *, sample: tuple[str, str] | None, uis: Sequence[
     if len(view.incidents) > 1:
         lines.append(f"  and {len(view.incidents) - 1} more: headrace status {view.run_id}")
     figures = {stage.stage: stage.figures for stage in view.stages}
-    uri = model_uri(figures[Stage.REGISTER])
-    lines += [f"model     {uri}, version {figures[Stage.REGISTER].get('version')}"]
+    lines.append(f"model      {model_uri(figures[Stage.REGISTER])}, version {figures[Stage.REGISTER].get('version')}")
     lines += comparison_lines(figures[Stage.EVALUATE])
     if sample is not None:
-        lines.append(_one_line(f"sample    {sample[0]!r} -> {sample[1]!r}"))
-    next_rows = [
-        (f"headrace verify {uri}", "hash everything again, back to the raw files"),
-        ("headrace init my.yaml --text FOLDER", "the same for your own text"),
-        *uis,
-    ]
-    lines += [f"{'next' if not number else '':<8}  {line}" for number, line in enumerate(table([*next_rows]))]
+        lines.append(_one_line(f"sample     {sample[0]!r} -> {sample[1]!r}"))
+    lines += [f"{purpose:<9}  {command}" for purpose, command in commands]
     return lines
-
-
-def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Returns bits per byte beside the baselines, and whether the model beats them; nothing without an evaluation."""
-    own = figures.get("bits_per_byte")
-    if own is None:
-        return []
-    baselines: Mapping[str, float] = figures.get("baselines") or {}
-    named = [name for name in _BASELINE_ORDER if name in baselines] + sorted(set(baselines) - set(_BASELINE_ORDER))
-    beside = ", ".join(f"{name} {baselines[name]:.3f}" for name in named)
-    unbeaten = [name for name in named if baselines[name] <= own]
-    verdict = f"NOT better than {' and '.join(unbeaten)}" if unbeaten else "better than all of them"
-    return [f"held-out  {own:.3f} bits per byte; {beside}: {verdict}" if named else f"held-out  {own:.3f} bits per byte"]
 
 
 def _one_line(text: str) -> str:

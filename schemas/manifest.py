@@ -43,7 +43,7 @@ class CorpusPlan(Frozen):
 
 
 class AcceptedFile(Frozen):
-    """One Parquet file of accepted documents: columns `doc_id, source, path, text`."""
+    """One Parquet file of accepted documents: columns `doc_id, source, path, row, text, extra` (the other columns as a JSON object, or null)."""
 
     group: int
     """The group it came from."""

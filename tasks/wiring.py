@@ -3,7 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,16 +120,27 @@ def _input_record(run: Run, store: Store, stage: Stage) -> ArtifactRecord:
     return store.read(pointer.key)
 
 
-def stop_on_signals() -> None:
-    """Makes the first SIGTERM or Ctrl-C ask jobs to commit and stop; a second Ctrl-C ends the process at once."""
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """While its body runs, the first SIGTERM or Ctrl-C asks jobs to commit and stop; a second Ctrl-C ends the process at once.
+
+    Outside of the main thread signals cannot be caught, and nothing changes.
+    """
 
     def ask(number: int, _frame: object) -> None:
         if stop_requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop_requested.set()
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

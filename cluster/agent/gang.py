@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.agent.node import Node, Outcome, free_port
@@ -13,7 +14,7 @@ from cluster.environment import Place
 from cluster.epoch import take_epoch
 from cluster.restart import EVIDENCE_LINES, Ending, Finding, classify, first_cause, idle_starts
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, EpochRecord, RankPhase
+from schemas.job import Cause, EpochRecord, RankPhase, RankProgress
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,11 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
         )
         own = GangEpoch(node, peers, record).run()
         peers.tell(own, slot=record.epoch)
-        report = _account(peers.collect(own, slot=record.epoch, settle_s=_SETTLE_S))
+        reports = peers.collect(own, slot=record.epoch, settle_s=_SETTLE_S)
+        since = [report.working_since for report in reports if report.working_since is not None]
+        if node.ledger.open and len(since) == node.spec.num_nodes:  # too quick for the other nodes' heartbeats
+            node.ledger.recovered(max(since))
+        report = _account(reports)
         if report.outcome != "failed":
             code = ExitCode.DONE if report.outcome == "finished" else ExitCode.INTERRUPTED
             return Outcome(code, report.cause, report.message, record.epoch)
@@ -185,16 +190,21 @@ class GangEpoch:
         if modules.exists() and (written := modules.stat().st_mtime) > self._warmed_from:
             self._warmed_from = written
             self.node.nursery.warm_up(modules)
-        if self.node.ledger.open is None:
-            return
-        for progress in (*scratch.progress(), *self.peers.progress(self.record.epoch)):
+        if len(self._working_since) < self.record.world_size:
+            elsewhere = self.peers.progress(self.record.epoch) if self.node.ledger.open else ()
+            self._note_at_work((*scratch.progress(), *elsewhere))
+            if self.node.ledger.open and len(self._working_since) == self.record.world_size:
+                self.node.ledger.recovered(max(self._working_since.values()))
+
+    def _note_at_work(self, ranks: Iterable[RankProgress]) -> None:
+        for progress in ranks:
             if progress.phase in AT_WORK:
                 self._working_since.setdefault(progress.rank, progress.at)
-        if len(self._working_since) == self.record.world_size:
-            self.node.ledger.recovered(max(self._working_since.values()))
 
     def _report(self, scratch: EpochScratch, finding: Finding, *, outcome: str, end: End | None = None, at: float | None = None) -> NodeReport:
         progress = scratch.progress()
+        self._note_at_work(progress)
+        own = [since for rank, since in self._working_since.items() if rank in self._ranks.values()]
         return NodeReport.model_validate(
             {
                 "node_rank": self.node.node_rank,
@@ -210,5 +220,6 @@ class GangEpoch:
                 "step": max((rank.step for rank in progress), default=-1),
                 "committed_step": max([newest_commit(self.node.storage, self.node.artifact), *(rank.committed_step for rank in progress)]),
                 "at": time.time() if at is None else at,
+                "working_since": max(own) if len(own) == len(self._ranks) else None,
             }
         )

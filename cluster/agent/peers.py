@@ -52,6 +52,8 @@ class NodeReport(Frozen):
     """Newest committed step that this node knows."""
     at: float
     """When it ended, seconds since the Unix epoch."""
+    working_since: float | None = None
+    """When the last of this node's ranks got past its start, seconds since the Unix epoch; None: not all did."""
     incidents: tuple[Incident, ...] = ()
     """Of an array: what this node answered by itself."""
 

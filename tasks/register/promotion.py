@@ -52,7 +52,8 @@ def promote(
     """Points `alias` to `version` and returns the log's entry of that move; a move that is logged already is only completed."""
     logged = _newest(storage, model_name, alias=alias)
     previous = registry.alias(model_name, alias)
-    if logged is None or logged.version != version or (previous != version and logged.run_id != run_id):
+    # An alias that still points where the newest entry says it came from is a move cut short; anywhere else, somebody moved it.
+    if logged is None or logged.version != version or previous not in (version, logged.previous):
         logged = _append(
             storage,
             Promotion(

@@ -192,8 +192,8 @@ class _Merger:
                 if (chosen := self._chosen(key, value)) is not None:
                     merged[name] = chosen
             else:
-                known = [known for known in (*_ALLOWED, *_RECIPE_KEYS, *_OURS, *(f"{section}.{allowed}" for allowed in _ALLOWED[section]))]
-                names = sorted({candidate.rpartition(".")[2] for candidate in known if candidate.rpartition(".")[0] == section})
+                decided = {other.rpartition(".")[2] for other in (*_ALLOWED, *_RECIPE_KEYS, *_OURS) if other.rpartition(".")[0] == section}
+                names = sorted(_ALLOWED[section] | decided)
                 self._refuse(key, value, "unknown key", nearest="".join(difflib.get_close_matches(str(name), names, n=1)))
         return merged
 

@@ -9,7 +9,7 @@ import importlib
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -100,10 +100,9 @@ def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, 
         hf_config = AutoConfig.for_model(model_type, **values)
     except (ValueError, TypeError) as error:
         raise ConfigError((Problem("model.config", repr(model_type), str(error).splitlines()[0]),)) from error
-    partitioned = deepspeed_options is not None
     with _partition_on_creation(deepspeed_options), no_init_weights():
         module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
-    _initialise(module, seed=seed, partitioned=partitioned)
+    _initialise(module, seed=seed, partitioned=deepspeed_options is not None)
     module.tie_weights()
     return cast(nn.Module, module)
 
@@ -130,11 +129,9 @@ def _initialise(model: Any, *, seed: int, partitioned: bool) -> None:
     owners: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
     for name, module in reversed(list(model.named_modules())):
         owner = next(owners[prefix] for prefix in _prefixes(name) if prefix in owners)
-        parameters = list(module.parameters(recurse=False))
-        with _whole(parameters, partitioned=partitioned) as writes, torch.no_grad():
-            if writes:
-                torch.default_generator.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
-                owner._initialize_weights(module)
+        torch.default_generator.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
+        with torch.no_grad(), _whole(module, partitioned=partitioned):
+            owner._initialize_weights(module)
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -146,15 +143,33 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _whole(parameters: Sequence[nn.Parameter], *, partitioned: bool) -> Iterator[bool]:
-    """Gathers partitioned parameters for a change by rank 0, and yields whether this rank makes the change."""
-    if not (partitioned and parameters):
-        yield True
+def _whole(module: nn.Module, *, partitioned: bool) -> Iterator[None]:
+    """Gathers a module's partitioned parameters for a change; rank 0's change counts.
+
+    Its own parameters and those of its children are gathered at once; what it walks to by `named_parameters()` (GPT-2's scaled
+    initialisation, say), one after the other, so that no rank ever holds the whole model.
+    """
+    if not partitioned:
+        yield
         return
     import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
-        yield deepspeed.comm.get_rank() == 0
+    genuine = module.named_parameters
+
+    def one_by_one(*args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in genuine(*args, **kwargs):
+            present = cast(Any, parameter).ds_status is ZeroParamStatus.AVAILABLE
+            with contextlib.nullcontext() if present else deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                yield name, parameter
+
+    near = [parameter for part in (module, *module.children()) for parameter in part.parameters(recurse=False)]
+    module.named_parameters = one_by_one  # type: ignore[method-assign]  # on this instance, for this change
+    try:
+        with deepspeed.zero.GatheredParameters(near, modifier_rank=0) if near else contextlib.nullcontext():
+            yield
+    finally:
+        del module.named_parameters
 
 
 def _from_pretrained(folder: Path, *, manifest: ShardManifest) -> nn.Module:

@@ -91,7 +91,7 @@ def _remove_repeats(work: Work, scans: Sequence[ScanOutput]) -> dict[int, Remova
     if not work.config.corpus.rules.drop_duplicates or (len(accepted) < 2 and not any(scan.may_repeat for scan in scans)):
         return {}
     files = [file for found in accepted.values() for file in found]
-    weight = sum(file.documents for file in files)
+    weight = sum(file.file.size for file in files)
     search = WorkPlan(stage=Stage.VALIDATE, step_name=FIND_REPEATS, items=(WorkItem(index=0, weight_bytes=weight, label="hashes of all groups"),))
     (record,) = work.run_array(search, module=_MODULE, options={"accepted": [file.model_dump(mode="json") for file in files]})
     groups = sorted(int(group) for group in record.output["groups"])
@@ -136,7 +136,7 @@ def _judge(work: Work, *, stats: CorpusStats, groups: Sequence[ScanOutput]) -> _
     previous = previous_corpus(work.storage, name=work.config.name, key=work.key) if rules.max_record_drift is not None else None
     sample = merge_samples(document for group in groups for document in group.sample)
     with tempfile.TemporaryDirectory(prefix="headrace-docs-") as scratch:
-        judgement = judging.judge(stats, rules=rules, previous=previous, sample=sample, docs_dir=Path(scratch))
+        judgement = judging.judge(stats, name=work.key.rpartition("/")[2], rules=rules, previous=previous, sample=sample, docs_dir=Path(scratch))
         files = _publish_docs(work, Path(scratch))
     total = stats.total
     counts = f"{total.read:,} records read, {total.num_accepted:,} accepted, {total.num_quarantined:,} quarantined{_reasons(total)}"

@@ -123,9 +123,9 @@ class TableFile:
     def discard(self) -> None:
         """Removes what is unfinished; nothing is left to remove after `publish`."""
         if self._writer is not None and self._writer.is_open:
-            self._writer.close()
-        with contextlib.suppress(FileNotFoundError):
-            self._temporary.unlink()
+            with contextlib.suppress(OSError):  # a full disk: what failed first is on its way to the caller already
+                self._writer.close()
+        self._temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if self._writer is None:

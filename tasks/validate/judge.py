@@ -81,11 +81,14 @@ def preload() -> threading.Thread:
     return thread
 
 
-def judge(stats: CorpusStats, *, rules: RulesConfig, previous: PreviousCorpus | None, sample: Sequence[SampleDocument], docs_dir: Path) -> Judgement:
+def judge(
+    stats: CorpusStats, *, name: str, rules: RulesConfig, previous: PreviousCorpus | None, sample: Sequence[SampleDocument], docs_dir: Path
+) -> Judgement:
     """Judges a corpus and builds its Data Docs.
 
     Args:
         stats: exact figures.
+        name: what the docs call the corpus.
         rules: the bounds.
         previous: what the number of records is compared with, if anything.
         sample: accepted documents to show.
@@ -100,7 +103,7 @@ def judge(stats: CorpusStats, *, rules: RulesConfig, previous: PreviousCorpus | 
     with tempfile.TemporaryDirectory(prefix="headrace-judge-") as scratch:
         tables_dir, site_dir = Path(scratch, "tables"), Path(scratch, "site")
         tables_dir.mkdir()
-        findings = _findings_of(_run_checkpoint(suites, tables_dir=tables_dir, site_dir=site_dir), suites)
+        findings = _findings_of(_run_checkpoint(suites, name=name, tables_dir=tables_dir, site_dir=site_dir), suites)
         _keep_site(site_dir, docs_dir)
     num_checks = sum(len(suite.checks) for suite in suites)
     (docs_dir / SAMPLE_PAGE).write_text(sample_page(sample), encoding="utf-8")
@@ -123,10 +126,11 @@ def sample_page(sample: Sequence[SampleDocument]) -> str:
     )
 
 
-def _run_checkpoint(suites: Sequence[_Suite], *, tables_dir: Path, site_dir: Path) -> Any:
+def _run_checkpoint(suites: Sequence[_Suite], *, name: str, tables_dir: Path, site_dir: Path) -> Any:
     """Returns the result of one checkpoint over all suites, having built the site. Tables are files: a checkpoint takes one data frame at most."""
     gx = _import()
     import pandas as pd
+    from great_expectations.core.run_identifier import RunIdentifier
 
     context = gx.get_context(mode="ephemeral", project_config=_context_config(site_dir))
     source = context.data_sources.add_pandas_filesystem("tables", base_directory=tables_dir)
@@ -137,7 +141,7 @@ def _run_checkpoint(suites: Sequence[_Suite], *, tables_dir: Path, site_dir: Pat
         expectations = context.suites.add(gx.ExpectationSuite(name=suite.name, expectations=[_expectation(check) for check in suite.checks]))
         definitions.append(context.validation_definitions.add(gx.ValidationDefinition(name=suite.name, data=batch, suite=expectations)))
     checkpoint = gx.Checkpoint(name="corpus", validation_definitions=definitions, actions=[], result_format="BASIC")
-    result = context.checkpoints.add(checkpoint).run()
+    result = context.checkpoints.add(checkpoint).run(run_id=RunIdentifier(run_name=name))
     context.build_data_docs(site_names=[_SITE_NAME])  # once; the action that does it builds the site anew for each suite, 0.3 s each
     return result
 

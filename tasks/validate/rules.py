@@ -81,9 +81,12 @@ class DocumentRules:
         return None
 
 
-def json_of(fields: Mapping[str, Any]) -> bytes:
-    """Returns columns as a JSON object. Dates become ISO 8601, decimals strings, NaN null."""
-    return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+def json_of(fields: Mapping[str, Any]) -> bytes | Problem:
+    """Returns columns as a JSON object (dates as ISO 8601, decimals as strings, NaN as null), or why they have no such form."""
+    try:
+        return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError as error:  # nested deeper than 254 levels, which reading allows
+        return Problem(Reason.WRONG_TYPE, f"the other columns cannot be stored: {error}")
 
 
 def num_unprintable(data: bytes) -> int:

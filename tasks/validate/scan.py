@@ -4,10 +4,10 @@ Memory is bounded by one row group per open file and the hashes of the last `REM
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from schemas.artifact import FileEntry
 from schemas.config import CorpusConfig
@@ -213,15 +213,19 @@ class FileIntake:
             if document.column:
                 self._faulty[document.column] += 1
                 self._first_fault.setdefault(document.column, document.detail)
-            self._quarantine(record.row, document, record.raw if record.raw is not None else json_of(fields))
+            self._quarantine(record.row, document, record.raw if record.raw is not None else _shown(fields))
             return
         text, data = document
+        del fields[self._text_column]
+        extra = json_of(fields) if fields else None
+        if isinstance(extra, Problem):
+            self._quarantine(record.row, extra, text)
+            return
         digest = digest_of(data)
         if self._sink.is_repeat(digest):
             self._quarantine(record.row, Problem(Reason.DUPLICATE, f"doc_id {digest.hex()}"), text)
             return
-        del fields[self._text_column]
-        row = AcceptedRow(digest.hex().encode(), *self._place, record.row, data, json_of(fields) if fields else None)
+        row = AcceptedRow(digest.hex().encode(), *self._place, record.row, data, extra)
         split = self._sink.accept(row, digest=digest, chars=len(text))
         self._tally.read += 1
         self._tally.accepted[split].add(chars=len(text), text_bytes=len(data))
@@ -245,3 +249,9 @@ class FileIntake:
         self._tally.read += 1
         self._tally.reasons[problem.reason] += 1
         self._sink.quarantine(QuarantineRow(*self._place, row, problem.reason.encode(), excerpt(problem.detail).encode(), excerpt(raw).encode()))
+
+
+def _shown(fields: Mapping[str, Any]) -> bytes:
+    """Returns what an excerpt shows of a record without bytes of its own."""
+    shown = json_of(fields)
+    return b"" if isinstance(shown, Problem) else shown

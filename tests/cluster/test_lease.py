@@ -1,5 +1,6 @@
 """Leases: one holder at a time, taken over when and only when the holder is gone."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_released_also_when_the_work_fails(storage: FileStorage) -> None:
 
 
 def test_a_dead_holder_of_this_machine_is_replaced_at_once(storage: FileStorage) -> None:
-    code = f"import os; from cluster.lease import Lease; from cluster.storage import open_storage; Lease.take(open_storage({storage.url!r}), {FOLDER!r}); os._exit(9)"
+    imports = "import os; from cluster.lease import Lease; from cluster.storage import open_storage"
+    code = f"{imports}; Lease.take(open_storage({storage.url!r}), {FOLDER!r}); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 9
     with Lease.take(storage, FOLDER) as lease:
         assert lease.still_held()
@@ -122,10 +124,8 @@ def test_of_many_takers_one_gets_it(storage: FileStorage) -> None:
 
     def take() -> None:
         start.wait()
-        try:
+        with contextlib.suppress(LeaseHeldError):
             taken.append(Lease.take(storage, FOLDER))
-        except LeaseHeldError:
-            pass
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:

@@ -32,7 +32,7 @@ OLD = LOST_AFTER_S + 1
     ],
 )
 def test_judgement(job: JobState, has_exit: bool, silent_s: float, has_beat: bool, dead: bool, expected: Life) -> None:
-    signs = Signs(job=job, has_exit_record=has_exit, silent_s=silent_s, has_heartbeat=has_beat, process_dead=dead)
+    signs = Signs(job=job, has_exit_record=has_exit, silent_s=silent_s, has_started=has_beat, process_dead=dead)
     assert judge(signs, lost_after_s=LOST_AFTER_S) is expected
 
 
@@ -42,21 +42,28 @@ def beat(*, sequence: int, at: float) -> Heartbeat:
 
 def test_silence_counts_from_the_last_change_as_seen_here() -> None:
     silence = Silence()
-    assert silence.observe([beat(sequence=1, at=50.0)], now=0.0, wall=1000.0, began_at=0.0) == 0.0
-    assert silence.observe([beat(sequence=1, at=50.0)], now=7.0, wall=1007.0, began_at=0.0) == 7.0
-    assert silence.observe([beat(sequence=2, at=51.0)], now=8.0, wall=1008.0, began_at=0.0) == 0.0
+    assert silence.observe([beat(sequence=1, at=50.0)], claimed=True, now=0.0, wall=1000.0, began_at=0.0) == 0.0
+    assert silence.observe([beat(sequence=1, at=50.0)], claimed=True, now=7.0, wall=1007.0, began_at=0.0) == 7.0
+    assert silence.observe([beat(sequence=2, at=51.0)], claimed=True, now=8.0, wall=1008.0, began_at=0.0) == 0.0
 
 
 @pytest.mark.parametrize("skew_s", [-CLOCK_SKEW_S, CLOCK_SKEW_S])
 def test_a_clock_that_jumps_an_hour_makes_no_silence(skew_s: float) -> None:
     silence = Silence()
-    assert silence.observe([beat(sequence=1, at=10_000.0)], now=0.0, wall=10_000.0 + skew_s, began_at=0.0) == 0.0
+    assert silence.observe([beat(sequence=1, at=10_000.0)], claimed=True, now=0.0, wall=10_000.0 + skew_s, began_at=0.0) == 0.0
 
 
 def test_what_is_older_than_any_skew_is_silent_at_first_sight() -> None:
-    assert Silence().observe([beat(sequence=1, at=0.0)], now=0.0, wall=2 * CLOCK_SKEW_S, began_at=0.0) == 2 * CLOCK_SKEW_S
+    assert Silence().observe([beat(sequence=1, at=0.0)], claimed=True, now=0.0, wall=2 * CLOCK_SKEW_S, began_at=0.0) == 2 * CLOCK_SKEW_S
 
 
 def test_without_a_heartbeat_silence_counts_from_the_submission() -> None:
-    assert Silence().observe([], now=0.0, wall=2 * CLOCK_SKEW_S, began_at=0.0) == 2 * CLOCK_SKEW_S
-    assert Silence().observe([], now=0.0, wall=100.0, began_at=90.0) == 0.0
+    assert Silence().observe([], claimed=True, now=0.0, wall=2 * CLOCK_SKEW_S, began_at=0.0) == 2 * CLOCK_SKEW_S
+    assert Silence().observe([], claimed=True, now=0.0, wall=100.0, began_at=90.0) == 0.0
+
+
+def test_a_new_claim_is_a_sign_of_life() -> None:
+    silence = Silence()
+    assert silence.observe([], claimed=False, now=50.0, wall=1000.0, began_at=1000.0) == 0.0
+    assert silence.observe([], claimed=True, now=60.0, wall=1010.0, began_at=1000.0) == 0.0
+    assert silence.observe([], claimed=True, now=65.0, wall=1015.0, began_at=1000.0) == 5.0

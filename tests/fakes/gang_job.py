@@ -2,8 +2,8 @@
 
     python -m tests.fakes.gang_job --spec FILE
 
-`options`: steps, step_s, commit_every, and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `kill`, `exit:N`, `oom`,
-`segv`, `port`, or `echo` (answer to another's end); it strikes in the first `times` epochs that reach the step (default 1).
+`options`: steps, step_s, commit_every, and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`, `exit:N`,
+`oom`, `segv`, `port`, `hang`, or `echo` (answer to another's end); it strikes in the first `times` epochs that reach the step (default 1).
 """
 
 import argparse
@@ -42,6 +42,7 @@ def main() -> None:
             if fault["rank"] == rank and fault["step"] == step and _strikes(output, fault, spec.epoch):
                 _strike(fault["kind"])
         time.sleep(options["step_s"])
+        _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank)
         if rank == 0:
             point = MetricPoint(step=step, at=time.time(), epoch=spec.epoch, values={"loss": 1.0 / step})
             with (Path(spec.scratch_dir) / "metrics-r0000.jsonl").open("a") as file:
@@ -56,6 +57,14 @@ def main() -> None:
         if stop.wanted:
             sys.exit(int(ExitCode.INTERRUPTED))
     _progress(spec, rank, RankPhase.FINISHED, step=options["steps"], committed=options["steps"], total=options["steps"])
+
+
+def _meet(folder: Path, *, rank: int) -> None:
+    """Waits for all ranks, for ever when one does not come: what a collective operation does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / str(rank)).touch()
+    while len(list(folder.iterdir())) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.002)
 
 
 class _Flag:
@@ -82,7 +91,9 @@ def _strikes(output: Path, fault: dict, epoch: int) -> bool:
 
 
 def _strike(kind: str) -> None:
-    if kind == "raise":
+    if kind == "raise-late":
+        time.sleep(0.5)
+    if kind in ("raise", "raise-late"):
         raise ValueError("the data ran out of luck")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

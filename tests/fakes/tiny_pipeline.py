@@ -15,6 +15,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 _TEXT_BYTES = 400_000
+_LARGEST_BYTES = 15_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Project:
     @staticmethod
     def argv(*arguments: str) -> list[str]:
         """The command line of a call."""
-        return [sys.executable, "-P", "-m", "flows.cli", *arguments]
+        return [sys.executable, "-P", "-c", "from flows.cli import main; main()", *arguments]
 
     @staticmethod
     def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -89,14 +90,15 @@ def make_project(folder: Path, *, changes: Mapping[str, Any] | None = None) -> P
 
 
 def _copy_text(target: Path) -> None:
-    """Copies the standard library's own modules, in order of name, until there is enough."""
+    """Copies the standard library's own smaller modules, in order of name, until there is enough: some sixty documents."""
     target.mkdir()
     size = 0
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if size > _TEXT_BYTES:
             return
-        shutil.copyfile(path, target / path.name)
-        size += path.stat().st_size
+        if path.stat().st_size <= _LARGEST_BYTES:
+            shutil.copyfile(path, target / path.name)
+            size += path.stat().st_size
 
 
 def _recipe() -> dict[str, Any]:

@@ -76,7 +76,13 @@ def test_urls_and_globs_stay(project: Path) -> None:
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(project: Path) -> None:
-    overrides = ["training.steps=5", "training.steps=50", "training.schedule.warmup_steps=0", "training.optimizer.learning_rate=1e-3", "corpus.sources.1=docs"]
+    overrides = [
+        "training.steps=5",
+        "training.steps=50",
+        "training.schedule.warmup_steps=0",
+        "training.optimizer.learning_rate=1e-3",
+        "corpus.sources.1=docs",
+    ]
     overrides += ["evaluation.prompts=['a: b', c]", "cluster.stages.train.nodes=2", "corpus.sources.0.name=first", "tracking.experiment="]
     loaded = load_recipe(write(project, TEXT), overrides)
     config = loaded.config
@@ -106,7 +112,9 @@ def test_a_deepspeed_file_is_inlined_and_can_be_overridden(project: Path) -> Non
     (project / "ds.json").write_text(json.dumps({"zero_optimization": {"overlap_comm": True}}))
     path = write(project, TEXT + "deepspeed: ds.json\n")
     assert thaw(load_recipe(path).config.deepspeed) == {"zero_optimization": {"overlap_comm": True}}
-    assert thaw(load_recipe(path, ["deepspeed.zero_optimization.overlap_comm=false"]).config.deepspeed) == {"zero_optimization": {"overlap_comm": False}}
+    assert thaw(load_recipe(path, ["deepspeed.zero_optimization.overlap_comm=false"]).config.deepspeed) == {
+        "zero_optimization": {"overlap_comm": False}
+    }
     (project.parent / "elsewhere" / "other.json").write_text("{}")
     assert thaw(load_recipe(path, ["deepspeed=other.json"]).config.deepspeed) == {}
 

@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_real_model(model: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.875)])
 def test_model_states_are_those_of_the_zero_paper(stage: int, gigabytes: float) -> None:
-    """arXiv 1910.02054, figure 1: 7.5 B parameters, 64 ranks."""
+    """ArXiv 1910.02054, figure 1: 7.5 B parameters, 64 ranks."""
     config = config_with(training={"steps": 100, "global_batch_size": 64, "micro_batch_size": 1, "zero_stage": stage})
     memory = memory_per_rank(config, shape=ModelShape(parameters=7_500_000_000, layers=1, hidden=1, vocab_size=1), world_size=64)
     assert (memory.weights + memory.gradients + memory.optimizer) / 1e9 == pytest.approx(gigabytes, rel=0.01)

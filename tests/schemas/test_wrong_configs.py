@@ -167,7 +167,9 @@ MISSING_AND_OUTSIDE = (
     Wrong({"tracking.mlflow_uri": "${file:/no/such}"}, "tracking.mlflow_uri", "'${file:/no/such}'", "", "does not exist"),
     Wrong({"storage.root": "${enw:HOME}/x"}, "storage.root", "'${enw:HOME}/x'", "${env:HOME}", "unknown reference"),
     Wrong({"corpus.sources": ["${python:lib}"]}, "corpus.sources.0", "'${python:lib}'", "${python:stdlib}"),
-    Wrong({"tracking.mlflow_uri": "http://me:geheim@host:5000"}, "tracking.mlflow_uri", "", "http://me:${env:PASSWORD}@host:5000", "password in plain"),
+    Wrong(
+        {"tracking.mlflow_uri": "http://me:geheim@host:5000"}, "tracking.mlflow_uri", "", "http://me:${env:PASSWORD}@host:5000", "password in plain"
+    ),
 )
 
 ALL = (*UNKNOWN_KEYS, *WRONG_CHOICES, *WRONG_TYPES, *WRONG_VALUES, *BROKEN_RULES, *MISSING_AND_OUTSIDE)
@@ -343,7 +345,7 @@ def test_an_empty_recipe_lists_what_is_required(folder: Path) -> None:
 def test_a_file_that_cannot_be_read(folder: Path) -> None:
     (folder / "recipe.yaml").touch()
     (folder / "latin.yaml").write_bytes(b"name: caf\xe9")
-    with pytest.raises(InputError, match="did you mean .*recipe.yaml"):
+    with pytest.raises(InputError, match=r"did you mean .*recipe.yaml"):
         load_recipe(folder / "recip.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_recipe(folder)

@@ -39,6 +39,7 @@ class Retention:
         """Args: verified_step: the step that this epoch went on from; None at the very start."""
         self._store, self._config, self._epoch = store, config, epoch
         self._verified_step = verified_step
+        self._swept = False
 
     def apply(self) -> tuple[int, ...]:
         """Removes what the rules no longer keep and returns the removed steps.
@@ -51,7 +52,9 @@ class Retention:
         removed = steps_to_remove(steps, config=self._config, last_verified=self._verified_step)
         for step in removed:
             self._remove(step)
-        self._remove_unfinished()
+        if not self._swept:  # what this epoch leaves behind is for the next one
+            self._remove_unfinished()
+            self._swept = True
         return removed
 
     def _verify_newest(self, step: int) -> None:

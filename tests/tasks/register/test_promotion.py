@@ -79,3 +79,19 @@ def test_rollback_without_an_earlier_version_says_so(tmp_path: Path, registry: F
     move(registry, storage, 1)
     with pytest.raises(InputError, match="no earlier version"):
         rollback(registry, storage, model_name=NAME, who="ann@desk")
+
+
+def test_another_run_completes_a_move_that_was_only_logged(tmp_path: Path, registry: FakeRegistry) -> None:
+    storage = FileStorage(tmp_path)
+    registry.before = crash_before_the_move
+    with pytest.raises(CrashError):
+        move(registry, storage, 1)
+    registry.before = lambda name: None
+    move(registry, storage, 1, run_id="run-later")
+    assert moves(storage) == [(0, None, 1)]
+    assert registry.aliases[NAME, CHAMPION] == 1
+
+
+def crash_before_the_move(name: str) -> None:
+    if name == "set_alias":
+        raise CrashError(name)

@@ -163,7 +163,8 @@ class RankServer:
 
     def close(self) -> None:
         """Ends the server."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
         self._process.stdout.close()
@@ -285,3 +286,10 @@ def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
 def gang(rank_server: RankServer, inputs: Inputs, tmp_path: Path) -> Callable[[str], Gang]:
     """Returns a function that makes a gang for an artifact's folder of the given name."""
     return lambda name: Gang(rank_server, inputs, tmp_path / name)
+
+
+@pytest.fixture
+def train_gang(rank_server: RankServer, inputs: Inputs, tmp_path: Path) -> Callable[[str], Gang]:
+    """As `gang`, below the folder `train` of a storage."""
+    (tmp_path / "train").mkdir()
+    return lambda name: Gang(rank_server, inputs, tmp_path / "train" / name)

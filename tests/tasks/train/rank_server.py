@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tasks.entry import RankTask, rank_main
 
@@ -23,7 +23,8 @@ def _load(program: str) -> Callable[[RankTask], None]:
         function: Callable[[RankTask], None] = getattr(importlib.import_module(place), name)
         return function
     spec = importlib.util.spec_from_file_location("rank_program", place)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     loaded: Callable[[RankTask], None] = getattr(module, name)
@@ -32,8 +33,12 @@ def _load(program: str) -> Callable[[RankTask], None]:
 
 def _fork(request: dict[str, Any], rank: int) -> int:
     pid = os.fork()
-    if pid:
-        return pid
+    if not pid:
+        _become(request, rank)
+    return pid
+
+
+def _become(request: dict[str, Any], rank: int) -> NoReturn:
     log = os.open(Path(request["log_dir"]) / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

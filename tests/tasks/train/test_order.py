@@ -29,7 +29,7 @@ def test_keys_give_unrelated_orders() -> None:
     assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.05
 
 
-@pytest.mark.parametrize(("step", "expected"), [(0, [7, 5, 0, 2]), (2, [8, 1, 8, 9]), (10**9, [4, 8, 0, 2])])
+@pytest.mark.parametrize(("step", "expected"), [(0, [3, 4, 2, 6]), (2, [5, 8, 8, 4]), (10**9, [1, 2, 9, 7])])
 def test_the_order_of_samples_is_frozen(step: int, expected: list[int]) -> None:
     """A change here changes every run's data: it needs a new version of the train stage."""
     assert global_batch(step, num_sequences=10, global_batch_size=4, seed=1234).tolist() == expected

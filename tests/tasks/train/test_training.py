@@ -199,3 +199,22 @@ def test_fp16_is_refused_where_the_device_cannot(gang: MakeGang, make_config: Ma
     refused.run(make_config(training__precision="fp16"), expect=ExitCode.USAGE)
     assert "training.precision = fp16" in refused.logs()
     assert not (refused.artifact_dir / "checkpoints").exists()
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_initial_weights_depend_on_the_seed_alone(gang: MakeGang, make_config: MakeConfig, precision: str, model: str) -> None:
+    changes = {"training__precision": precision, **({"model": {"config": GPT2}} if model == "gpt2" else {})}
+    started = []
+    for name, stage, world_size, seed in (("one", 0, 1, 7), ("two", 2, 2, 7), ("three", 3, 3, 7), ("other", 2, 1, 8)):
+        gang(name).run(make_config(training__zero_stage=stage, training__seed=seed, **changes), world_size=world_size, program=f"{PROGRAMS}:resave")
+        started.append(gang(name).artifact_dir.with_name(f"{name}-resaved"))
+    assert_equal_state(started[0], started[1])
+    assert_equal_state(started[0], started[2])
+    one, other = whole_state(started[0]), whole_state(started[3])
+    matrices = [key for key in one if key.endswith(("proj.weight/weight", "c_fc.weight/weight", "embed_tokens.weight/weight"))]
+    assert matrices
+    assert all(not np.array_equal(one[key], other[key]) for key in matrices)

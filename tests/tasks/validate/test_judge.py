@@ -36,7 +36,7 @@ def test_a_good_corpus_passes_and_the_docs_show_every_suite(
 ) -> None:
     caplog.set_level(logging.INFO)
     judging.preload().join()
-    judgement = judge(make_stats(), rules=RulesConfig(), previous=None, sample=[make_sample()], docs_dir=tmp_path / "docs")
+    judgement = judge(make_stats(), name="corpus-7f3a", rules=RulesConfig(), previous=None, sample=[make_sample()], docs_dir=tmp_path / "docs")
     assert (judgement.verdict, judgement.findings) == (Verdict.PASS, ())
     assert judgement.num_checks == 12
     site = tmp_path / "docs"
@@ -54,7 +54,9 @@ def test_a_good_corpus_passes_and_the_docs_show_every_suite(
 def test_a_bad_corpus_fails_with_the_rule_what_was_found_and_the_mend(tmp_path: Path) -> None:
     rules = RulesConfig(max_record_drift=0.5, min_documents=10)
     previous = PreviousCorpus(key="validate/before-0", read=1000)
-    judgement = judge(make_stats(accepted=5, quarantined=5), rules=rules, previous=previous, sample=[], docs_dir=tmp_path / "docs")
+    judgement = judge(
+        make_stats(accepted=5, quarantined=5), name="corpus-7f3a", rules=rules, previous=previous, sample=[], docs_dir=tmp_path / "docs"
+    )
     assert judgement.verdict is Verdict.FAIL
     found = {finding.text: finding.mend for finding in judgement.findings}
     assert [text.rpartition(": ")[2] for text in found] == ["5", "0.5", "0.99"]
@@ -66,9 +68,9 @@ def test_a_bad_corpus_fails_with_the_rule_what_was_found_and_the_mend(tmp_path: 
 
 @pytest.mark.slow
 def test_quarantine_alone_does_not_fail_and_a_corpus_of_nothing_does(tmp_path: Path) -> None:
-    judged = judge(make_stats(quarantined=9), rules=RulesConfig(), previous=None, sample=[make_sample()], docs_dir=tmp_path / "a")
+    judged = judge(make_stats(quarantined=9), name="corpus-7f3a", rules=RulesConfig(), previous=None, sample=[make_sample()], docs_dir=tmp_path / "a")
     assert judged.verdict is Verdict.PASS_WITH_QUARANTINE
-    nothing = judge(make_stats(accepted=0, quarantined=1), rules=RulesConfig(), previous=None, sample=[], docs_dir=tmp_path / "b")
+    nothing = judge(make_stats(accepted=0, quarantined=1), name="corpus-7f3a", rules=RulesConfig(), previous=None, sample=[], docs_dir=tmp_path / "b")
     assert nothing.verdict is Verdict.FAIL
 
 

@@ -81,6 +81,23 @@ def test_refused_records_keep_file_row_reason_and_an_excerpt(scan: Any, recipe: 
     assert scanned.output.faults == ()
 
 
+def test_columns_nested_too_deeply_to_store_cost_their_record_but_not_its_copies(scan: Any, recipe: Recipe, write_jsonl: Any) -> None:
+    deep = b'{"text": "a", "deep": ' + b"[" * 400 + b"]" * 400 + b"}"
+    scanned = scan(recipe(str(write_jsonl("a.jsonl", deep, {"text": "a"}))))
+    assert scanned.refused == [(1, "wrong type")]
+    assert [row["row"] for row in scanned.accepted] == [2]
+
+
+def test_a_failed_write_leaves_nothing_behind(scan: Any, recipe: Recipe, write_jsonl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
+    with pytest.raises(OSError, match="No space left"):
+        scan(recipe(str(write_jsonl("a.jsonl", {"text": "a"}, {"text": None}))))
+    assert not list(tmp_path.rglob("*g0000*"))
+
+
 def test_empty_files_are_quarantined_as_files(scan: Any, recipe: Recipe, tmp_path: Path, write_parquet: Any) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -1,0 +1,175 @@
+"""Gangs of real processes under a real agent: what happens when ranks end in every way they can."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.attempt import newest_commit, read_exit
+from cluster.logs import read_logs
+from cluster.metrics import read_metrics
+from schemas.exit_code import ExitCode
+from schemas.job import Cause
+from tests.fakes.job_request import gang_request
+from tests.fakes.live_job import LiveJob, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def gang(tmp_path: Path) -> Iterator[Callable[..., LiveJob]]:
+    jobs: list[LiveJob] = []
+
+    def make(**options: Any) -> LiveJob:
+        ranks, num_nodes, changes = options.pop("ranks", 2), options.pop("num_nodes", 1), options.pop("changes", {})
+        jobs.append(LiveJob(gang_request(tmp_path, ranks=ranks, num_nodes=num_nodes, options=options, **changes)))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.sweep()
+
+
+def fault(kind: str, *, rank: int = 1, step: int = 12, times: int = 1) -> dict[str, Any]:
+    return {"rank": rank, "step": step, "kind": kind, "times": times}
+
+
+def test_a_calm_gang_finishes_and_leaves_all_it_made(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=10)
+    record = job.run()
+    assert (record.exit_code, record.cause, record.incidents) == (ExitCode.DONE, Cause.FINISHED, ())
+    assert newest_commit(job.storage, job.layout) == 10
+    assert [point.step for point in read_metrics(job.storage, job.layout)] == list(range(1, 11))
+    lines = [(line.rank, line.text) for line in read_logs(job.storage, job.attempt())]
+    assert lines == [(rank, f"rank {rank} of 2 starts epoch 0 from -1") for rank in (0, 1)]
+    wait_until(lambda: job.family() == [])
+    assert list(Path(job.request.scratch_dir).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "status"), [("kill", Cause.KILLED, -signal.SIGKILL), ("segv", Cause.USER_CODE, -signal.SIGSEGV), ("raise", Cause.USER_CODE, 1)]
+)
+def test_after_a_ranks_end_all_ranks_start_again(gang: Callable[..., LiveJob], kind: str, cause: Cause, status: int) -> None:
+    job = gang(faults=[fault(kind)])
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    [incident] = record.incidents
+    assert (incident.rank, incident.cause, incident.exit_status, incident.decision) == (1, cause, status, "restart")
+    assert incident.committed_step == 10
+    assert incident.recovered_after_s >= 0.0
+    assert [point.step for point in read_metrics(job.storage, job.layout)] == list(range(1, 21))
+    assert [point.epoch for point in read_metrics(job.storage, job.layout)][10:] == [1] * 10
+    assert job.attempts == (0,)
+
+
+def test_a_crash_keeps_its_stack(gang: Callable[..., LiveJob]) -> None:
+    record = gang(faults=[fault("segv")]).run()
+    assert any("Segmentation fault" in line for line in record.incidents[0].evidence)
+    assert any("gang_job.py" in line for line in record.incidents[0].evidence)
+
+
+def test_the_same_error_every_time_stops_by_policy_and_says_which(gang: Callable[..., LiveJob]) -> None:
+    record = gang(faults=[fault("raise", times=99)]).run()
+    assert record.exit_code is ExitCode.POLICY
+    assert "rank 1: ValueError: the data ran out of luck" in record.message
+    assert [incident.committed_step for incident in record.incidents] == [10, 10, 10, 10]
+    assert record.incidents[-1].decision == "stop"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("exit:2", ExitCode.USAGE), ("exit:3", ExitCode.DATA_VERDICT), ("exit:7", ExitCode.VERIFICATION), ("oom", ExitCode.OUT_OF_MEMORY)],
+)
+def test_what_no_restart_can_mend_stops_at_once(gang: Callable[..., LiveJob], kind: str, code: ExitCode) -> None:
+    record = gang(faults=[fault(kind)]).run()
+    assert record.exit_code is code
+    assert len(record.incidents) == 1
+
+
+def test_the_root_cause_is_named_not_its_echo(gang: Callable[..., LiveJob]) -> None:
+    """Rank 0 loses its connection a moment before rank 1, the cause of it, has ended."""
+    job = gang(faults=[fault("echo", rank=0, step=12), fault("raise-late", rank=1, step=12)])
+    record = job.run()
+    assert record.incidents[0].rank == 1
+    assert record.incidents[0].cause is Cause.USER_CODE
+
+
+def test_a_taken_rendezvous_port_costs_an_epoch_and_no_failure(gang: Callable[..., LiveJob]) -> None:
+    record = gang(faults=[fault("port", step=1)]).run()
+    assert record.exit_code is ExitCode.DONE
+    assert record.incidents[0].cause is Cause.NODE
+
+
+def test_a_second_kill_while_recovering(gang: Callable[..., LiveJob]) -> None:
+    record = gang(faults=[fault("kill", step=12), fault("kill", step=11)]).run()
+    assert record.exit_code is ExitCode.DONE
+    assert len(record.incidents) == 2
+
+
+def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=40)
+
+    def kill_zygote() -> None:
+        [agent] = job.agents()
+        [zygote] = agent.children()
+        zygote.kill()
+
+    job.when(lambda view: view.step >= 5, kill_zygote)
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert record.incidents[0].cause is Cause.KILLED
+    assert "zygote" in record.incidents[0].evidence[0]
+
+
+def test_a_killed_agent_leaves_no_orphan_and_a_new_attempt_goes_on(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=60)
+    family: list[psutil.Process] = []
+
+    def kill_agent() -> None:
+        family.extend(job.family())
+        job.agents()[0].kill()
+
+    job.when(lambda view: view.committed_step >= 10, kill_agent)
+    record = job.run()
+    assert len(family) == 4
+    assert record.exit_code is ExitCode.DONE
+    assert job.attempts == (0, 1)
+    first = read_exit(job.storage, job.attempt(0))
+    assert first is not None
+    assert (first.cause, first.exit_code) == (Cause.KILLED, ExitCode.INTERRUPTED)
+    wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
+    starts = [line.text for line in read_logs(job.storage, job.attempt(1), rank=0)]
+    assert starts[0].startswith("rank 0 of 2 starts epoch 1 from ")
+    assert starts[0] != "rank 0 of 2 starts epoch 1 from -1"
+
+
+def test_sigterm_lets_ranks_commit_and_says_resumable(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=400)
+    job.when(lambda view: view.step >= 5, lambda: os.kill(job.agents()[0].pid, signal.SIGTERM))
+    record = job.run()
+    assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
+    assert newest_commit(job.storage, job.layout) >= 5
+    wait_until(lambda: job.family() == [])
+
+
+def test_a_wish_to_stop_ends_ranks_that_do_not_listen_after_the_grace(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=400, faults=[fault("hang", step=3)], changes={"grace_s": 0.5})
+    wished: list[bool] = []
+    job.when(lambda view: view.step >= 3, lambda: wished.append(True))
+    record = job.run(stop_requested=lambda: bool(wished))
+    assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
+    wait_until(lambda: job.family() == [])
+
+
+def test_two_nodes_restart_together_and_name_the_rank(gang: Callable[..., LiveJob]) -> None:
+    job = gang(num_nodes=2, ranks=1, steps=60, faults=[fault("raise", rank=1, step=30)])
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert (record.incidents[0].rank, record.incidents[0].cause) == (1, Cause.USER_CODE)
+    assert record.incidents[0].recovered_after_s >= 0.0
+    assert {(line.epoch, line.rank) for line in read_logs(job.storage, job.attempt())} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    wait_until(lambda: job.family() == [])

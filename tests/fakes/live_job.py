@@ -1,0 +1,107 @@
+"""A real job of a test: real supervisor, local launcher and agents, fake programs. Whatever is left when the test ends is killed, by pid."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.attempt import list_attempts, read_heartbeats, read_spec
+from cluster.launchers.local import AGENT_MODULE, LocalLauncher
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.storage import FileStorage
+from cluster.supervisor import JobView, run_job
+from schemas.config import ClusterConfig
+from schemas.job import ExitRecord, JobSpec
+
+PATIENCE_S = 60.0
+
+
+class LiveJob:
+    """A request and what becomes of it."""
+
+    def __init__(self, request: JobSpec) -> None:
+        self.request = request
+        self.storage = FileStorage(Path(request.storage_root))
+        self.layout = ArtifactLayout(request.artifact_key)
+        self.views: list[JobView] = []
+        self._act: Callable[[JobView], None] | None = None
+
+    def run(self, **options: Any) -> ExitRecord:
+        """Sees the job through; `when` may act on it meanwhile."""
+
+        def on_view(view: JobView) -> None:
+            self.views.append(view)
+            if self._act is not None:
+                self._act(view)
+
+        return run_job(self.request, storage=self.storage, launcher=LocalLauncher(ClusterConfig()), on_view=on_view, poll_s=0.05, **options)
+
+    def when(self, condition: Callable[[JobView], bool], act: Callable[[], None]) -> None:
+        """Does something once, at the first view for which the condition holds."""
+
+        def once(view: JobView) -> None:
+            if condition(view):
+                self._act = None
+                act()
+
+        self._act = once
+
+    def attempt(self, number: int = 0) -> AttemptLayout:
+        return self.layout.attempt(self.request.step_name, number)
+
+    @property
+    def attempts(self) -> tuple[int, ...]:
+        return list_attempts(self.storage, self.layout, step_name=self.request.step_name)
+
+    def agents(self) -> list[psutil.Process]:
+        """The live agents of this job's attempts."""
+        keys = {read_spec(self.storage, self.attempt(number)).key for number in self.attempts}
+        return [process for process in psutil.process_iter() if keys & set(_command_line(process)) and AGENT_MODULE in _command_line(process)]
+
+    def family(self) -> list[psutil.Process]:
+        """Agents, zygotes, ranks."""
+        return [process for agent in self.agents() for process in (agent, *agent.children(recursive=True))]
+
+    def rank_pid(self, rank: int) -> int:
+        """The pid that a rank told in its progress."""
+        beats = read_heartbeats(self.storage, self.attempt(self.attempts[-1]))
+        return next(progress.pid for beat in beats for progress in beat.ranks if progress.rank == rank)
+
+    def sweep(self) -> None:
+        """Kills what is left."""
+        for process in self.family():
+            with_suppressed(process)
+
+
+def with_suppressed(process: psutil.Process) -> None:
+    """Kills a process that may have ended."""
+    try:
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits; a condition that never comes true fails the test, by its message and not by a hang."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+def in_background(act: Callable[[], None]) -> threading.Thread:
+    """Runs something beside the test."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []

@@ -1,0 +1,95 @@
+"""Numbers and lines as people read them."""
+
+from typing import Any
+
+import pytest
+
+from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_count, of_seconds, stage_detail, table
+from schemas.stage import Stage
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (12_345, "12.3 kB"),
+        (99_949, "99.9 kB"),
+        (123_456, "123 kB"),
+        (999_600, "1.0 MB"),
+        (5e12, "5.0 TB"),
+        (5e16, "50000 TB"),
+    ],
+)
+def test_bytes(count: float, text: str) -> None:
+    assert of_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (2_164_416, "2.16 M"), (26e9, "26 B"), (1.4e11, "140 B"), (999_999, "1 M")]
+)
+def test_counts(count: float, text: str) -> None:
+    assert of_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (3.14, "3.1 s"), (59.96, "1 min 00 s"), (125, "2 min 05 s"), (3599.6, "1 h 00 min"), (15_000, "4 h 10 min"), (273_600, "3 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert of_seconds(seconds) == text
+
+
+def test_a_table_is_aligned_without_trailing_space() -> None:
+    assert table([("a", "1", ""), ("bbb", "22", "x")], right=(1,)) == ["a     1", "bbb  22  x"]
+    assert table([]) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "uri"),
+    [
+        ({"model_name": "demo", "version": 3, "aliases": ["candidate", "champion"]}, "models:/demo@champion"),
+        ({"model_name": "demo", "version": 3, "aliases": ["candidate"]}, "models:/demo@candidate"),
+        ({"model_name": "demo", "version": 3, "aliases": []}, "models:/demo/3"),
+        ({}, ""),
+    ],
+)
+def test_model_uri(figures: dict[str, Any], uri: str) -> None:
+    assert model_uri(figures) == uri
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, "rank 1 killed at step 80, running again after 1.9 s, 4 steps redone"),
+        ({"committed_step": 79}, "rank 1 killed at step 80, running again after 1.9 s, 1 step redone"),
+        ({"committed_step": -1}, "rank 1 killed at step 80, running again after 1.9 s, 80 steps redone"),
+        ({"recovered_after_s": -1.0, "cause": "hang"}, "rank 1 hung at step 80, started again, 4 steps redone"),
+        ({"rank": -1, "cause": "node", "step": -1}, "the job failed (node), running again after 1.9 s, 0 steps redone"),
+        ({"decision": "stop", "reason": "no progress", "cause": "user code"}, "rank 1 crashed at step 80; stopped: no progress"),
+    ],
+)
+def test_incidents(change: dict[str, Any], line: str) -> None:
+    incident = {"rank": 1, "step": 80, "committed_step": 76, "cause": "killed", "decision": "restart", "reason": "", "recovered_after_s": 1.9}
+    assert incident_line(incident | change) == line
+
+
+@pytest.mark.parametrize(
+    ("baselines", "ending"),
+    [
+        ({"xz": 1.6, "5-gram": 1.5}, "5-gram 1.500, xz 1.600: better than all of them"),
+        ({"xz": 1.2, "5-gram": 1.5, "own": 1.4}, "5-gram 1.500, xz 1.200, own 1.400: NOT better than xz, own"),
+        ({}, "1.400 bits per byte"),
+    ],
+)
+def test_a_model_that_is_no_better_is_called_so(baselines: dict[str, float], ending: str) -> None:
+    (line,) = comparison_lines({"bits_per_byte": 1.4, "baselines": baselines})
+    assert line.endswith(ending)
+    assert comparison_lines({}) == []
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_stage_without_figures_shows_none(stage: Stage) -> None:
+    assert stage_detail(stage, {}) == ""
+    assert stage_detail(stage, {"seconds": 3.0, "unheard_of": 1}) == ""

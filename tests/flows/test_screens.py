@@ -1,0 +1,183 @@
+"""What the command line shows. The demo's last screen is a golden file: change it on purpose."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.screens import demo_screen, plan_screen, runs_screen, status_screen
+from schemas.config import RunConfig
+from schemas.job import Heartbeat, RankPhase, RankProgress
+from schemas.plan import Action, Plan, PlannedStage
+from schemas.sizing import training_size
+from schemas.stage import Stage
+from schemas.view import JobProgress, RunState, RunView, StageState, StageView
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+FIGURES: dict[Stage, dict[str, Any]] = {
+    Stage.VALIDATE: {"accepted": 1712, "text_bytes": 11_234_567, "quarantined": 14, "read": 1726, "verdict": "pass with quarantine"},
+    Stage.TOKENIZER: {"vocab_size": 2048, "bytes_per_token": 3.12},
+    Stage.TOKENIZE: {"tokens": {"train": 3_400_000, "validation": 34_000, "test": 136_000}, "shards": 9},
+    Stage.TRAIN: {"steps": 600, "world_size": 2, "validation_loss": 2.4131},
+    Stage.EXPORT: {"num_parameters": 2_164_416, "dtype": "bfloat16"},
+    Stage.EVALUATE: {"bits_per_byte": 1.482, "perplexity": 24.6, "baselines": {"gzip": 1.9, "xz": 1.671, "5-gram": 1.493}},
+    Stage.REGISTER: {"model_name": "demo", "version": 1, "aliases": ["candidate", "champion"]},
+}
+SECONDS = dict(zip(Stage, (3.1, 2.0, 1.2, 150.2, 2.1, 20.1, 1.8), strict=True))
+INCIDENT = {
+    "rank": 1,
+    "step": 402,
+    "committed_step": 400,
+    "cause": "killed",
+    "decision": "restart",
+    "reason": "",
+    "recovered_after_s": 0.6,
+    "epoch": 0,
+}
+
+
+def stage_view(stage: Stage, state: StageState, **change: Any) -> StageView:
+    done = state in (StageState.MADE, StageState.FOUND)
+    fields: dict[str, Any] = {"stage": stage, "state": state, "artifact_key": f"{stage.value}/demo-0123456789ab", "started_at": 1e9, "message": ""}
+    fields |= {"seconds": SECONDS[stage] if done else 0.0, "figures": FIGURES[stage] if done else {}}
+    return StageView(**(fields | change))
+
+
+def run_view(stages: tuple[StageView, ...], state: RunState, **change: Any) -> RunView:
+    fields: dict[str, Any] = {"run_id": "demo-20261122t020000-7f3a", "run_name": "demo-7f3a", "state": state, "recipe": "demo_cpu.yaml"}
+    fields |= {"started_at": 1e9, "exit_code": -1, "message": "", "stages": stages, "incidents": ()}
+    return RunView(**(fields | change))
+
+
+FINISHED = run_view(tuple(stage_view(stage, StageState.MADE) for stage in Stage), RunState.FINISHED, exit_code=0, incidents=(INCIDENT,))
+COMMANDS = [
+    ("verify", "headrace verify models:/demo@champion"),
+    ("your text", "headrace init my.yaml --text FOLDER"),
+    ("curves", ".venv/bin/mlflow ui --backend-store-uri sqlite:///.headrace/state/mlflow.db"),
+    ("flow run", "PREFECT_HOME=.headrace/state/prefect .venv/bin/prefect server start"),
+]
+
+
+def assert_golden(name: str, lines: list[str]) -> None:
+    """Compares with the golden file; `UPDATE_GOLDEN=1` writes it instead."""
+    path, text = GOLDEN / name, "\n".join(lines) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_the_demos_last_screen() -> None:
+    lines = demo_screen(FINISHED, sample=("def main(", 'self, *args):\n    """Return the name of the module."""'), commands=COMMANDS)
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 120
+    assert_golden("demo_screen.txt", lines)
+
+
+def test_many_incidents_take_two_lines_and_a_long_sample_one() -> None:
+    many = FINISHED.model_copy(update={"incidents": (INCIDENT,) * 7})
+    lines = demo_screen(many, sample=("a\nb", "x" * 500), commands=COMMANDS)
+    assert len(lines) <= 20
+    assert "  and 6 more: headrace status demo-20261122t020000-7f3a" in lines
+    assert [len(line) <= 100 for line in lines if line.startswith("sample")] == [True]
+
+
+def test_a_screen_without_samples_and_incidents() -> None:
+    lines = demo_screen(FINISHED.model_copy(update={"incidents": ()}), sample=None, commands=COMMANDS)
+    assert not any("killed" in line or line.startswith("sample") for line in lines)
+
+
+def training_job(**change: Any) -> JobProgress:
+    progress = RankProgress(rank=0, pid=1, phase=RankPhase.STEPPING, step=402, committed_step=400, total_steps=600, at=1e9)
+    beat = Heartbeat(key="k", node_rank=0, host="h", agent_pid=1, epoch=1, sequence=1, at=1e9, ranks=(progress,))
+    fields: dict[str, Any] = {"job": "job", "attempt": 0, "alive": True, "epoch": 1, "step": 402, "committed_step": 400, "total_steps": 600}
+    fields |= {"items_done": 0, "items_total": 0, "heartbeats": (beat,), "incidents": (), "eta_s": 80.0}
+    fields |= {"figures": {"loss": 2.4131, "tokens_per_s": 21_300.0}}
+    return JobProgress(**(fields | change))
+
+
+def running_view() -> RunView:
+    stages = [stage_view(stage, StageState.FOUND, seconds=0.0) for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE)]
+    stages.append(stage_view(Stage.TRAIN, StageState.RUNNING, seconds=95.0, job=training_job()))
+    stages += [stage_view(stage, StageState.PENDING) for stage in (Stage.EXPORT, Stage.EVALUATE, Stage.REGISTER)]
+    return run_view(tuple(stages), RunState.RUNNING, incidents=(INCIDENT,))
+
+
+def test_status_of_a_running_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        assert_golden("status_running.txt", status_screen(running_view()))
+    time.tzset()
+
+
+def test_status_of_a_failed_run_says_why_and_what_to_do() -> None:
+    stages = tuple(stage_view(stage, StageState.PENDING) for stage in Stage)
+    failed = stage_view(Stage.VALIDATE, StageState.FAILED, message="source 'a': nothing there\n  mend: look", seconds=1.0)
+    screen = "\n".join(
+        status_screen(run_view((failed, *stages[1:]), RunState.FAILED, message="source 'a': nothing there\n  mend: look", exit_code=2))
+    )
+    assert "failed" in screen
+    assert screen.count("nothing there") == 2
+    assert "headrace resume demo-20261122t020000-7f3a" in screen
+
+
+def test_items_are_counted() -> None:
+    job = training_job(job="scan", items_done=2, items_total=5, total_steps=0)
+    stages = (stage_view(Stage.VALIDATE, StageState.RUNNING, job=job), *(stage_view(stage, StageState.PENDING) for stage in tuple(Stage)[1:]))
+    assert any("scan: 2 of 5 items" in line for line in status_screen(run_view(stages, RunState.RUNNING)))
+
+
+def test_the_table_of_runs() -> None:
+    lines = runs_screen([FINISHED, running_view()])
+    assert len(lines) == 3
+    assert "finished" in lines[1]
+    assert "step 402/600, loss 2.413, 21.3 k tokens/s, 1 min 20 s to go" in lines[2]
+    assert runs_screen([]) == ["no runs yet"]
+
+
+def test_the_plan_shows_actions_reasons_and_numbers() -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "demo",
+            "corpus": {"sources": ["/text"]},
+            "tokenization": {"sequence_length": 256},
+            "model": {
+                "config": {"model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6}
+            },
+            "training": {"steps": 600, "global_batch_size": 16, "micro_batch_size": 8},
+            "cluster": {"ranks_per_node": 2},
+        }
+    )
+    actions = dict.fromkeys(Stage, Action.DEPENDS) | {Stage.VALIDATE: Action.REUSE, Stage.TOKENIZER: Action.BUILD, Stage.TOKENIZE: Action.CONTINUE}
+    reasons = {
+        Stage.VALIDATE: ("found by content",),
+        Stage.TOKENIZER: ("vocab_size: 1024 -> 2048", "validate changed"),
+        Stage.TOKENIZE: ("unfinished; 2 finished items are kept",),
+    }
+    stages = tuple(
+        PlannedStage(
+            stage=stage,
+            action=action,
+            key="",
+            fingerprint="",
+            reasons=reasons.get(stage, ("depends on train",)),
+            summary=FIGURES[stage] if action is Action.REUSE else {},
+        )
+        for stage, action in actions.items()
+    )
+    plan = Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config, train_sequences=13_000), warnings=("slow disk",))
+    lines = plan_screen(plan, config=config, warnings=("x has no effect",))
+    assert_golden("plan_screen.txt", lines)
+
+
+def test_the_plan_of_a_model_known_to_its_code_only() -> None:
+    config = RunConfig.model_validate(
+        {"name": "demo", "corpus": {"sources": ["/text"]}, "model": {"factory": "package:make"}, "training": {"epochs": 2.0, "global_batch_size": 16}}
+    )
+    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    lines = plan_screen(Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config)), config=config)
+    assert any("known once the text is tokenized" in line for line in lines)
+    assert any("known to the model's own code only" in line for line in lines)

@@ -1,0 +1,132 @@
+"""The control half: what it refuses before anything runs, how it shapes the gang, and a whole build with real ranks."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import xxhash
+
+from cluster.layout import ArtifactLayout
+from cluster.storage import AlreadyExistsError, FileStorage
+from schemas.artifact import FileEntry
+from schemas.canonical import canonical_json
+from schemas.config import RunConfig
+from schemas.errors import ConfigError, VerificationError
+from schemas.stage import Stage
+from tasks.train.build import GangShape, build, check_training_data, gang_shape, raw_deepspeed_section
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"cluster": {"ranks_per_node": 2}}, GangShape(1, 2)),
+        ({"cluster": {}}, GangShape(1, 1)),
+        ({"cluster": {"kind": "slurm", "nodes": 2, "ranks_per_node": 3}}, GangShape(2, 3)),
+        ({"cluster": {"kind": "slurm", "nodes": 5, "gpus_per_node": 1}}, GangShape(3, 1)),
+        ({"cluster": {"kind": "slurm", "nodes": 4, "gpus_per_node": 8}}, GangShape(1, 6)),
+        ({"cluster": {"kind": "slurm", "nodes": 2, "gpus_per_node": 5}}, GangShape(2, 3)),
+        ({"cluster": {"kind": "slurm", "nodes": 1, "ranks_per_node": 1, "stages": {"train": {"nodes": 2, "ranks_per_node": 3}}}}, GangShape(2, 3)),
+    ],
+)
+def test_the_largest_gang_that_gives_equal_work(make_config: MakeConfig, changes: dict[str, Any], expected: GangShape) -> None:
+    """12 sequences in micro-batches of 2: 1, 2, 3 or 6 ranks."""
+    assert gang_shape(make_config(**changes)) == expected
+
+
+def test_tokens_that_do_not_fit_are_refused(make_config: MakeConfig, inputs: Any) -> None:
+    config = make_config(model={"config": {"model_type": "llama", "vocab_size": 300}})
+    check_training_data(config, inputs.manifest)
+    with pytest.raises(ConfigError, match="the tokenizer has 301 ids"):
+        check_training_data(config, inputs.manifest.model_copy(update={"vocab_size": 301}))
+    with pytest.raises(ConfigError, match="no training sequence"):
+        check_training_data(config, inputs.manifest.model_copy(update={"shards": ()}))
+
+
+def test_the_raw_section_is_read_from_its_file(make_config: MakeConfig, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"communication_data_type": "fp32"}')
+    assert raw_deepspeed_section(make_config(deepspeed=str(path))) == {"communication_data_type": "fp32"}
+    assert raw_deepspeed_section(make_config(deepspeed={"communication_data_type": "fp32"})) is None
+    for text, words in (("[1]", "must hold a JSON object"), ("{", "cannot be read")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            raw_deepspeed_section(make_config(deepspeed=str(path)))
+
+
+class GangWork:
+    """What `build` asks of its `Work`, with ranks from the rank server."""
+
+    def __init__(self, gang: Any, config: RunConfig, inputs: Any) -> None:
+        self.config, self.gang, self._inputs = config, gang, inputs
+        self.inputs = {stage: SimpleNamespace(content_hash=stage.value) for stage in inputs.dirs}
+        self.storage = FileStorage(gang.artifact_dir.parent.parent)
+        self.key = f"train/{gang.artifact_dir.name}"
+        self.layout = ArtifactLayout(self.key)
+        self.output_dir = gang.artifact_dir
+        self.notes: list[str] = []
+        self.gangs: list[Mapping[str, Any]] = []
+
+    def input_dir(self, stage: Stage) -> Path:
+        folder: Path = self._inputs.dirs[stage]
+        return folder
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def publish_json(self, name: str, value: Any) -> FileEntry:
+        data = canonical_json(value)
+        try:
+            self.storage.create_exclusive(f"{self.key}/{name}", data)
+        except AlreadyExistsError:
+            assert self.storage.read(f"{self.key}/{name}") == data
+        return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
+
+    def run_gang(self, **request: Any) -> None:
+        self.gangs.append(request)
+        self.gang.run(self.config, world_size=request["num_nodes"] * request["ranks_per_node"], options=request["options"])
+
+
+@pytest.mark.slow
+def test_a_build_is_idempotent_and_a_longer_one_goes_on_from_it(train_gang: Callable[[str], Any], make_config: MakeConfig, inputs: Any) -> None:
+    config = make_config(training__steps=4, cluster__ranks_per_node=2, deepspeed={"zero_optimization": {"overlap_comm": False}})
+    work = GangWork(train_gang("tiny-000000000001"), config, inputs)
+    draft = build(work)  # type: ignore[arg-type]  # a stand-in
+    again = build(work)  # type: ignore[arg-type]
+    assert again == draft
+    assert len(work.gangs) == 1, "what is committed is not trained again"
+    summary = draft.summary
+    assert (summary["steps"], summary["world_size"], summary["zero_stage"], summary["num_restarts"]) == (4, 2, 2, 0)
+    assert summary["tokens"] == 4 * 12 * 16
+    assert 0 < summary["loss"] < 5
+    names = {Path(entry.path).name for entry in draft.files}
+    assert names == {"trajectory.json", "state.json", "model_config.json", "rank-0000.bin", "rank-0000.json", "rank-0001.bin", "rank-0001.json"}
+    state = json.loads((work.output_dir / summary["checkpoint"] / "model_config.json").read_bytes())
+    assert (state["model_type"], state["vocab_size"], state["architectures"]) == ("llama", 64, ["LlamaForCausalLM"])
+
+    longer = GangWork(train_gang("tiny-000000000002"), make_config(training__steps=6, cluster__ranks_per_node=2), inputs)
+    extended = build(longer)  # type: ignore[arg-type]
+    assert "goes on from step 4" in longer.gang.logs()
+    assert "goes on from step 4 of train/tiny-000000000001" in longer.notes[0]
+    alone = GangWork(train_gang("other-000000000003"), make_config(name="other", training__steps=6, cluster__ranks_per_node=2), inputs)
+    assert build(alone).content_hash == extended.content_hash  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_final_checkpoint_that_was_damaged_is_written_again(train_gang: Callable[[str], Any], make_config: MakeConfig, inputs: Any) -> None:
+    config = make_config(training__steps=4, cluster__ranks_per_node=1)
+    work = GangWork(train_gang("tiny-000000000001"), config, inputs)
+    draft = build(work)  # type: ignore[arg-type]
+    (work.output_dir / draft.summary["checkpoint"] / "rank-0000.bin").write_bytes(b"")
+    again = build(work)  # type: ignore[arg-type]
+    assert again.content_hash == draft.content_hash
+    assert again.summary["checkpoint"] != draft.summary["checkpoint"]
+    shutil.rmtree(work.output_dir / "commits")
+    work.run_gang = lambda **_: None  # type: ignore[method-assign]
+    with pytest.raises(VerificationError, match="missing or damaged"):
+        build(work)  # type: ignore[arg-type]

@@ -1,0 +1,29 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from schemas.config import ModelConfig
+from schemas.errors import ConfigError, InputError
+from tasks.train.compatibility import check_compatibility
+
+
+def test_a_model_without_its_own_numbers_fits() -> None:
+    check_compatibility(ModelConfig(config={"model_type": "llama"}), vocab_size=50_000, sequence_length=4096)
+    check_compatibility(ModelConfig(factory="package.module:function"), vocab_size=50_000, sequence_length=4096)
+
+
+def test_both_numbers_are_named_all_at_once() -> None:
+    model = ModelConfig(config={"model_type": "llama", "vocab_size": 1000, "max_position_embeddings": 128})
+    with pytest.raises(ConfigError) as caught:
+        check_compatibility(model, vocab_size=2000, sequence_length=256)
+    assert [problem.key for problem in caught.value.problems] == ["model.config.vocab_size", "model.config.max_position_embeddings"]
+    assert all(number in str(caught.value) for number in ("1000", "2000", "128", "256"))
+
+
+def test_a_pretrained_folder_is_asked_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))
+    with pytest.raises(ConfigError, match="the tokenizer has 300 ids"):
+        check_compatibility(ModelConfig(pretrained=str(tmp_path)), vocab_size=300, sequence_length=8)
+    with pytest.raises(InputError, match="cannot be read"):
+        check_compatibility(ModelConfig(pretrained=str(tmp_path / "absent")), vocab_size=300, sequence_length=8)
