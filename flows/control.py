@@ -11,7 +11,8 @@ from prefect.logging import get_run_logger
 from cluster.lease import Lease
 from cluster.storage import AlreadyExistsError, open_storage
 from schemas.canonical import canonical_json
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, UnreachableError
+from schemas.exit_code import ExitCode
 from schemas.journal import EventKind, RunHandle
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
@@ -58,10 +59,26 @@ def controlled(handle: RunHandle) -> Iterator[None]:
             code = exit_code_of(error)
             message = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
             run.append(EventKind.RUN_FAILED, message, figures={"exit_code": int(code)})
+            _end_tracking(run, handle, code=code)
             raise
         finally:
             _show_stages(run)
+        _end_tracking(run, handle, code=ExitCode.DONE)
         run.append(EventKind.RUN_FINISHED, handle.run_name, figures={"exit_code": 0})
+
+
+def _end_tracking(run: Run, handle: RunHandle, *, code: ExitCode) -> None:
+    """Says in MLflow how the run ended, where it got as far as having an MLflow run."""
+    if run.pointer(Stage.TRAIN) is None:
+        return
+    from tasks.tracking import RunStatus, tracker_of
+
+    stopped = code in (ExitCode.INTERRUPTED, ExitCode.CTRL_C)
+    status = RunStatus.FINISHED if code is ExitCode.DONE else RunStatus.KILLED if stopped else RunStatus.FAILED
+    try:
+        tracker_of(run.config(), handle).end_if_begun(status)
+    except UnreachableError as error:
+        run.append(EventKind.NOTE, f"tracking is down, the run stays open there: {error.what}")
 
 
 def _show_stages(run: Run) -> None:
@@ -77,8 +94,9 @@ def _show_stages(run: Run) -> None:
         for event in run.events()
         if event.kind in ends and event.stage is not None
     ]
-    create_table_artifact(table=rows, key="stages", description=f"Stages of {run.layout.run_id}")
+    name = run.layout.run_id
+    create_table_artifact(table=rows, key="stages", description=f"Stages of {name}")
     create_markdown_artifact(
-        markdown=f"Run `{run.layout.run_id}` in `{run.storage.url}`\n\nLook: `headrace status {run.layout.run_id}` · go on: `headrace resume {run.layout.run_id}`",
+        markdown=f"Run `{name}` in `{run.storage.url}`\n\nLook: `headrace status {name}` · go on: `headrace resume {name}`",
         key="run",
     )

@@ -166,18 +166,21 @@ def _start(home: Path) -> str:
     with socket.create_server((_HOST, 0), backlog=256) as listener, (home / "server.log").open("ab") as log:
         url = f"http://{_HOST}:{listener.getsockname()[1]}/api"
         command = [sys.executable, "-m", "flows.prefect_server", "--home", str(home), "--listener", str(listener.fileno()), "--lock", str(lock)]
-        process = subprocess.Popen(
+        started = subprocess.run(
             command,
             cwd=Path(__file__).parent.parent,
             env=_server_environment(home, url),
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             pass_fds=(listener.fileno(), lock),
             start_new_session=True,  # Ctrl-C at the terminal is for the flow, which still has to report its end
+            check=False,
         )
     os.close(lock)  # the server holds it now
-    _write_json(home / "server.json", {"url": url, "pid": process.pid})
+    if started.returncode:
+        raise _failed(home, "the Prefect server could not be started")
+    _write_json(home / "server.json", {"url": url, "pid": int(started.stdout)})
     return url
 
 
@@ -211,7 +214,17 @@ def _failed(home: Path, what: str) -> UnreachableError:
     )
 
 
+def _detach() -> None:
+    """Goes on in a child that is nobody's child, and tells the starter its pid: so it is never a zombie of a user that goes on."""
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        os._exit(0)
+    os.dup2(2, 1)  # the log; the starter waits for the end of its pipe
+
+
 if __name__ == "__main__":
+    _detach()
     from flows.prefect_server_process import main
 
     main()

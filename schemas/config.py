@@ -169,7 +169,7 @@ class ModelConfig(Frozen):
     """The model: exactly one of `config`, `pretrained`, `factory`."""
 
     config: JsonObject | None = None
-    """A transformers configuration with its `model_type`; weights are initialised from `training.seed`. `vocab_size` is filled in from the tokenizer."""
+    """A transformers configuration with its `model_type`; weights come from `training.seed`, `vocab_size` is filled in from the tokenizer."""
     pretrained: str | None = None
     """A local folder in Hugging Face layout (safetensors) to start from."""
     factory: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -306,7 +306,10 @@ class TrainingConfig(Frozen):
         return self.global_batch_size // (self.micro_batch_size * world_size)
 
     def total_steps(self, *, num_sequences: int, sequence_length: int) -> int:
-        """Returns the number of updates: `steps`, or ceil(tokens / (global_batch_size × sequence_length)), or ceil(epochs × num_sequences / global_batch_size)."""
+        """Returns the number of updates.
+
+        That is `steps`, or ceil(tokens / (global_batch_size × sequence_length)), or ceil(epochs × num_sequences / global_batch_size).
+        """
         if self.steps is not None:
             return self.steps
         if self.tokens is not None:
@@ -532,7 +535,7 @@ class RunConfig(Frozen):
     state: str = Field(default=".headrace/state", min_length=1)
     """Local folder for the Prefect home, the MLflow database, caches and locks. A relative path starts at the recipe's project folder."""
     deepspeed: JsonObject | str | None = None
-    """DeepSpeed options beyond what is derived, as a mapping or the path of a JSON file. `auto` is filled in; a key that contradicts the recipe is refused."""
+    """DeepSpeed options beyond what is derived: a mapping, or the path of a JSON file. `auto` is filled in; what contradicts the recipe is refused."""
     cluster: ClusterConfig = ClusterConfig()
     """The machines."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -550,14 +553,16 @@ class RunConfig(Frozen):
         if self.cluster.kind is ClusterKind.LOCAL and training.global_batch_size % per_step:
             sizes = sorted({max(1, round(training.global_batch_size / per_step)) * per_step, (training.global_batch_size // per_step + 1) * per_step})
             problems.append(
-                f"training.global_batch_size ({training.global_batch_size}) must be a multiple of training.micro_batch_size ({training.micro_batch_size}) "
+                f"training.global_batch_size ({training.global_batch_size}) must be a multiple of "
+                f"training.micro_batch_size ({training.micro_batch_size}) "
                 f"× ranks ({ranks}) = {per_step}; nearest: {', '.join(map(str, sizes))}"
             )
         if self.model.config is not None:
             positions = self.model.config.get("max_position_embeddings")
             if isinstance(positions, int) and positions < self.tokenization.sequence_length:
                 problems.append(
-                    f"model.config.max_position_embeddings ({positions}) is below tokenization.sequence_length ({self.tokenization.sequence_length}); "
+                    f"model.config.max_position_embeddings ({positions}) is below "
+                    f"tokenization.sequence_length ({self.tokenization.sequence_length}); "
                     f"nearest: {self.tokenization.sequence_length}"
                 )
             vocabulary = self.model.config.get("vocab_size")
@@ -568,7 +573,8 @@ class RunConfig(Frozen):
                 )
         if training.steps is not None and training.schedule.warmup_steps > training.steps:
             problems.append(
-                f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); nearest: {training.steps}"
+                f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); "
+                f"nearest: {training.steps}"
             )
         if problems:
             raise ValueError("\n".join(problems))

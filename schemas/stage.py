@@ -41,4 +41,4 @@ _INPUTS: dict[Stage, tuple[Stage, ...]] = {
     Stage.REGISTER: (Stage.EXPORT, Stage.EVALUATE),
 }
 
-_VERSIONS: dict[Stage, int] = {stage: 1 for stage in Stage}
+_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)

@@ -204,10 +204,11 @@ def _guarded(start: Callable[[], None]) -> NoReturn:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         _exit(error.exit_code)
     except OSError as error:
-        if error.errno not in _STORAGE_ERRORS:
+        why = _STORAGE_ERRORS.get(error.errno or 0)
+        if why is None:
             traceback.print_exc()
             _exit(ExitCode.BUG)
-        sys.stderr.write(f"{type(error).__name__}: {error.filename or 'storage'}: {error.strerror}\n  why:  {_STORAGE_ERRORS[error.errno]}\n")
+        sys.stderr.write(f"{type(error).__name__}: {error.filename or 'storage'}: {error.strerror}\n  why:  {why}\n")
         _exit(ExitCode.UNREACHABLE)
     except MemoryError:
         traceback.print_exc()

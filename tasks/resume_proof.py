@@ -21,7 +21,7 @@ from schemas.stage import Stage
 from tasks.disturbance import Kill, kill_rank
 from tasks.runs import Pointer, Run, create_run
 from tasks.views import job_progress
-from tasks.wiring import Listener, bench_of, find_or_make
+from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
 
 _PREPARATION = (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE)
 
@@ -92,7 +92,13 @@ def prove_resume(
         victims = _victims(kills, steps=steps, world_size=world_size, seed=seed)
         note(f"training again, with {kills} kills")
         disturbed, disturbed_s, incidents = _train(
-            config.model_copy(update={"restart": budget}), prepared, scratch / "disturbed", project_dir=project_dir, recipe=recipe, note=note, victims=victims
+            config.model_copy(update={"restart": budget}),
+            prepared,
+            scratch / "disturbed",
+            project_dir=project_dir,
+            recipe=recipe,
+            note=note,
+            victims=victims,
         )
         return ResumeProof(
             steps=steps,
@@ -116,7 +122,7 @@ def _prepare(config: RunConfig, *, project_dir: Path, recipe: str, note: Callabl
     from tasks.validate.build import build as validate
 
     handle = create_run(config, project_dir=project_dir, recipe=recipe)
-    bench = bench_of(handle, listener=Listener(note=note, view=lambda view: None))
+    bench = bench_of(handle, listener=Listener(note=note, view=ignore_view))
     builds = dict(zip(_PREPARATION, (validate, make_tokenizer, tokenize), strict=True))
     return {stage: find_or_make(stage, bench=bench, build=build) for stage, build in builds.items()}
 
@@ -149,7 +155,7 @@ def _train(
     started = time.monotonic()
     killer.start()
     try:
-        record = find_or_make(Stage.TRAIN, bench=bench_of(handle, listener=Listener(note=note, view=lambda view: None)), build=build)
+        record = find_or_make(Stage.TRAIN, bench=bench_of(handle, listener=Listener(note=note, view=ignore_view)), build=build)
     finally:
         cancelled.set()
         killer.join()

@@ -5,17 +5,16 @@ from collections.abc import Callable
 
 from prefect.logging import get_run_logger
 
-from cluster.supervisor import JobView
 from schemas.artifact import ArtifactRef
 from schemas.journal import RunHandle
 from schemas.stage import Stage
-from tasks.wiring import Listener, bench_of, find_or_make
+from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
 from tasks.work import Draft, Work
 
 
 def run_stage(stage: Stage, handle: RunHandle, *, build: Callable[[Work], Draft]) -> ArtifactRef:
     """Finds or makes the stage's artifact. Called inside a Prefect task; raises HeadraceError when the stage fails."""
-    bench = bench_of(handle, listener=Listener(note=get_run_logger().info, view=_ignore))
+    bench = bench_of(handle, listener=Listener(note=get_run_logger().info, view=ignore_view))
     return find_or_make(stage, bench=bench, build=build).ref()
 
 
@@ -24,7 +23,3 @@ def task_logger() -> logging.LoggerAdapter[logging.Logger]:
     logger: logging.LoggerAdapter[logging.Logger] = get_run_logger()  # type: ignore[assignment]  # a plain Logger only outside of runs
     return logger
 
-
-def _ignore(view: JobView) -> None:
-    """Jobs of short stages are followed through their heartbeats; the task log gets notes only."""
-    del view

@@ -280,6 +280,13 @@ class Tracker:
         with self.connection.reaching("written to"):
             self.connection.client.set_terminated(self.mlflow_run_id, status.value)
 
+    def end_if_begun(self, status: RunStatus) -> None:
+        """Ends the MLflow run where there is one; never makes one."""
+        connection = self.connection
+        with connection.reaching("written to"):
+            for run in connection.client.search_runs([connection.experiment_id], f"tags.`{RUN_TAG}` = '{self._run_id}'"):
+                connection.client.set_terminated(run.info.run_id, status.value)
+
     def _run(self) -> "Run":
         return self.connection.client.get_run(self.mlflow_run_id)
 

@@ -6,6 +6,7 @@ Options (from `tasks.evaluate.build`): `corpus_manifest`, `shard_manifest` (entr
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class _Subject:
 
 def run(task: ItemTask) -> ItemOutcome:
     """Evaluates the exported model. Returns the report's main figures as output."""
-    torch.set_num_threads(task.spec.job.threads_per_rank)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # the only item of its job: every core of the allocation is its own
     documents = select(
         read_test_split(task.input_dirs[Stage.VALIDATE], manifest=_entry(task.options["corpus_manifest"])), max_bytes=task.config.evaluation.max_bytes
     )

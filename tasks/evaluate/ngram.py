@@ -108,7 +108,7 @@ def _count(tokens: Ids, *, vocab_size: int, order: int) -> tuple[list[Ids], list
     numbers = np.zeros(len(tokens) + 1, dtype=np.int64)  # of the (n-1)-grams that end before each token
     for n in range(order):
         key = numbers[:-1] * vocab_size + tokens[n:]
-        ranked = np.argsort(key)
+        ranked = _order_of(key)
         in_order = key[ranked]
         first = np.empty(len(key), dtype=bool)
         first[:1] = True
@@ -122,6 +122,20 @@ def _count(tokens: Ids, *, vocab_size: int, order: int) -> tuple[list[Ids], list
             continuation_of.append(np.bincount(numbers[1:][ranked[starts]], minlength=len(keys_of[n - 1])))
         numbers = ending
     return keys_of, counts_of, continuation_of
+
+
+def _order_of(keys: Ids) -> Ids:
+    """Returns the positions of `keys` (≥ 0) in ascending order of key.
+
+    A plain sort is more than twice as fast as an argsort, so the position travels in the key's low bits where there is room.
+    """
+    bits = len(keys).bit_length()
+    if int(keys.max()).bit_length() + bits > 63:
+        return np.argsort(keys)
+    packed = (keys << bits) | np.arange(len(keys))
+    packed.sort()
+    positions: Ids = packed & ((1 << bits) - 1)
+    return positions
 
 
 def _level(keys: Ids, counts: Ids, *, vocab_size: int, num_contexts: int) -> Level:

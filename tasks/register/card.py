@@ -12,6 +12,7 @@ from tasks.register.gate import Verdict
 from tasks.register.lineage import Lineage
 
 _MAX_SAMPLE_CHARS = 600
+_MAX_FACT_CHARS = 32
 
 
 def render(*, model_name: str, lineage: Lineage, report: Report, speed: Speed, samples: Samples, verdict: Verdict) -> str:
@@ -71,8 +72,13 @@ def _sample(prompt: str, completion: str) -> str:
 
 def _stage(stage: Stage, lineage: Lineage) -> str:
     record = lineage[stage]
-    facts = ", ".join(f"{key} {_plain(value)}" for key, value in record.summary.items() if isinstance(value, str | int | float))
+    facts = ", ".join(f"{key} {_plain(value)}" for key, value in record.summary.items() if _is_short(key, value))
     return f"- **{stage.value}** `{record.key}`, content `{record.content_hash}`" + (f": {facts}" if facts else "")
+
+
+def _is_short(key: str, value: Any) -> bool:
+    """Whether a summary's entry is a figure or a word that says something to a reader."""
+    return key != "schema_version" and (isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= _MAX_FACT_CHARS))
 
 
 def _plain(value: Any) -> str:

@@ -21,7 +21,7 @@ def run(task: RankTask) -> None:
     task.progress(RankPhase.STARTING)
     from tasks.train.libraries import prepare_libraries
 
-    prepare_libraries(num_threads=task.spec.job.threads_per_rank)
+    prepare_libraries(num_threads=task.spec.job.threads_per_rank, deterministic=task.config.training.deterministic)
     from tasks.train.loop import train
     from tasks.train.session import open_session
 

@@ -34,12 +34,20 @@ def import_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def prepare_libraries(*, num_threads: int) -> None:
-    """Imports the libraries and sets this process's compute threads. Not for a process that will fork."""
+def prepare_libraries(*, num_threads: int, deterministic: bool = False) -> None:
+    """Imports the libraries and sets up this process for computing. Not for a process that will fork.
+
+    Args:
+        num_threads: compute threads.
+        deterministic: only deterministic kernels (GPU); what has none then raises. CPU kernels are deterministic as they are.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it is first used
     import_libraries()
     import torch
 
     torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(deterministic)
     # torch and DeepSpeed warn about each other's names; what a person must know comes as an error or a log line of ours
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\.")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed)\.")

@@ -2,7 +2,7 @@
 
 MFU is the share of the peak that the model's own arithmetic makes up: (6 N + 12 L H Q T) FLOPs per token (Chowdhery et al.,
 "PaLM", 2022, appendix B), N parameters, L layers, H heads of size Q, T tokens per sequence. The peak is the data sheet's for
-known GPUs; elsewhere that of one matrix product in the number format of training, measured at the start in some 30 ms.
+known GPUs; elsewhere that of a matrix product in the number format of training, measured at the start for 30 ms.
 """
 
 import resource
@@ -18,6 +18,7 @@ from schemas.job import MetricPoint
 _GPU_PEAK_FLOPS: Mapping[str, float] = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
 """Dense bf16 (fp16 for V100) FLOPs per second by the name of the device, from the data sheets."""
 _GEMM_SIZE = 512
+_MEASURE_S = 0.03
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -70,7 +71,7 @@ def flops_per_token(num_parameters: int, *, model_config: Mapping[str, Any], seq
 
 
 def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float:
-    """Returns this rank's peak FLOPs per second: the data sheet's, or a matrix product's (the best of three after one to warm up)."""
+    """Returns this rank's peak FLOPs per second: the data sheet's, or the best of some matrix products."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, flops in _GPU_PEAK_FLOPS.items():
@@ -78,9 +79,8 @@ def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float:
                 return flops
     left = torch.ones(_GEMM_SIZE, _GEMM_SIZE, dtype=dtype, device=device)
     right = torch.ones_like(left)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
+    best, deadline = float("inf"), time.perf_counter() + _MEASURE_S
+    while (began := time.perf_counter()) < deadline or best == float("inf"):
         torch.mm(left, right)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

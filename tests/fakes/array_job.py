@@ -6,6 +6,7 @@
 """
 
 import argparse
+import contextlib
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, file_entry
 from schemas.canonical import canonical_json
 from schemas.job import ItemRecord, TaskSpec
-from tests.fakes.gang_job import _strike, _strikes
+from tests.fakes.gang_job import strike, strikes
 
 
 def main() -> None:
@@ -26,17 +27,15 @@ def main() -> None:
     output = Path(spec.output_dir)
     print(f"item {arguments.index} starts in epoch {spec.epoch}", flush=True)
     for fault in spec.job.options.get("faults", ()):
-        if fault["item"] == arguments.index and _strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
-            _strike(fault["kind"])
+        if fault["item"] == arguments.index and strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
+            strike(fault["kind"])
     time.sleep(spec.job.options["item_s"])
     path = output / f"part-{arguments.index:06d}.txt"
     if not path.exists():
         path.write_text(f"item {arguments.index}\n")
     record = ItemRecord(index=arguments.index, epoch=spec.epoch, files=(file_entry(path, relative_to=output),), output={})
-    try:
+    with contextlib.suppress(AlreadyExistsError):
         FileStorage(output.parent).create_exclusive(ArtifactLayout(output.name).item(spec.job.step_name, arguments.index), canonical_json(record))
-    except AlreadyExistsError:
-        pass
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -39,8 +40,8 @@ def main() -> None:
         if step == max(0, committed) + 1:
             record_modules()
         for fault in options.get("faults", ()):
-            if fault["rank"] == rank and fault["step"] == step and _strikes(output, fault, spec.epoch):
-                _strike(fault["kind"])
+            if fault["rank"] == rank and fault["step"] == step and strikes(output, fault, spec.epoch):
+                strike(fault["kind"])
         time.sleep(options["step_s"])
         _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank)
         if rank == 0:
@@ -48,10 +49,8 @@ def main() -> None:
             with (Path(spec.scratch_dir) / "metrics-r0000.jsonl").open("a") as file:
                 file.write(point.model_dump_json() + "\n")
             if step % options["commit_every"] == 0 or step == options["steps"] or stop.wanted:
-                try:
+                with contextlib.suppress(AlreadyExistsError):
                     storage.create_exclusive(layout.commit(step), json.dumps({"step": step, "epoch": spec.epoch}).encode())
-                except AlreadyExistsError:
-                    pass
         if step % options["commit_every"] == 0:
             committed = step
         if stop.wanted:
@@ -79,7 +78,7 @@ def _progress(spec: TaskSpec, rank: int, phase: RankPhase, *, step: int, committ
     replace_local(Path(spec.scratch_dir) / f"progress-{rank:06d}.json", progress.model_dump_json().encode())
 
 
-def _strikes(output: Path, fault: dict, epoch: int) -> bool:
+def strikes(output: Path, fault: dict, epoch: int) -> bool:
     """Whether the fault strikes now: it does so in the first `times` epochs that reach it."""
     marks = output / "faults"
     marks.mkdir(exist_ok=True)
@@ -90,7 +89,8 @@ def _strikes(output: Path, fault: dict, epoch: int) -> bool:
     return True
 
 
-def _strike(kind: str) -> None:
+def strike(kind: str) -> None:
+    """Does what the fault says."""
     if kind == "raise-late":
         time.sleep(0.5)
     if kind in ("raise", "raise-late"):

@@ -31,9 +31,11 @@ class LiveJob:
         self._act: Callable[[JobView], None] | None = None
 
     def run(self, **options: Any) -> ExitRecord:
-        """Sees the job through; `when` may act on it meanwhile."""
+        """Sees the job through; `when` may act on it meanwhile. A job that goes on for ever fails the test."""
+        deadline = time.monotonic() + PATIENCE_S
 
         def on_view(view: JobView) -> None:
+            assert time.monotonic() < deadline, f"the job does not end: {view}"
             self.views.append(view)
             if self._act is not None:
                 self._act(view)

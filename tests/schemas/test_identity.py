@@ -79,7 +79,8 @@ def test_root_hash_does_not_depend_on_order() -> None:
 
 
 def test_feasible_world_sizes_are_the_divisors() -> None:
-    training = RunConfig.model_validate(BASE | {"training": {"steps": 1, "global_batch_size": 96, "micro_batch_size": 8, "schedule": {"warmup_steps": 0}}}).training
+    section = {"steps": 1, "global_batch_size": 96, "micro_batch_size": 8, "schedule": {"warmup_steps": 0}}
+    training = RunConfig.model_validate(BASE | {"training": section}).training
     assert training.feasible_world_sizes == (1, 2, 3, 4, 6, 12)
     assert training.world_size_for(5) == 4
     assert training.gradient_accumulation_steps(4) == 3

@@ -33,7 +33,7 @@ def record(what: Identity, key: str, *, content: str = "c" * 64) -> ArtifactReco
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(FileStorage(tmp_path))
 

@@ -159,7 +159,7 @@ def test_sigterm_lets_ranks_commit_and_says_resumable(gang: Callable[..., LiveJo
 def test_a_wish_to_stop_ends_ranks_that_do_not_listen_after_the_grace(gang: Callable[..., LiveJob]) -> None:
     job = gang(steps=400, faults=[fault("hang", step=3)], changes={"grace_s": 0.5})
     wished: list[bool] = []
-    job.when(lambda view: view.step >= 3, lambda: wished.append(True))
+    job.when(lambda view: view.step >= 2, lambda: wished.append(True))
     record = job.run(stop_requested=lambda: bool(wished))
     assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
     wait_until(lambda: job.family() == [])

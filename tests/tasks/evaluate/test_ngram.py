@@ -76,3 +76,12 @@ def test_longer_context_helps_where_there_is_structure() -> None:
 def test_a_stream_shorter_than_the_order() -> None:
     model = NgramModel(np.array([1, 2]), vocab_size=VOCABULARY)
     assert model.distribution([1]).sum() == pytest.approx(1.0)
+
+
+def test_a_huge_vocabulary_counts_the_same() -> None:
+    """Keys that leave no room for positions are sorted another way."""
+    stream = np.random.default_rng(1).integers(0, VOCABULARY, 300)
+    small, huge = NgramModel(stream, vocab_size=VOCABULARY), NgramModel(stream, vocab_size=2**53)
+    for level, other in zip(small.levels, huge.levels, strict=True):
+        np.testing.assert_array_equal(level.counts, other.counts)
+        np.testing.assert_array_equal(level.totals, other.totals)
