@@ -113,13 +113,13 @@ def _poll(run: Run, ended: threading.Event, after: int) -> Iterator[tuple[list[E
                     running = event.artifact_key
                 elif event.kind in (EventKind.STAGE_FINISHED, EventKind.STAGE_FAILED, EventKind.STAGE_REUSED):
                     running = ""
-            job = _with_eta(job_progress(run.storage, running, now=time.time()), seen) if running else None
+            job = with_eta(job_progress(run.storage, running, now=time.time()), seen) if running else None
         yield events, job
         if last:
             return
 
 
-def _with_eta(job: JobProgress | None, seen: deque[tuple[float, int]]) -> JobProgress | None:
+def with_eta(job: JobProgress | None, seen: deque[tuple[float, int]]) -> JobProgress | None:
     """Returns the job with the time to go by the pace that was seen here, where the job itself does not tell."""
     if job is None or job.eta_s >= 0 or not job.total_steps:
         return job

@@ -125,7 +125,7 @@ def _look_at(text: str, *, project_dir: Path) -> TextFacts:
     """Returns what can be told of the text by looking at names, sizes and the first record. Raises InputError."""
     from tasks.validate.sources import compression_of, find_files, format_of
 
-    path = str(absolute(text, base=Path.cwd()))
+    path = text if "://" in text else str(absolute(text, base=Path.cwd()))
     source = SourceConfig(path=path)
     files = find_files(source, name="--text")
     formats = Counter(format_of(file.relative_path, source) for file in files)

@@ -535,7 +535,7 @@ class RunConfig(Frozen):
     state: str = Field(default=".headrace/state", min_length=1)
     """Local folder for the Prefect home, the MLflow database, caches and locks. A relative path starts at the recipe's project folder."""
     deepspeed: JsonObject | str | None = None
-    """DeepSpeed options beyond what is derived: a mapping, or the path of a JSON file. `auto` is filled in; what contradicts the recipe is refused."""
+    """DeepSpeed options beyond what is derived: a mapping, or the path of a JSON file. `auto` is filled in, contradictions are refused."""
     cluster: ClusterConfig = ClusterConfig()
     """The machines."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -225,7 +225,7 @@ def _training(wish: Wish, *, size: _Size, length: _Length) -> str:
   precision: bf16
   zero_stage: {1 if wish.gpus or wish.cluster is not ClusterKind.LOCAL else 2}
   optimizer:
-    learning_rate: {rate:g}
+    learning_rate: {f"{rate:.6f}".rstrip("0")}
   schedule:
     kind: wsd                  # constant, then falling: a longer run can go on from this one
     warmup_steps: {max(5, length.steps // 20)}

@@ -89,19 +89,18 @@ def optimizer_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
 
 
 def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    values = {"vocab_size": manifest.vocab_size, **values, "use_cache": False}
     model_type = values.pop("model_type")
-    for key in ("bos_token_id", "eos_token_id"):
-        values.setdefault(key, manifest.end_of_text_id)
+    ids = {"vocab_size": manifest.vocab_size, "bos_token_id": manifest.end_of_text_id, "eos_token_id": manifest.end_of_text_id}
     try:
-        hf_config = AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError) as error:
-        raise ConfigError((Problem("model.config", repr(model_type), str(error).splitlines()[0]),)) from error
-    with _partition_on_creation(deepspeed_options), no_init_weights():
-        module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+        hf_config = AutoConfig.for_model(model_type, **{**ids, **values, "use_cache": False})
+        with _partition_on_creation(deepspeed_options), no_init_weights():
+            module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError((Problem("model.config", repr(model_type), f"transformers refuses it: {' '.join(str(error).split())}"),)) from error
     _initialise(module, seed=seed, partitioned=deepspeed_options is not None)
     module.tie_weights()
     return cast(nn.Module, module)
@@ -205,11 +204,11 @@ def _from_factory(model: ModelConfig, *, manifest: ShardManifest, seed: int) -> 
 
 
 def _checkpoint_activations(module: nn.Module) -> None:
-    enable = getattr(module, "gradient_checkpointing_enable", None)
+    enable = getattr(module, "activation_checkpointing_enable", None)
     if enable is None:
-        message = "needs a model with gradient_checkpointing_enable(), which the factory's has not"
+        message = "needs a model with activation_checkpointing_enable(), which the factory's has not"
         raise ConfigError((Problem("training.activation_checkpointing", "True", message, nearest="False"),))
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _config_mapping(module: nn.Module) -> Mapping[str, Any]:

@@ -83,7 +83,7 @@ def test_help_shows_examples_that_are_commands_of_ours(name: str, monkeypatch: p
 
 def test_help_names_the_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--help") == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert all(f"{int(code)} " in text for code in ExitCode)
     assert "demo" not in text.split("Commands:")[1].split("Exit codes")[0]  # hidden
 
@@ -162,7 +162,9 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         (("verify-resume", "x.yaml", "--kills", "none"), "--kills"),
     ],
 )
-def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_exit_code_2(
+    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, *arguments) == 2
     assert says in capsys.readouterr().err
 
@@ -187,7 +189,13 @@ def test_a_wrong_recipe_is_told_with_all_problems(tmp_path: Path, monkeypatch: p
     assert call(monkeypatch, "plan", str(recipe)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"error: {recipe}: 5 problems"
-    assert [line.split(": ")[1].split(" = ")[0] for line in lines[1:]] == ["name", "model.config", "training.lr", "training.schedule.warmup_steps", "corpus.sources.0"]
+    assert [line.split(": ")[1].split(" = ")[0] for line in lines[1:]] == [
+        "name",
+        "model.config",
+        "training.lr",
+        "training.schedule.warmup_steps",
+        "corpus.sources.0",
+    ]
 
 
 def test_doctor_fails_only_on_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

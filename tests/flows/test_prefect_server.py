@@ -116,7 +116,13 @@ def test_silence_is_not_health(tmp_path: Path) -> None:
 
 
 def test_ambient_settings_do_not_count(tmp_path: Path) -> None:
-    environment = {"PREFECT_API_URL": "http://cloud", "PREFECT_API_KEY": "geheim", "PREFECT_PROFILE": "work", "PATH": "/bin", "no_proxy": "example.com"}
+    environment = {
+        "PREFECT_API_URL": "http://cloud",
+        "PREFECT_API_KEY": "geheim",
+        "PREFECT_PROFILE": "work",
+        "PATH": "/bin",
+        "no_proxy": "example.com",
+    }
     assert client_environment(environment, state_dir=tmp_path, ambient=False) is None
     assert "geheim" not in environment.values()
     assert "PREFECT_API_URL" not in environment

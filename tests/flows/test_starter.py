@@ -129,7 +129,12 @@ def test_wrong_options_come_at_once_and_leave_nothing(project: Path) -> None:
     path = write_jsonl(project)
     with pytest.raises(ConfigError) as caught:
         init(path, cluster="slrm", model=Path("nix"), tokenizer=Path("nix2"), deepspeed=Path("ds.json"))
-    assert [(problem.key, problem.nearest) for problem in caught.value.problems] == [("--cluster", "slurm"), ("--model", ""), ("--tokenizer", ""), ("--deepspeed", "")]
+    assert [(problem.key, problem.nearest) for problem in caught.value.problems] == [
+        ("--cluster", "slurm"),
+        ("--model", ""),
+        ("--tokenizer", ""),
+        ("--deepspeed", ""),
+    ]
     assert sorted(found.name for found in project.iterdir()) == ["docs.jsonl", "pyproject.toml"]
 
 

@@ -138,7 +138,12 @@ class RankServer:
     """Starts gangs of ranks; see rank_server.py."""
 
     def __init__(self, log_dir: Path) -> None:
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path.cwd())}
+        environment = os.environ | {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": f"{Path.cwd()}:{HERE / 'project'}",
+        }
         argv = [sys.executable, str(HERE / "rank_server.py")]
         with (log_dir / "server.log").open("wb") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)

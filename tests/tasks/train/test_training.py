@@ -218,3 +218,36 @@ def test_initial_weights_depend_on_the_seed_alone(gang: MakeGang, make_config: M
     matrices = [key for key in one if key.endswith(("proj.weight/weight", "c_fc.weight/weight", "embed_tokens.weight/weight"))]
     assert matrices
     assert all(not np.array_equal(one[key], other[key]) for key in matrices)
+
+
+def test_a_model_of_ones_own_trains_and_goes_on(gang: MakeGang, make_config: MakeConfig) -> None:
+    """At ZeRO 3 too, where the factory knows nothing of partitioning."""
+    for stage in (1, 3):
+        config = make_config(model={"factory": "bigram_model:build"}, training__zero_stage=stage)
+        calm, stopped = gang(f"calm{stage}"), gang(f"stopped{stage}")
+        calm.run(config)
+        stopped.kill_at(config, step=3)
+        stopped.run(config)
+        assert_equal_state(calm.artifact_dir, stopped.artifact_dir)
+        assert set(whole_state(calm.artifact_dir)) == {f"table.{name}/{slot}" for name in ("weight", "bias") for slot in SLOTS}
+
+
+def test_state_in_cpu_memory_is_saved_and_restored_like_any_other(gang: MakeGang, make_config: MakeConfig) -> None:
+    for stage in (2, 3):
+        config = make_config(training__zero_stage=stage, deepspeed={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+        offloaded, stopped = gang(f"offloaded{stage}"), gang(f"stopped{stage}")
+        offloaded.run(config)
+        stopped.kill_at(config, step=3)
+        stopped.run(config)
+        assert_equal_state(offloaded.artifact_dir, stopped.artifact_dir)
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_committed(gang: MakeGang, make_config: MakeConfig) -> None:
+    for stage in (0, 2):
+        config = make_config(
+            training__zero_stage=stage, training__optimizer={"learning_rate": 1e38}, training__schedule={"kind": "constant", "warmup_steps": 0}
+        )
+        spoiled = gang(f"spoiled{stage}")
+        spoiled.run(config, expect=ExitCode.POLICY)
+        assert "is not finite" in spoiled.logs()
+        assert not (spoiled.artifact_dir / "commits").exists()

@@ -1,0 +1,75 @@
+"""Logs and cancellation of a run that another process works on: everything through storage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.layout import ArtifactLayout
+from flows.cancellation import request_cancel, wait_until_stopped
+from flows.logs_of import log_lines
+from schemas.canonical import canonical_json
+from schemas.errors import InputError
+from schemas.job import CancelRequest, Cause, ExitRecord
+from schemas.journal import EventKind, RunFile
+from schemas.stage import Stage
+from schemas.view import RunState
+from tasks.runs import Run
+from tests.fakes.job_request import ARTIFACT, gang_request
+
+RUN_ID = "demo-20261122t020000-7f3a"
+LAYOUT = ArtifactLayout(ARTIFACT)
+ENDED = ExitRecord(key="k", exit_code=0, cause=Cause.FINISHED, message="", epoch=0, incidents=(), ended_at=1.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose training had one attempt that ended and has one that works."""
+    from cluster.storage import FileStorage
+
+    run = Run(FileStorage(tmp_path / "data"), RUN_ID)
+    fields: dict[str, Any] = {"run_id": RUN_ID, "recipe": "r.yaml", "overrides": (), "from_stage": None, "project_dir": "/p", "state_dir": "/s"}
+    run.storage.create_exclusive(run.layout.config, canonical_json(RunFile(**fields, config={}, created_at=0.0, argv=())))
+    run.append(EventKind.STAGE_STARTED, stage=Stage.TRAIN, artifact_key=ARTIFACT)
+    for number, text in ((0, b"old 0\n"), (1, b"line 0\nline 1\n")):
+        attempt = LAYOUT.attempt("", number)
+        spec = gang_request(tmp_path).model_copy(update={"attempt": number})
+        run.storage.create_exclusive(attempt.spec, canonical_json(spec))
+        run.storage.create_exclusive(attempt.log_segment(epoch=number, rank=0, sequence=0), text)
+        run.storage.create_exclusive(attempt.log_segment(epoch=number, rank=1, sequence=0), b"other rank\n")
+    run.storage.create_exclusive(LAYOUT.attempt("", 0).exit, canonical_json(ENDED))
+    return run
+
+
+def texts(run: Run, **options: Any) -> list[str]:
+    plain: dict[str, Any] = {"stage": None, "rank": 0, "last": None, "follow": False}
+    return [line.text for line in log_lines(run, **(plain | options))]
+
+
+def test_logs_of_all_attempts_in_order(run: Run) -> None:
+    assert texts(run) == ["old 0", "line 0", "line 1"]
+    assert texts(run, rank=1) == ["other rank", "other rank"]
+    assert texts(run, last=1) == ["line 1"]
+    assert texts(run, last=0) == []
+
+
+def test_following_ends_with_the_attempt(run: Run) -> None:
+    run.storage.create_exclusive(LAYOUT.attempt("", 1).exit, canonical_json(ENDED))
+    assert texts(run, follow=True) == ["old 0", "line 0", "line 1"]
+
+
+def test_a_stage_without_output_is_told(run: Run) -> None:
+    with pytest.raises(InputError, match="stage export of run"):
+        texts(run, stage=Stage.EXPORT)
+
+
+def test_only_what_still_works_is_asked_to_stop_and_once_is_enough(run: Run) -> None:
+    assert request_cancel(run, reason="test") == (LAYOUT.attempt("", 1).key,)
+    assert request_cancel(run, reason="again") == (LAYOUT.attempt("", 1).key,)
+    request = CancelRequest.model_validate_json(run.storage.read(LAYOUT.attempt("", 1).cancel))
+    assert request.reason == "test"
+    assert not run.storage.exists(LAYOUT.attempt("", 0).cancel)
+
+
+def test_a_run_that_nobody_works_on_has_stopped(run: Run) -> None:
+    assert wait_until_stopped(run, timeout_s=0.0).state is RunState.INTERRUPTED
