@@ -61,6 +61,7 @@ DEFAULTS: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads that spin take the core from the rank beside them
 }
 """What every compute process gets unless the job's own environment says otherwise."""
 

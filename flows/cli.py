@@ -75,13 +75,12 @@ def plan(recipe: RecipeArgument, assignments: SetOption = None, from_stage: From
       headrace plan my.yaml --set training.steps=5000 --set cluster.nodes=4
       headrace plan my.yaml --from train --json
     """  # noqa: D301
+    from flows.piloting import load_checked, plan_checked
     from flows.screens import plan_screen
     from flows.terminal import show, show_json
-    from schemas.recipe import load_recipe
-    from tasks.planning import make_plan
 
-    loaded = load_recipe(recipe, assignments or ())
-    planned = make_plan(loaded.config, from_stage=from_stage)
+    loaded = load_checked(recipe, assignments or ())
+    planned = plan_checked(loaded, from_stage=from_stage)
     if as_json:
         show_json({**planned.model_dump(mode="json"), "warnings": [*loaded.warnings, *planned.warnings]})
         return
@@ -160,7 +159,7 @@ def logs(
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last so many lines.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the run works.")] = False,
     storage: StorageOption = None,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")] = False,
 ) -> None:
     """Print what a run's ranks and work items wrote.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from flows.figure import incident_line, of_seconds, stage_detail
 from flows.screens import training_line
 from schemas.errors import HeadraceError
+from schemas.exit_code import ExitCode
 from schemas.frozen import thaw
 from schemas.job import RankPhase
 from schemas.journal import Event, EventKind
@@ -70,7 +71,8 @@ def event_line(event: Event) -> str:
         case EventKind.STAGE_FINISHED:
             return f"{stage} {of_seconds(float(event.figures.get('seconds', 0.0))):>10}  {stage_detail_of(event)}".rstrip()
         case EventKind.STAGE_FAILED:
-            return f"{stage} failed"
+            stopped = event.figures.get("exit_code") in (ExitCode.INTERRUPTED, ExitCode.CTRL_C)
+            return f"{stage} {'stopped' if stopped else 'failed'}"
         case EventKind.INCIDENT:
             return f"{stage} {incident_line(thaw(event.figures))}"
         case EventKind.NOTE:
@@ -152,7 +154,7 @@ def _bars(run: Run, ended: threading.Event, stream: TextIO, after: int) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn(), TextColumn("{task.fields[detail]}"))
     console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
-        bar: TaskID | None = None
+        bar = _new_bar(progress, None, "starting")  # Prefect and its server take seconds
         for events, job in _poll(run, ended, after):
             for event in events:
                 if event.kind is EventKind.STAGE_STARTED and event.stage is not None:

@@ -15,7 +15,7 @@ from flows.terminal import paint, show, show_json
 from schemas.errors import GateError, InputError, VerificationError
 from schemas.frozen import thaw
 from schemas.plan import Plan
-from schemas.recipe import load_recipe
+from schemas.recipe import LoadedRecipe, load_recipe
 from schemas.stage import Stage
 from tasks.planning import make_plan
 
@@ -25,12 +25,34 @@ if TYPE_CHECKING:
 DEMO_RECIPE = Path(__file__).resolve().parent.parent / "infra" / "recipes" / "demo_cpu.yaml"
 
 
+def load_checked(recipe: Path, assignments: Sequence[str]) -> LoadedRecipe:
+    """Returns the recipe, its raw DeepSpeed section judged too: what contradicts the recipe is refused before any work."""
+    loaded = load_recipe(recipe, assignments)
+    if loaded.config.deepspeed is not None:
+        from tasks.train.deepspeed_config import deepspeed_config
+
+        config = loaded.config
+        deepspeed_config(config, world_size=config.training.world_size_for(config.ranks(Stage.TRAIN)))
+    return loaded
+
+
+def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None) -> Plan:
+    """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already."""
+    plan = make_plan(loaded.config, from_stage=from_stage)
+    vocab_size = plan.stage(Stage.TOKENIZER).summary.get("vocab_size")
+    if vocab_size is not None and not plan.nothing_to_do:
+        from tasks.train.compatibility import check_compatibility
+
+        check_compatibility(loaded.config.model, vocab_size=vocab_size, sequence_length=loaded.config.tokenization.sequence_length)
+    return plan
+
+
 def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | None, as_json: bool) -> None:
     """Runs what the recipe's plan finds missing; says so when that is nothing. Raises HeadraceError."""
-    loaded = load_recipe(recipe, assignments)
+    loaded = load_checked(recipe, assignments)
     for warning in loaded.warnings:
         show(f"warning: {warning}", stream=sys.stderr)
-    plan = make_plan(loaded.config, from_stage=from_stage)
+    plan = plan_checked(loaded, from_stage=from_stage)
     if plan.nothing_to_do:
         _nothing_to_do(plan, as_json=as_json)
         return

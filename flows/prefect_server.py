@@ -28,6 +28,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from schemas.errors import UnreachableError
 
@@ -77,12 +78,16 @@ def wait_until_ready(state_dir: Path, url: str, *, timeout_s: float = _START_TIM
 
 
 def is_healthy(url: str, *, timeout_s: float = 2.0) -> bool:
-    """Whether a Prefect API answers at `url`."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a site's HTTP proxy does not know our loopback
+    """Whether a Prefect API answers at `url`. One that wants a key, as Prefect Cloud does, answers too."""
+    is_local = urlsplit(url).hostname in (_HOST, "localhost", "::1")
+    proxies = urllib.request.ProxyHandler({} if is_local else None)  # a site's HTTP proxy does not know our loopback
     try:
-        with direct.open(f"{url}/health", timeout=timeout_s) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+        with urllib.request.build_opener(proxies).open(f"{url}/health", timeout=timeout_s):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code < 500
+    except (OSError, ValueError):  # no answer, or no URL
         return False
 
 
@@ -195,7 +200,7 @@ def _server_environment(home: Path, url: str) -> dict[str, str]:
         "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "DO_NOT_TRACK": "1",
     }
-    for service in ("SCHEDULER", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "TRIGGERS", "REPOSSESSOR"):
+    for service in ("SCHEDULER", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "TRIGGERS"):
         ours[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"  # deployments and automations need a server that stays
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | ours
 

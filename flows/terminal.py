@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel
 
-from schemas.errors import ConfigError, HeadraceError
+from schemas.errors import ConfigError, HeadraceError, InterruptedRunError
 from schemas.frozen import thaw
 
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
@@ -40,7 +40,8 @@ def show_json(value: BaseModel | Mapping[str, Any] | Iterable[Any]) -> None:
 def show_error(error: HeadraceError, *, as_json: bool) -> None:
     """Prints an expected error: to stderr for people, and to stdout as JSON where a machine asked for it."""
     what, *rest = error.render().splitlines()
-    show([paint(f"error: {what}", "red", stream=sys.stderr), *rest], stream=sys.stderr)
+    stopped = isinstance(error, InterruptedRunError)
+    show([paint(f"{'stopped' if stopped else 'error'}: {what}", "yellow" if stopped else "red", stream=sys.stderr), *rest], stream=sys.stderr)
     if as_json:
         body: dict[str, Any] = {
             "class": type(error).__name__,

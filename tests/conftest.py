@@ -14,6 +14,8 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "HF_HUB_OFFLINE": "1",
     "DS_ACCELERATOR": "cpu",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
 for _name in [name for name in os.environ if name.startswith(AMBIENT)]:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_EVERY_S = 1.0
 _KEEP_HEARTBEATS = 3
-_TICK_S = 0.2
+TICK_S = 0.2
 _SEGMENT_BYTES = 1 << 20
 _MOST_SEGMENT_PAUSE_S = 15.0
 _LAST_TRIES_S = 60.0
@@ -142,7 +142,7 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            while not self._ending.wait(_TICK_S):
+            while not self._ending.wait(TICK_S):
                 try:
                     self._tick()
                 except (OSError, HeadraceError) as error:

@@ -112,12 +112,12 @@ class Zygote:
 
 
 def _settle() -> None:
-    """Keeps later forks cheap and safe: no garbage collection of shared pages, and a loud word when an import started a thread."""
+    """Keeps later forks cheap: garbage collection leaves shared pages alone. Says when an import started threads: forked ranks lack them."""
     gc.collect()
     gc.freeze()
     tasks = Path("/proc/self/task")
     if tasks.exists() and (count := len(os.listdir(tasks))) > 1:
-        logger.warning("an import started %d threads in the zygote; they do not exist in forked ranks", count - 1)
+        logger.info("imports started %d threads in the zygote; they do not exist in forked ranks", count - 1)
 
 
 def run_program(request: Fork) -> None:

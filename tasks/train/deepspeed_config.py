@@ -122,8 +122,11 @@ def deepspeed_config(config: RunConfig, *, world_size: int, options: Mapping[str
         options: the raw section where it came from a JSON file.
 
     Raises:
-        ConfigError: with every key of the raw section that is unknown, forbidden, or contradicts the recipe.
+        ConfigError: fp16 without ZeRO; or with every key of the raw section that is unknown, forbidden, or contradicts the recipe.
     """
+    if config.training.precision is Precision.FP16 and config.training.zero_stage == 0:
+        # 0.19.8 divides the gradients by the loss scale there, but never multiplied the loss by it
+        raise ConfigError((Problem("training.zero_stage", "0", "cannot train in fp16: DeepSpeed scales no loss without ZeRO", nearest="1"),))
     raw = options if options is not None else config.deepspeed
     assert not isinstance(raw, str), "a path is read by the control side"
     derived = _derived(config, world_size=world_size)

@@ -81,12 +81,10 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         own_norm = None if self._reports_norm else self._norm_of_gradients()
-        scale, skipped_before = self.loss_scale, self.deepspeed.skipped_steps
+        skipped_before = self.deepspeed.skipped_steps
         self.deepspeed.step()
         applied = self.deepspeed.skipped_steps == skipped_before
         norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if own_norm is None else own_norm
-        if self.zero_stage == 0:
-            norm /= scale  # DeepSpeed 0.19 reports the norm of the scaled gradients there
         return StepResult(applied=applied, gradient_norm=norm if applied else math.inf)
 
     def _norm_of_gradients(self) -> float:

@@ -216,7 +216,7 @@ def test_a_never_submitted_attempt_of_another_request_is_closed(stage: Stage) ->
 def test_silence_of_the_scheduler_makes_no_new_attempt(stage: Stage) -> None:
     stage.launcher.scripts = [runs(stage, JobState.UNKNOWN)]
     stage.clock.at(5_000.0, lambda: stage.end(stage.launcher.submitted[0]))
-    assert stage.run(poll_s=10.0).exit_code is ExitCode.DONE
+    assert stage.run(poll_s=100.0).exit_code is ExitCode.DONE
     assert len(stage.launcher.submitted) == 1
     assert Life.UNKNOWN in {view.state for view in stage.views}
 
@@ -224,13 +224,13 @@ def test_silence_of_the_scheduler_makes_no_new_attempt(stage: Stage) -> None:
 def test_absence_shorter_than_lost_after_makes_no_new_attempt(stage: Stage) -> None:
     stage.launcher.scripts = [runs(stage, JobState.ABSENT)]
     stage.clock.at(280.0, lambda: stage.end(stage.launcher.submitted[0]))
-    stage.run(poll_s=5.0)
+    stage.run(poll_s=20.0)
     assert len(stage.launcher.submitted) == 1
 
 
 def test_absence_longer_than_lost_after_makes_one_under_a_fence(stage: Stage) -> None:
     stage.launcher.scripts = [runs(stage, JobState.ABSENT), ends(stage)]
-    assert stage.run(poll_s=5.0).exit_code is ExitCode.DONE
+    assert stage.run(poll_s=20.0).exit_code is ExitCode.DONE
     assert [spec.attempt for spec in stage.launcher.submitted] == [0, 1]
     lost = read_exit(stage.storage, stage.attempt(0))
     assert lost is not None
@@ -356,7 +356,7 @@ def test_a_storage_that_fails_for_a_while_is_asked_again(stage: Stage, monkeypat
         return names(self, prefix)
 
     monkeypatch.setattr(FileStorage, "names", flaky)
-    assert stage.run(poll_s=1.0).exit_code is ExitCode.DONE
+    assert stage.run(poll_s=5.0).exit_code is ExitCode.DONE
     assert len(stage.launcher.submitted) == 1
 
 
@@ -368,7 +368,7 @@ def test_a_storage_that_stays_away_is_an_error_that_leaves_the_job_alone(stage: 
 
     stage.clock.at(10.0, lambda: monkeypatch.setattr(FileStorage, "names", away))
     with pytest.raises(UnreachableError, match="has not answered for 300 s"):
-        stage.run(poll_s=5.0)
+        stage.run(poll_s=20.0)
     assert stage.launcher.cancelled == []
 
 

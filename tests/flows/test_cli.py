@@ -99,7 +99,7 @@ def test_an_expected_error_is_told_without_a_traceback(
     assert call(monkeypatch, "run", "x.yaml") == code
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"error: {error.render()}\n"
+    assert shown.err == f"{'stopped' if code == 75 else 'error'}: {error.render()}\n"
     assert call(monkeypatch, "run", "x.yaml", "--json") == code
     body = json.loads(capsys.readouterr().out)["error"]
     assert (body["class"], body["exit_code"]) == (type(error).__name__, code)

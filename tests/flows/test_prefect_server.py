@@ -7,8 +7,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -113,6 +115,24 @@ def test_silence_is_not_health(tmp_path: Path) -> None:
     assert not is_healthy("http://127.0.0.1:1/api", timeout_s=0.5)
     with pytest.raises(UnreachableError):
         wait_until_ready(tmp_path, "http://127.0.0.1:1/api", timeout_s=0.2)
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (401, True), (404, True), (500, False), (503, False)])
+def test_an_answer_is_health_unless_the_server_says_that_it_is_ill(status: int, healthy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for our own machine
+    with HTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert is_healthy(f"http://127.0.0.1:{server.server_port}/api") is healthy
+        server.shutdown()
+    assert not is_healthy("not a url")
 
 
 def test_ambient_settings_do_not_count(tmp_path: Path) -> None:

@@ -36,3 +36,12 @@ def full_disk(task: RankTask) -> None:
 
     writer_module.write_durably = refuse
     run(task)
+
+
+def fp16_anyway(task: RankTask) -> None:
+    """Trains in fp16 on a CPU without fp16 matrix units: torch emulates them."""
+    prepare_libraries(num_threads=1)
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+    run(task)

@@ -138,6 +138,11 @@ def test_what_is_refused_names_both_sides(make_config: MakeConfig, raw: dict[str
     assert all(word in str(problem) for word in words), str(problem)
 
 
+def test_fp16_needs_zero(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"training\.zero_stage = 0.*nearest valid: 1"):
+        deepspeed_config(make_config(training__precision="fp16", training__zero_stage=0), world_size=2)
+
+
 def test_all_problems_at_once(make_config: MakeConfig) -> None:
     raw = {"gradient_clipping": 2.0, "nebula": {}, "zero_optimization": {"stage": 1, "nonsense": 1}}
     with pytest.raises(ConfigError) as caught:

@@ -251,3 +251,34 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_committed(gang: Make
         spoiled.run(config, expect=ExitCode.POLICY)
         assert "is not finite" in spoiled.logs()
         assert not (spoiled.artifact_dir / "commits").exists()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fp16_goes_on_with_its_loss_scale_and_skipped_steps(gang: MakeGang, make_config: MakeConfig, stage: int) -> None:
+    """The first scale is far too high, so the first updates are skipped."""
+    scale = {"fp16": {"initial_scale_power": 23, "loss_scale_window": 2, "hysteresis": 1}}
+    config = make_config(training__precision="fp16", training__zero_stage=stage, deepspeed=scale)
+    calm, stopped = gang("calm"), gang("stopped")
+    calm.run(config, program=f"{PROGRAMS}:fp16_anyway")
+    stopped.run(
+        make_config(training__precision="fp16", training__zero_stage=stage, training__steps=2, deepspeed=scale), program=f"{PROGRAMS}:fp16_anyway"
+    )
+    stopped.run(config, program=f"{PROGRAMS}:fp16_anyway")
+    expected = newest_commit(calm.artifact_dir)
+    assert files_of(stopped.artifact_dir, newest_commit(stopped.artifact_dir)) == files_of(calm.artifact_dir, expected)
+    state = TrainingState.model_validate_json((calm.artifact_dir / expected.folder / "state.json").read_bytes())
+    assert state.skipped_steps
+    assert state.skipped_steps[0] == 0
+    assert state.optimizer_step == 6 - len(state.skipped_steps) > 0
+    assert state.loss_scale["cur_scale"] < 2**23
+    assert "gradient_norm" not in calm.metrics()[0]["values"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_watching_changes_nothing(gang: MakeGang, make_config: MakeConfig, stage: int) -> None:
+    """Validation and samples touch neither weights nor the random numbers of dropout."""
+    dropout = {"training__zero_stage": stage, "model": {"config": GPT2 | {"resid_pdrop": 0.3, "embd_pdrop": 0.3}}}
+    watched, unwatched = gang("watched"), gang("unwatched")
+    watched.run(make_config(tracking__validate_every_steps=1, **dropout))
+    unwatched.run(make_config(tracking__validate_every_steps=1000, tracking__sample_tokens=0, checkpoint__every_steps=1000, **dropout))
+    assert_equal_state(watched.artifact_dir, unwatched.artifact_dir)

@@ -1,0 +1,156 @@
+"""Arrays: which items run, in which order, and what happens when some of them fail."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.agent.array import order, share
+from cluster.logs import read_logs
+from schemas.exit_code import ExitCode
+from schemas.job import Cause, WorkItem
+from tests.fakes.job_request import array_request
+from tests.fakes.live_job import LiveJob, wait_until
+
+
+def items(weights: list[int]) -> list[WorkItem]:
+    return [WorkItem(index=index, weight_bytes=weight, label=f"group {index}") for index, weight in enumerate(weights)]
+
+
+def test_the_largest_items_start_first_and_equal_ones_in_order() -> None:
+    assert [item.index for item in order(items([1, 5, 3, 5]))] == [1, 3, 2, 0]
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 6))
+def test_nodes_share_each_item_once(weights: list[int], num_nodes: int) -> None:
+    plan = items(weights)
+    shares = [share(plan, node_rank=node, num_nodes=num_nodes) for node in range(num_nodes)]
+    assert sorted(item.index for part in shares for item in part) == list(range(len(plan)))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> Iterator[Callable[..., LiveJob]]:
+    jobs: list[LiveJob] = []
+
+    def make(*, items: int = 6, num_nodes: int = 1, changes: dict[str, Any] | None = None, **options: Any) -> LiveJob:
+        jobs.append(LiveJob(array_request(tmp_path, items=items, num_nodes=num_nodes, options=options, **(changes or {}))))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.sweep()
+
+
+def fault(kind: str, *, item: int = 3, times: int = 1) -> dict[str, Any]:
+    return {"item": item, "kind": kind, "times": times}
+
+
+def starts(job: LiveJob, number: int = 0) -> list[tuple[int, int]]:
+    """(epoch, item) of every start of an attempt."""
+    return [(line.epoch, line.rank) for line in read_logs(job.storage, job.attempt(number)) if "starts" in line.text]
+
+
+def finished(job: LiveJob) -> set[int]:
+    return {index for index in range(job.request.num_items) if job.storage.exists(job.layout.item("scan", index))}
+
+
+@pytest.mark.slow
+def test_all_items_run_once(array: Callable[..., LiveJob]) -> None:
+    job = array()
+    record = job.run()
+    assert (record.exit_code, record.incidents) == (ExitCode.DONE, ())
+    assert finished(job) == set(range(6))
+    assert sorted(starts(job)) == [(0, index) for index in range(6)]
+    assert job.views[-1].items_done == 6
+
+
+@pytest.mark.slow
+def test_finished_items_are_not_run_again(array: Callable[..., LiveJob]) -> None:
+    job = array()
+    job.run()
+    for index in (1, 4):
+        job.storage.delete(job.layout.item("scan", index))
+    assert job.run().exit_code is ExitCode.DONE
+    assert sorted(item for _, item in starts(job, 1)) == [1, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "cause", "status"), [("kill", Cause.KILLED, -signal.SIGKILL), ("raise", Cause.USER_CODE, 1)])
+def test_a_failed_item_runs_again_under_an_epoch_of_its_own(array: Callable[..., LiveJob], kind: str, cause: Cause, status: int) -> None:
+    job = array(faults=[fault(kind)])
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    [incident] = record.incidents
+    assert (incident.rank, incident.cause, incident.exit_status) == (3, cause, status)
+    assert {(0, 3), (1, 3)} <= set(starts(job))
+    assert len(starts(job)) == 7
+
+
+@pytest.mark.slow
+def test_an_item_that_always_fails_stops_the_array_and_is_named(array: Callable[..., LiveJob]) -> None:
+    job = array(items=3, faults=[fault("raise", item=1, times=99)])
+    record = job.run()
+    assert record.exit_code is ExitCode.POLICY
+    assert "item 1: ValueError: the data ran out of luck" in record.message
+    assert "group 1" in record.message
+    assert len(record.incidents) == 3
+    assert finished(job) == {0, 2}
+
+
+@pytest.mark.slow
+def test_a_verdict_of_one_item_ends_the_others(array: Callable[..., LiveJob]) -> None:
+    job = array(item_s=30.0, faults=[fault("exit:3", item=4)])
+    record = job.run()
+    assert record.exit_code is ExitCode.DATA_VERDICT
+    assert finished(job) == set()
+    wait_until(lambda: job.family() == [])
+
+
+@pytest.mark.slow
+def test_a_killed_zygote_is_no_item_without_progress(array: Callable[..., LiveJob]) -> None:
+    """Items that go down together with their zygote count each for itself, not as so many starts without progress."""
+    job = array(items=4, item_s=2.0, changes={"at_a_time": 4})
+
+    def kill_zygote() -> None:
+        wait_until(lambda: len(job.family()) == 6)
+        job.agents()[0].children()[0].kill()
+
+    job.when(lambda view: bool(view.heartbeats), kill_zygote)
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert {incident.cause for incident in record.incidents} == {Cause.KILLED}
+    assert finished(job) == {0, 1, 2, 3}
+
+
+@pytest.mark.slow
+def test_a_killed_agent_leaves_what_is_finished(array: Callable[..., LiveJob]) -> None:
+    job = array(items=6, item_s=0.4)
+    job.when(lambda view: view.items_done >= 2, lambda: job.agents()[0].kill())
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert job.attempts == (0, 1)
+    assert 0 < len(starts(job, 1)) <= 4
+
+
+@pytest.mark.slow
+def test_two_nodes_share_the_items(array: Callable[..., LiveJob]) -> None:
+    job = array(num_nodes=2, faults=[fault("raise", item=4)])
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert [incident.rank for incident in record.incidents] == [4]
+    assert finished(job) == set(range(6))
+    wait_until(lambda: job.family() == [])
+
+
+@pytest.mark.slow
+def test_a_failure_on_one_node_ends_the_other(array: Callable[..., LiveJob]) -> None:
+    job = array(num_nodes=2, item_s=30.0, faults=[fault("exit:7", item=4)])
+    record = job.run()
+    assert record.exit_code is ExitCode.VERIFICATION
+    assert "item 4" in record.message
+    wait_until(lambda: job.family() == [])

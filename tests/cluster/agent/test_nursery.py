@@ -1,0 +1,162 @@
+"""The zygote and the agent's side of it: processes start, end, and leave nothing behind."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.agent.nursery import Nursery, Program
+from cluster.agent.preload import recorded_modules
+from cluster.environment import MODULES_FILE, compute_environment
+from cluster.process import started_at
+from tests.fakes.live_job import wait_until
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import os, signal, subprocess, sys, threading, time
+what = sys.argv[1]
+print("hello from", what, os.environ["GREETING"], os.getcwd(), flush=True)
+if what == "raise":
+    raise ValueError("no luck")
+if what == "threads":
+    sys.exit(threading.active_count() - 1)
+if what == "child":
+    print("child", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
+    time.sleep(600)
+if what == "sleep":
+    time.sleep(600)
+if what == "modules":
+    from cluster.agent.preload import record_modules
+    import wave, colorsys
+    record_modules()
+if what == "loaded":
+    sys.exit(0 if "colorsys" in sys.modules else 1)
+if what == "signals":
+    sys.exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL else 1)
+if what == "exit":
+    sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Nursery]:
+    (tmp_path / "playground.py").write_text(PROGRAM)
+    env = compute_environment(os.environ, extra={}, project_dir=str(tmp_path), threads=1, python=sys.executable)
+    nursery = Nursery(preload=("decimal",), env=env, cwd=str(tmp_path), log=tmp_path / "zygote.log")
+    yield nursery
+    nursery.close()
+
+
+def program(tmp_path: Path, *argv: str, name: str = "item 1", **env: str) -> Program:
+    return Program(name=name, module="playground", argv=argv, env={"GREETING": "hi", **env}, log=tmp_path / f"{argv[0]}.log")
+
+
+def status_of(nursery: Nursery, tmp_path: Path, *argv: str, **env: str) -> int:
+    pid = nursery.start(program(tmp_path, *argv, **env))
+    [end] = nursery.wait(30.0)
+    assert end.pid == pid
+    return end.status
+
+
+def test_processes_run_with_their_environment_log_and_folder(nursery: Nursery, tmp_path: Path) -> None:
+    assert status_of(nursery, tmp_path, "plain") == 0
+    assert (tmp_path / "plain.log").read_text() == f"hello from plain hi {tmp_path}\n"
+
+
+def test_exit_codes_and_signals_come_back(nursery: Nursery, tmp_path: Path) -> None:
+    assert status_of(nursery, tmp_path, "exit", "75") == 75
+    pid = nursery.start(program(tmp_path, "sleep"))
+    nursery.signal(signal.SIGTERM)
+    [end] = nursery.wait(30.0)
+    assert (end.pid, end.status) == (pid, -signal.SIGTERM)
+    assert nursery.running == {}
+
+
+def test_an_exception_leaves_its_stack_without_our_frames(nursery: Nursery, tmp_path: Path) -> None:
+    assert status_of(nursery, tmp_path, "raise") == 1
+    log = (tmp_path / "raise.log").read_text()
+    assert log.endswith("ValueError: no luck\n")
+    assert "zygote.py" not in log
+    assert "runpy" not in log
+
+
+def test_children_begin_with_one_thread_and_default_signals(nursery: Nursery, tmp_path: Path) -> None:
+    assert status_of(nursery, tmp_path, "threads") == 0
+    assert status_of(nursery, tmp_path, "signals") == 0
+
+
+def test_killing_reaches_what_a_process_has_started(nursery: Nursery, tmp_path: Path) -> None:
+    nursery.start(program(tmp_path, "child"))
+    log = tmp_path / "child.log"
+    wait_until(lambda: log.exists() and "child " in log.read_text())
+    grandchild = int(log.read_text().split()[-1])
+    nursery.kill_all()
+    wait_until(lambda: started_at(grandchild) is None)
+
+
+def test_waiting_returns_without_an_end(nursery: Nursery, tmp_path: Path) -> None:
+    nursery.start(program(tmp_path, "sleep"))
+    assert nursery.wait(0.01) == ()
+
+
+def test_a_killed_zygote_takes_its_processes_along_and_is_replaced(nursery: Nursery, tmp_path: Path) -> None:
+    pid = nursery.start(program(tmp_path, "sleep"))
+    zygote = psutil.Process(pid).parent()
+    assert zygote is not None
+    zygote.kill()
+    [end] = nursery.wait(30.0)
+    assert (end.pid, end.zygote_died) == (pid, True)
+    assert started_at(pid) is None
+    assert status_of(nursery, tmp_path, "exit", "3") == 3
+
+
+def test_a_zygote_that_dies_unnoticed_is_replaced_at_the_next_start(nursery: Nursery, tmp_path: Path) -> None:
+    pid = nursery.start(program(tmp_path, "exit", "0"))
+    zygote = psutil.Process(pid).parent()
+    assert zygote is not None
+    nursery.wait(30.0)
+    zygote.kill()
+    wait_until(lambda: started_at(zygote.pid) is None)
+    assert status_of(nursery, tmp_path, "exit", "4") == 4
+
+
+def test_what_a_first_rank_imported_is_there_for_the_next(nursery: Nursery, tmp_path: Path) -> None:
+    file = tmp_path / "modules.json"
+    assert status_of(nursery, tmp_path, "loaded") == 1
+    assert status_of(nursery, tmp_path, "modules", **{MODULES_FILE: str(file)}) == 0
+    assert {"wave", "colorsys"} <= set(recorded_modules(file))
+    assert "__main__" not in recorded_modules(file)
+    nursery.warm_up(file)
+    deadline = time.monotonic() + 30.0
+    while status_of(nursery, tmp_path, "loaded") != 0:
+        assert time.monotonic() < deadline
+
+
+def test_other_ranks_write_nothing_down(nursery: Nursery, tmp_path: Path) -> None:
+    file = tmp_path / "modules.json"
+    assert status_of(nursery, tmp_path, "modules", **{MODULES_FILE: str(file), "LOCAL_RANK": "1"}) == 0
+    assert not file.exists()
+
+
+def test_a_module_that_cannot_be_imported_ahead_does_not_end_the_zygote(nursery: Nursery, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('only inside a rank')")
+    file = tmp_path / "modules.json"
+    file.write_text('["broken", "no.such.module", "colorsys"]')
+    nursery.warm_up(file)
+    deadline = time.monotonic() + 30.0
+    while status_of(nursery, tmp_path, "loaded") != 0:
+        assert time.monotonic() < deadline
+
+
+def test_closing_leaves_no_process(nursery: Nursery, tmp_path: Path) -> None:
+    pid = nursery.start(program(tmp_path, "sleep"))
+    zygote = psutil.Process(pid).ppid()
+    nursery.close()
+    assert started_at(pid) is None
+    assert started_at(zygote) is None

@@ -1,0 +1,32 @@
+"""The node-local folder."""
+
+from pathlib import Path
+
+from cluster.agent.scratch import EpochScratch
+from schemas.job import RankPhase, RankProgress
+
+
+def test_files_are_found_by_rank(tmp_path: Path) -> None:
+    scratch = EpochScratch(tmp_path)
+    for name in ("log-000002.txt", "log-000000.txt", "metrics-r0001.jsonl", "log-x.txt", "task.json"):
+        (tmp_path / name).touch()
+    assert list(scratch.logs()) == [0, 2]
+    assert list(scratch.metrics()) == [1]
+    assert EpochScratch(tmp_path / "none").logs() == {}
+
+
+def test_progress_passes_over_what_makes_no_sense(tmp_path: Path) -> None:
+    told = RankProgress(rank=3, pid=1, phase=RankPhase.STEPPING, step=2, committed_step=-1, total_steps=9, at=1.0)
+    (tmp_path / "progress-000003.json").write_text(told.model_dump_json())
+    (tmp_path / "progress-000004.json").write_text('{"rank": 4')
+    scratch = EpochScratch(tmp_path)
+    assert scratch.progress() == (told,)
+    scratch.remove_progress(3)
+    assert scratch.progress() == ()
+
+
+def test_the_tail_of_a_long_log(tmp_path: Path) -> None:
+    scratch = EpochScratch(tmp_path)
+    scratch.log(0).write_bytes(b"".join(b"line %d\n" % number for number in range(50_000)) + b"\xff\n\n\n")
+    assert scratch.tail(0, lines=2) == ("line 49999", "\ufffd")
+    assert scratch.tail(1, lines=2) == ()

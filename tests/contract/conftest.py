@@ -1,0 +1,21 @@
+"""Fixtures of the contract suites: one run per implementation."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Storage
+from tests.contract.launchers import LAUNCHERS, LauncherBench
+from tests.contract.storages import STORAGES
+
+
+@pytest.fixture(params=STORAGES, ids=str)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage of each kind."""
+    return STORAGES[request.param](tmp_path)
+
+
+@pytest.fixture(params=LAUNCHERS, ids=str)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> LauncherBench:
+    """A launcher of each kind, with a storage that its jobs reach."""
+    return LAUNCHERS[request.param](tmp_path)

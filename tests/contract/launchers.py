@@ -1,0 +1,30 @@
+"""The launchers that are put to the contract suite. Slurm and Kubernetes join by another entry."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.launchers.local import LocalLauncher
+from cluster.launchers.protocol import Launcher
+from schemas.config import ClusterConfig
+from schemas.job import JobSpec
+from tests.fakes.job_request import gang_request
+
+
+@dataclass(frozen=True)
+class LauncherBench:
+    """A launcher and what it takes to try it."""
+
+    launcher: Launcher
+    """The launcher."""
+    again: Callable[[], Launcher]
+    """Makes the launcher anew, as another control process would have it: with no memory of submissions."""
+    request: JobSpec
+    """A job that its nodes can run: `tests.fakes.gang_job`."""
+
+
+def _local(tmp_path: Path) -> LauncherBench:
+    return LauncherBench(launcher=LocalLauncher(ClusterConfig()), again=lambda: LocalLauncher(ClusterConfig()), request=gang_request(tmp_path))
+
+
+LAUNCHERS: Mapping[str, Callable[[Path], LauncherBench]] = {"local": _local}
