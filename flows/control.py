@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect import runtime, tags
+from prefect import get_client, runtime, tags
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
@@ -52,6 +52,7 @@ def controlled(handle: RunHandle) -> Iterator[None]:
     with Lease.take(run.storage, run.layout.control), tags(handle.run_name), stopping_on_signals():
         resumed = bool(run.events())
         run.append(EventKind.RUN_RESUMED if resumed else EventKind.RUN_STARTED, handle.run_name)
+        _name_flow_run(handle)
         logger.info("run %s", handle.run_id)
         try:
             yield
@@ -65,6 +66,12 @@ def controlled(handle: RunHandle) -> Iterator[None]:
             _show_stages(run)
         _end_tracking(run, handle, code=ExitCode.DONE)
         run.append(EventKind.RUN_FINISHED, handle.run_name, figures={"exit_code": 0})
+
+
+def _name_flow_run(handle: RunHandle) -> None:
+    """Gives the Prefect flow run the run's own readable name, and its tag, so that both are found by either."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(runtime.flow_run.id, name=handle.run_name, tags={*runtime.flow_run.tags, handle.run_name})
 
 
 def _end_tracking(run: Run, handle: RunHandle, *, code: ExitCode) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from schemas.errors import Problem
 from schemas.suggestion import known_keys, nearest_choice
-from schemas.yaml_text import Location, dotted, parse_yaml, shorten
+from schemas.yaml_text import MAX_DEPTH, Location, dotted, parse_yaml, shorten
 
 ORIGIN = "--set"
+_MAX_DIGITS = 9
+_MAX_PROPOSAL_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
     problems: list[Problem] = []
     for text in texts:
         key, equals, value_text = text.partition("=")
-        parts = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
-        if not equals or not all(part != "" for part in parts):
+        parts = tuple(int(part) if part.isdecimal() and len(part) <= _MAX_DIGITS else part for part in key.strip().split("."))
+        if not equals or not all(part != "" for part in parts) or len(parts) > MAX_DEPTH:
             nearest = nearest_choice(key.strip(), known_keys())
             problems.append(
                 Problem(
                     key=key.strip() or "--set",
-                    value=repr(text),
-                    message="must be KEY=VALUE",
+                    value=shorten(text),
+                    message="must be KEY=VALUE" if len(parts) <= MAX_DEPTH else f"a key has at most {MAX_DEPTH} parts",
                     nearest=f"{nearest}=VALUE" if nearest else "",
                     origin=ORIGIN,
                 )
@@ -116,4 +118,7 @@ def _problem(override: Override, depth: int, refused: _Refused) -> Problem:
 
 
 def _quoted(text: str) -> str:
+    """Returns a value as quoted YAML, a proposal; none for what nobody would write by hand."""
+    if len(text) > _MAX_PROPOSAL_CHARS:
+        return ""
     return "'" + text.replace("'", "''") + "'"

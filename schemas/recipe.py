@@ -7,9 +7,11 @@ Imports nothing heavy: the command line's fast path goes through here.
 """
 
 import difflib
+import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,11 +114,13 @@ def project_dir_of(path: Path) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
+            why = "Is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise InputError(f"recipe {path} cannot be read", why=why, mend="give the YAML file of a recipe")
+        if status.st_size > _MAX_BYTES:
             raise InputError(
-                f"recipe {path} holds {path.stat().st_size:,} bytes",
-                why=f"a recipe holds at most {_MAX_BYTES:,}",
-                mend="give the YAML file of a recipe",
+                f"recipe {path} holds {status.st_size:,} bytes", why=f"a recipe holds at most {_MAX_BYTES:,}", mend="give the YAML file of a recipe"
             )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -205,7 +209,7 @@ def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str
         problems.append(Problem(key="deepspeed", value=shorten(section), message="must be a mapping or the path of a JSON file"))
         return rest
     try:
-        inlined = json.loads(Path(section).read_text(encoding="utf-8"))
+        inlined = _json_of(Path(section))
     except OSError as error:
         problems.append(
             Problem(key="deepspeed", value=repr(section), message=f"the file cannot be read: {error.strerror}", nearest=_nearest_file(Path(section)))
@@ -218,6 +222,18 @@ def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str
         problems.append(Problem(key="deepspeed", value=repr(section), message="the file must hold a JSON object"))
         return rest
     return {**data, "deepspeed": inlined}
+
+
+def _json_of(path: Path) -> Any:
+    """Returns the content of a JSON file that the recipe names. Raises OSError when it cannot be read, ValueError when it is not JSON."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file" if path.exists() else "No such file or directory")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it holds more than {_MAX_BYTES:,} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _value_problems(data: Mapping[str, Any]) -> list[Problem]:

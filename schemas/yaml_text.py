@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 else:
     _BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster; PyYAML may be built without it
 
+MAX_DEPTH = 50
+"""Sections within sections; parsers recurse, and a crafted file must not end the process."""
+_MAX_VALUES = 100_000
+"""Values after every alias is replaced by what it stands for: a few lines of aliases can stand for billions."""
+
 Location = tuple[str | int, ...]
 """Where a value lies in a document: keys and list positions."""
 
@@ -57,10 +62,11 @@ def parse_yaml(text: str) -> Document:
     """Returns the document in `text`.
 
     Raises:
-        ValueError: not YAML, or more than one document; the message names line and column.
+        ValueError: not YAML, more than one document, or one that explodes; the message names line and column.
     """
     loader = _Loader(text)
     try:
+        _refuse_explosion(text)
         node = loader.get_single_node()
         document = Document(data=None)
         if node is not None:
@@ -75,6 +81,34 @@ def parse_yaml(text: str) -> Document:
         raise ValueError(" ".join(str(error).split())) from error
     finally:
         loader.dispose()
+
+
+def _refuse_explosion(text: str) -> None:
+    """Raises ValueError for nesting and aliases that no recipe has. Looks at the flat stream of events, before anything recurses."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
+    total = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        where = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_nodes):
+                raise ValueError(f"{where}: the alias *{event.anchor} stands for a value that it is part of")
+            total += sizes.get(event.anchor, 0)  # an unknown one is reported by the parser, better
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        if len(open_nodes) > MAX_DEPTH:
+            raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep")
+        if total > _MAX_VALUES:
+            raise ValueError(f"{where}: more than {_MAX_VALUES:,} values, aliases counted as what they stand for")
 
 
 def dotted(location: Location) -> str:

@@ -26,6 +26,7 @@ from cluster.agent.scratch import NodeScratch
 from cluster.attempt import claim_attempt, counted_history
 from cluster.environment import compute_environment
 from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.patience import PatientStorage
 from cluster.process import started_at
 from cluster.storage import AlreadyExistsError, Storage, open_storage
 from schemas.canonical import canonical_json
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Claims the attempt and runs it to its end. An agent that loses the claim ends at once, having started nothing."""
     stop = StopWish()
-    storage, attempt = open_storage(arguments.storage), AttemptLayout(arguments.attempt)
-    spec = JobSpec.model_validate_json(storage.read(attempt.spec))
+    opened, attempt = open_storage(arguments.storage), AttemptLayout(arguments.attempt)
+    spec = JobSpec.model_validate_json(opened.read(attempt.spec))
+    storage = PatientStorage(opened, patience_s=spec.lost_after_s)
     if not _is_ours(storage, attempt, spec=spec, node_rank=arguments.node_rank, submission=arguments.submission):
         logger.info("attempt %s belongs to another submission; nothing to do here", spec.key)
         return ExitCode.DONE
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank: int, advertise: str, stop: StopWish) -> Node:
     artifact, scratch = ArtifactLayout(spec.artifact_key), NodeScratch(Path(spec.scratch_dir) / f"n{node_rank:04d}")
     scratch.folder.mkdir(parents=True, exist_ok=True)
-    publisher = Publisher(storage, artifact=artifact, attempt=attempt, key=spec.key, node_rank=node_rank)
+    publisher = Publisher(open_storage(storage.url), artifact=artifact, attempt=attempt, key=spec.key, node_rank=node_rank)
     stop.listen(publisher)
     env = compute_environment(os.environ, extra=spec.env, project_dir=spec.project_dir, threads=spec.threads_per_rank, python=sys.executable)
     history = counted_history(storage, artifact, spec=spec)

@@ -143,7 +143,8 @@ class ArrayRun:
             idle=1 + sum(incident.rank == item.index for incident in self.node.ledger.counted),
         )
         if decision.action == "stop":
-            message = f"{finding.message}\n  why:  item {item.index} ({item.label}): {decision.reason}"
+            why = f"\n  why:  item {item.index} ({item.label}): stopped by policy: {decision.reason}"
+            message = finding.message + (why if finding.stop_code is None else "")
             return self._report(Finding(finding.cause, finding.evidence, message, decision.exit_code), outcome="failed", end=end, item=item)
         self._waiting.append(_Waiting(item, not_before=time.monotonic() + decision.delay_s, reason=finding.message))
         return None

@@ -64,12 +64,17 @@ class StopWish:
 
     @property
     def reason(self) -> str:
-        """Why to stop; empty while nobody asked."""
-        if self._signalled:
-            return "SIGTERM"
-        if self._publisher is not None and self._publisher.cancelled.is_set():
-            return "cancelled"
-        return "declared lost by the supervisor" if self._publisher is not None and self._publisher.declared_lost.is_set() else ""
+        """Why to stop; empty while nobody asked. Raises what ended the publisher, if anything did: nobody would hear of this job any more."""
+        if self._publisher is None:
+            return "SIGTERM" if self._signalled else ""
+        if self._publisher.failure is not None:
+            raise self._publisher.failure
+        wishes = {
+            "SIGTERM": self._signalled,
+            "cancelled": self._publisher.cancelled.is_set(),
+            "declared lost by the supervisor": self._publisher.declared_lost.is_set(),
+        }
+        return next((wish for wish, wished in wishes.items() if wished), "")
 
     def _on_signal(self, *_: object) -> None:
         self._signalled = True

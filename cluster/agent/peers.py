@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.attempt import read_heartbeats
+from cluster.attempt import claimant, read_claim, read_heartbeats
 from cluster.epoch import newest_epoch, read_epoch
 from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.process import is_dead
 from cluster.restart import Finding
 from cluster.storage import Storage
 from schemas.canonical import canonical_json
@@ -101,6 +102,9 @@ class Peers:
         if self.alone or time.monotonic() < self._looked_at + _LOOK_EVERY_S:
             return None
         self._looked_at = time.monotonic()
+        claim = read_claim(self.storage, self.attempt)
+        if claim is not None and is_dead(claimant(claim)):
+            return Finding(Cause.NODE, (f"the agent of node 0 (pid {claim.pid}) has ended",), "node 0 is lost", ExitCode.INTERRUPTED)
         for report in self.reports(slot):
             if report.outcome == "failed":
                 return Finding(report.cause, report.evidence, report.message, report.stop_code, echo=True)

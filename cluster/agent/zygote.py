@@ -28,6 +28,10 @@ from schemas.exit_code import ExitCode
 logger = logging.getLogger(__name__)
 
 
+_CHILDS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that mean something to a child and nothing to the zygote."""
+
+
 class Zygote:
     """The loop between the agent's socket and the ends of children."""
 
@@ -65,12 +69,14 @@ class Zygote:
                 self._warm_one()
 
     def _fork(self, request: Fork) -> bool:
-        """Forks; returns whether this is the child."""
+        """Forks; returns whether this is the child. A signal to the child waits until it listens; else the zygote's deaf ear would lose it."""
         parent = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CHILDS_SIGNALS)
         pid = os.fork()
         if pid == 0:
             self._become(request, parent=parent)
             return True
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILDS_SIGNALS)
         self._wire.send(Forked(token=request.token, pid=pid))
         return False
 
@@ -79,7 +85,7 @@ class Zygote:
         die_with_parent(parent)
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGCHLD, *_CHILDS_SIGNALS):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self._selector.close()
         for end in (self._wire.socket, self._child_ended, self._on_child_end):
@@ -89,6 +95,7 @@ class Zygote:
         os.dup2(log, 2)
         os.close(log)
         os.chdir(request.cwd)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILDS_SIGNALS)
 
     def _report_ends(self) -> None:
         while True:
@@ -124,7 +131,8 @@ def run_program(request: Fork) -> None:
     """Runs the requested module as `__main__` in this (forked) process. An exception leaves its stack in the log, without our frames."""
     os.environ.update(request.env)
     set_process_name(request.name)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a TextIOWrapper: nothing replaced it
+    for stream in (sys.stdout, sys.stderr):  # whole lines: processes that share a file do not tear each other's
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # a TextIOWrapper: nothing replaced it
     faulthandler.enable()
     logging.getLogger().handlers.clear()
     sys.argv = [request.module, *request.argv]

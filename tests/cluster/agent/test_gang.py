@@ -173,3 +173,22 @@ def test_two_nodes_restart_together_and_name_the_rank(gang: Callable[..., LiveJo
     assert record.incidents[0].recovered_after_s >= 0.0
     assert {(line.epoch, line.rank) for line in read_logs(job.storage, job.attempt())} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     wait_until(lambda: job.family() == [])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_node_ends_the_attempt_and_the_next_goes_on(gang: Callable[..., LiveJob], victim: int) -> None:
+    """Node 0's agent is known to be dead from the process table; node 1's is missed by node 0 after a while of silence."""
+    job = gang(num_nodes=2, ranks=1, steps=200, changes={"lost_after_s": 3.0})
+
+    def kill_agent() -> None:
+        agents = {agent.cmdline()[agent.cmdline().index("--node-rank") + 1]: agent for agent in job.agents()}
+        agents[str(victim)].kill()
+
+    job.when(lambda view: view.committed_step >= 10, kill_agent)
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert job.attempts == (0, 1)
+    first = read_exit(job.storage, job.attempt(0))
+    assert first is not None
+    assert first.cause is (Cause.KILLED if victim == 0 else Cause.NODE)
+    wait_until(lambda: job.family() == [])

@@ -94,7 +94,7 @@ def test_children_begin_with_one_thread_and_default_signals(nursery: Nursery, tm
 def test_killing_reaches_what_a_process_has_started(nursery: Nursery, tmp_path: Path) -> None:
     nursery.start(program(tmp_path, "child"))
     log = tmp_path / "child.log"
-    wait_until(lambda: log.exists() and "child " in log.read_text())
+    wait_until(lambda: log.exists() and "child " in log.read_text())  # a line comes whole
     grandchild = int(log.read_text().split()[-1])
     nursery.kill_all()
     wait_until(lambda: started_at(grandchild) is None)

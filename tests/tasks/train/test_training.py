@@ -205,7 +205,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 2, "n_positi
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.exhaustive)])
 def test_initial_weights_depend_on_the_seed_alone(gang: MakeGang, make_config: MakeConfig, precision: str, model: str) -> None:
     changes = {"training__precision": precision, **({"model": {"config": GPT2}} if model == "gpt2" else {})}
     started = []
@@ -232,6 +232,7 @@ def test_a_model_of_ones_own_trains_and_goes_on(gang: MakeGang, make_config: Mak
         assert set(whole_state(calm.artifact_dir)) == {f"table.{name}/{slot}" for name in ("weight", "bias") for slot in SLOTS}
 
 
+@pytest.mark.exhaustive
 def test_state_in_cpu_memory_is_saved_and_restored_like_any_other(gang: MakeGang, make_config: MakeConfig) -> None:
     for stage in (2, 3):
         config = make_config(training__zero_stage=stage, deepspeed={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
@@ -253,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_committed(gang: Make
         assert not (spoiled.artifact_dir / "commits").exists()
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_fp16_goes_on_with_its_loss_scale_and_skipped_steps(gang: MakeGang, make_config: MakeConfig, stage: int) -> None:
     """The first scale is far too high, so the first updates are skipped."""
     scale = {"fp16": {"initial_scale_power": 23, "loss_scale_window": 2, "hysteresis": 1}}
@@ -274,7 +275,7 @@ def test_fp16_goes_on_with_its_loss_scale_and_skipped_steps(gang: MakeGang, make
     assert "gradient_norm" not in calm.metrics()[0]["values"]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_watching_changes_nothing(gang: MakeGang, make_config: MakeConfig, stage: int) -> None:
     """Validation and samples touch neither weights nor the random numbers of dropout."""
     dropout = {"training__zero_stage": stage, "model": {"config": GPT2 | {"resid_pdrop": 0.3, "embd_pdrop": 0.3}}}
