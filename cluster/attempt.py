@@ -1,7 +1,5 @@
 """The attempts of an artifact's job, as storage tells: intent, claim, life signs, end, and what of their history counts."""
 
-import getpass
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -133,11 +131,3 @@ def newest_commit(storage: Storage, layout: ArtifactLayout) -> int:
     """Returns the artifact's newest committed step; -1: none."""
     matches = (_COMMIT.match(name) for name in storage.names(layout.commits))
     return max((int(match[1]) for match in matches if match), default=-1)
-
-
-def user_at(host: str) -> str:
-    """Returns `user@host` of the calling process."""
-    try:
-        return f"{getpass.getuser()}@{host}"
-    except KeyError:  # a uid without a name, as in containers
-        return f"{os.getuid()}@{host}"

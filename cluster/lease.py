@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from cluster.attempt import user_at
 from cluster.liveness import CLOCK_SKEW_S
-from cluster.process import ProcessId, is_dead, this_process
+from cluster.process import ProcessId, is_dead, this_process, user_name
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, LeaseHeldError
@@ -177,7 +176,7 @@ def _key(folder: str, term: int, suffix: str = "") -> str:
 def _own_term(ttl_s: float) -> LeaseTerm:
     process = this_process()
     return LeaseTerm(
-        owner=user_at(process.host),
+        owner=f"{user_name()}@{process.host}",
         host=process.host,
         pid=process.pid,
         pid_started=process.started,

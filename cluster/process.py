@@ -4,6 +4,7 @@ Knows Linux's `/proc`; elsewhere psutil's answers stand in.
 """
 
 import functools
+import getpass
 import os
 import socket
 import time
@@ -58,6 +59,14 @@ def _started_by_psutil(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time() - psutil.boot_time(), 2)
     except psutil.NoSuchProcess:
         return None
+
+
+def user_name() -> str:
+    """Returns the name of the calling process's user, or the number of one without a name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def this_process() -> ProcessId:

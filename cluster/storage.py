@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import xxhash
 from cluster.layout import safe_key
 from schemas.artifact import FileEntry
 from schemas.errors import ConfigError, HeadraceError, Problem, UnreachableError, UnsafeFileError
+from schemas.reference import has_secret, hide_secrets, resolve_secrets
 
 _BLOCK_BYTES = 4 << 20
 _TEMPORARY_PREFIX = ".tmp-"
@@ -34,7 +36,7 @@ class Storage(Protocol):
     """What Headrace asks of shared storage. Keys are relative, with `/`, and checked by `safe_key`."""
 
     url: str
-    """Absolute path or URL of the root."""
+    """Absolute path or URL of the root, as `open_storage` takes it: secrets in it are still `${…}`, so it may be stored."""
 
     def create_exclusive(self, key: str, data: bytes) -> None:
         """Writes `data` durably unless `key` exists. Of several racing writers exactly one succeeds.
@@ -65,10 +67,10 @@ class Storage(Protocol):
 class FileStorage:
     """A folder on a POSIX file system, local or shared."""
 
-    def __init__(self, root: Path) -> None:
-        """Args: root: absolute path; created when missing."""
+    def __init__(self, root: Path, *, url: str | None = None) -> None:
+        """Args: root: absolute path; created when missing. url: how others open it; default: the path."""
         self.root = root
-        self.url = str(root)
+        self.url = url or str(root)
 
     def _path(self, key: str) -> Path:
         """Returns the path of `key`, refusing symbolic links on the way: they could lead out of the root."""
@@ -132,26 +134,34 @@ class FileStorage:
         return self._path(key)
 
 
+_MEMORY_LOCK = threading.Lock()
+"""fsspec's memory file system looks, then writes: two threads may both find nothing. Servers that store objects do it in one step."""
+
+
 class FsspecStorage:
     """Any file system that fsspec reaches and that has an exclusive create (`memory://`, S3)."""
 
     def __init__(self, url: str) -> None:
-        """Args: url: `scheme://…`. Raises UnreachableError when fsspec or the endpoint cannot serve it."""
+        """Args: url: `scheme://…`, secrets as `${…}`. Raises UnreachableError when fsspec or the endpoint cannot serve it."""
         import fsspec
 
         self.url = url.rstrip("/")
+        self._exclusive: contextlib.AbstractContextManager[object] = _MEMORY_LOCK if urlsplit(url).scheme == "memory" else contextlib.nullcontext()
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            self._fs, self._root = fsspec.core.url_to_fs(resolve_secrets(self.url))
         except (ImportError, ValueError, OSError) as error:
-            raise UnreachableError(f"storage {url!r} cannot be opened", why=str(error), mend="check storage.root and its credentials") from error
+            why, cause = hide_secrets(str(error), text=url), None if has_secret(url) else error
+            raise UnreachableError(f"storage {url!r} cannot be opened", why=why, mend="check storage.root and its credentials") from cause
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{safe_key(key)}"
 
     def create_exclusive(self, key: str, data: bytes) -> None:
         """See `Storage.create_exclusive`: fsspec's `mode="create"`, a conditional put on S3."""
+        path = self._path(key)
         try:
-            self._fs.pipe_file(self._path(key), data, mode="create")
+            with self._exclusive:
+                self._fs.pipe_file(path, data, mode="create")
         except FileExistsError as error:
             raise AlreadyExistsError(f"{key} exists") from error
         except OSError as error:  # some S3 servers answer EINVAL for a failed condition
@@ -192,19 +202,20 @@ class FsspecStorage:
 
 
 def open_storage(url: str) -> Storage:
-    """Returns the storage at an absolute path or URL.
+    """Returns the storage at an absolute path or URL; `${env:…}` and `${file:…}` in it are resolved here, and nowhere written.
 
     Raises:
-        ConfigError: for a relative path; a worker's working directory is not the user's.
+        ConfigError: for a relative path (a worker's working directory is not the user's), or a secret that is not there.
     """
-    scheme = urlsplit(url).scheme
-    if scheme in ("", "file"):
-        path = Path(url.removeprefix("file://"))
-        if not path.is_absolute():
-            raise ConfigError((Problem("storage.root", repr(url), "must be absolute here", nearest=str(path.absolute())),))
-        make_folder(path)
-        return FileStorage(path.resolve())
-    return FsspecStorage(url)
+    resolved = resolve_secrets(url)
+    if urlsplit(resolved).scheme not in ("", "file"):
+        return FsspecStorage(url)
+    path = Path(resolved.removeprefix("file://"))
+    if not path.is_absolute():
+        nearest = "" if has_secret(url) else str(path.absolute())
+        raise ConfigError((Problem("storage.root", repr(url), "must be absolute here", nearest=nearest),))
+    make_folder(path)
+    return FileStorage(path.resolve(), url=url if has_secret(url) else None)
 
 
 # ---- local files: what storage, agents and compute do alike ---------------------------------------------------------------

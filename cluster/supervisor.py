@@ -88,7 +88,7 @@ def run_job(
     on_view: Callable[[JobView], None] = _no_view,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-    poll_s: float = 0.5,
+    poll_s: float = 0.25,
     stop_requested: Callable[[], bool] = lambda: False,
     is_complete: Callable[[], bool] = lambda: True,
 ) -> ExitRecord:

@@ -88,12 +88,13 @@ def _refuse_explosion(text: str) -> None:
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
     total = 0
+    event: Any
     for event in yaml.parse(text, Loader=_Loader):
         where = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise ValueError(f"{where}: the alias *{event.anchor} stands for a value that it is part of")
-            total += sizes.get(event.anchor, 0)  # an unknown one is reported by the parser, better
+            total += sizes.get(str(event.anchor), 0)  # an unknown one is reported by the parser, better
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, total))
             total += 1

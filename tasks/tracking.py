@@ -25,6 +25,7 @@ from schemas.errors import UnreachableError
 from schemas.frozen import thaw
 from schemas.job import MetricPoint
 from schemas.journal import RunHandle
+from schemas.reference import has_secret, hide_secrets, resolve_secrets, secret_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +79,7 @@ class TrackingTarget:
     """Where runs and models are tracked."""
 
     uri: str
-    """Server or database."""
+    """Server or database; secrets are still `${…}`."""
     artifact_root: Path | None
     """Where MLflow's files go; None: the server decides."""
     experiment: str
@@ -148,13 +149,14 @@ class MlflowConnection:
             self.target.artifact_root.mkdir(parents=True, exist_ok=True)
         from mlflow import MlflowClient
 
+        uri = resolve_secrets(self.target.uri)
         with self.reaching("opened"):
-            return MlflowClient(tracking_uri=self.target.uri, registry_uri=self.target.uri)
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def prepare(self) -> None:
         """Sets the environment that mlflow reads when it is imported and later. To be called before any import of it."""
         settings = environment(os.environ, own_server=self.target.artifact_root is None)
-        for key in set(os.environ) - set(settings):
+        for key in set(os.environ) - set(settings) - set(secret_names(self.target.uri)):
             del os.environ[key]
         os.environ.update(settings)
         for name in ("mlflow", "alembic"):
@@ -191,10 +193,11 @@ class MlflowConnection:
         except (MlflowException, OperationalError, OSError) as error:
             if isinstance(error, MlflowException) and (status := error.get_http_status_code()) < 500 and status not in _UNREACHABLE_STATUS:
                 raise
-            reason = without_credentials(str(error)).splitlines()[0]
+            reason = without_credentials(hide_secrets(str(error), text=self.target.uri)).splitlines()[0]
             uri = without_credentials(self.target.uri)
             mend = "start it again or check its credentials; what it missed is forwarded later"
-            raise UnreachableError(f"MLflow at {uri} could not be {what}", why=reason, mend=mend) from error
+            cause = None if has_secret(self.target.uri) else error  # loggers write the cause too, and it may quote the URL
+            raise UnreachableError(f"MLflow at {uri} could not be {what}", why=reason, mend=mend) from cause
 
 
 class Tracker:

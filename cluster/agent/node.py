@@ -53,10 +53,11 @@ class StopWish:
     """Whether this agent shall stop: SIGTERM, a cancel object, or the word that the attempt was declared lost."""
 
     def __init__(self) -> None:
-        """Installs the handler for SIGTERM; for the main thread only."""
+        """Installs handlers for SIGTERM and SIGINT; for the main thread only."""
         self._publisher: Publisher | None = None
-        self._signalled = False
-        signal.signal(signal.SIGTERM, self._on_signal)
+        self._signal = ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
 
     def listen(self, publisher: Publisher) -> None:
         """Hears from storage too, from now on."""
@@ -66,18 +67,18 @@ class StopWish:
     def reason(self) -> str:
         """Why to stop; empty while nobody asked. Raises what ended the publisher, if anything did: nobody would hear of this job any more."""
         if self._publisher is None:
-            return "SIGTERM" if self._signalled else ""
+            return self._signal
         if self._publisher.failure is not None:
             raise self._publisher.failure
         wishes = {
-            "SIGTERM": self._signalled,
+            self._signal: bool(self._signal),
             "cancelled": self._publisher.cancelled.is_set(),
             "declared lost by the supervisor": self._publisher.declared_lost.is_set(),
         }
         return next((wish for wish, wished in wishes.items() if wished), "")
 
-    def _on_signal(self, *_: object) -> None:
-        self._signalled = True
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signal = signal.Signals(number).name
 
 
 @dataclass

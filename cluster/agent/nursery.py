@@ -20,6 +20,8 @@ from cluster.process import started_at
 logger = logging.getLogger(__name__)
 
 _ZYGOTE = "cluster.agent.zygote"
+_START_S = 300.0
+"""Longest wait for a zygote to import what it preloads: cold, on a slow shared file system, it takes minutes."""
 _VANISH_S = 10.0
 """Longest wait for killed processes to leave the process table."""
 
@@ -158,13 +160,17 @@ class Nursery:
         return self._wire
 
     def _answer(self, token: int) -> int | None:
-        """Waits for the pid of a requested process; None when the zygote ended."""
-        while True:
+        """Waits for the pid of a requested process; None when the zygote ended, or hangs in an import."""
+        deadline = time.monotonic() + _START_S
+        while self._wire is not None:
+            if not self._readable(max(0.0, deadline - time.monotonic())):
+                logger.error("the zygote has not answered for %g s and is killed", _START_S)
+                self._bury()
+                return None
             message = self._take()
             if isinstance(message, Forked) and message.token == token:
                 return message.pid
-            if self._wire is None:
-                return None
+        return None
 
     def _readable(self, timeout_s: float) -> bool:
         assert self._wire is not None

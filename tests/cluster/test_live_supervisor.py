@@ -34,7 +34,7 @@ def supervise(request: JobSpec) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[LiveJob]:
-    job = LiveJob(gang_request(tmp_path, options={"steps": 150}))
+    job = LiveJob(gang_request(tmp_path, options={"steps": 80}))
     yield job
     job.sweep()
 

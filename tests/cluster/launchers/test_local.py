@@ -51,7 +51,7 @@ def test_kinds_to_come_are_refused_by_name() -> None:
             "name": "demo",
             "corpus": {"sources": [{"path": "/data"}]},
             "model": {"config": {"model_type": "llama"}},
-            "training": {"steps": 1},
+            "training": {"steps": 1000},
             "cluster": {"kind": "slurm"},
         }
     )
