@@ -14,7 +14,7 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         checkpoints/step-00001200.e000003/        training only
         commits/step-00001200.json
     runs/{run_id}/
-        config.json journal/000000.json artifacts/{stage}.json control/…
+        config.json journal/000000.json artifacts/{stage}.json control/… cancel/0000.json
     registry/{root_hash}.json
 """
 
@@ -25,6 +25,7 @@ from pathlib import PurePosixPath
 from schemas.artifact import RECORD_NAME
 from schemas.canonical import FINGERPRINT_CHARS
 from schemas.errors import UnsafeFileError
+from schemas.safe_path import is_below
 from schemas.stage import Stage
 
 _FOLDER = re.compile(r"^(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})(?:\.r(?P<rebuild>\d+))?$")
@@ -39,8 +40,7 @@ def safe_key(key: str) -> str:
     Raises:
         UnsafeFileError: for an absolute path, `..`, a back-slash, a NUL or an empty part.
     """
-    parts = key.split("/")
-    if not key or key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+    if not is_below(key):
         raise UnsafeFileError(f"refused path {key!r}", why="a stored path must stay below its folder: relative, no `..`, no empty part")
     return key
 
@@ -232,6 +232,15 @@ class RunLayout:
     def control(self) -> str:
         """Folder of the control lease."""
         return f"{self.key}/control"
+
+    @property
+    def cancel_wishes(self) -> str:
+        """Folder of the wishes that the run stops; its control process looks there."""
+        return f"{self.key}/cancel"
+
+    def cancel_wish(self, number: int) -> str:
+        """Returns the key of a wish that the run stops; they count up from 0."""
+        return f"{self.cancel_wishes}/{number:04d}.json"
 
     def artifact(self, stage: Stage) -> str:
         """Returns the key of the pointer to a stage's artifact."""

@@ -28,7 +28,10 @@ from schemas.frozen import Frozen
 logger = logging.getLogger(__name__)
 
 DEFAULT_TTL_S = 30.0
-_NAME = re.compile(r"^(?P<term>\d{6})(?:\.b(?P<beat>\d{6})|\.(?P<released>released))?\.json$")
+_NAME = re.compile(r"^(?P<term>\d{6})(?:\.b(?P<beat>\d{6,})|\.(?P<released>released))?\.json$")
+_SILENCE = 1.2
+"""A holder that lets this share of its ttl pass without a renewal, as watched from here, is dead."""
+
 _WATCH_EVERY_S = 0.5
 
 
@@ -94,7 +97,8 @@ class Lease:
             storage: where it lies.
             folder: key of its folder.
             ttl_s: without a renewal for so long others may take it over.
-            wait_s: how long to wait for the present holder. To take over from a dead machine it must exceed the holder's ttl.
+            wait_s: how long to wait for a present holder that is known to live. One whose life cannot be known (another machine, or
+                this one before a reboot) is watched for its ttl in any case, and taken over when it stays silent.
 
         Raises:
             LeaseHeldError: another live process holds it.
@@ -112,9 +116,10 @@ class Lease:
                     _sweep(storage, folder, below=state.term + 1)
                     return cls(storage, folder, term=state.term + 1, ttl_s=ttl_s)
                 continue
-            if time.monotonic() - started >= wait_s:
+            patience_s = wait_s if _same_machine(holder) else max(wait_s, _SILENCE * holder.ttl_s)
+            if time.monotonic() - started >= patience_s:
                 raise _held(folder, holder)
-            time.sleep(min(_WATCH_EVERY_S, max(0.01, wait_s)))
+            time.sleep(min(_WATCH_EVERY_S, max(0.01, patience_s)))
 
     @property
     def lost(self) -> bool:
@@ -150,7 +155,8 @@ class Lease:
                 if not self.still_held():
                     logger.error("lease %s was taken over", self._folder)
                     return
-                self._storage.create_exclusive(_key(self._folder, self._term, f".b{self._beat + 1:06d}"), canonical_json(LeaseBeat(at=time.time())))
+                with contextlib.suppress(AlreadyExistsError):  # ours, from a try whose answer was lost: the term is ours alone
+                    self._storage.create_exclusive(_key(self._folder, self._term, f".b{self._beat + 1:06d}"), canonical_json(LeaseBeat(at=time.time())))
                 self._renewed_at = time.monotonic()
                 self._beat += 1
                 if self._beat > 1:
@@ -230,8 +236,9 @@ def _sweep(storage: Storage, folder: str, *, below: int) -> None:
 
 def _held(folder: str, holder: LeaseTerm) -> LeaseHeldError:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.at))
+    stop = f"headrace cancel, or kill {holder.pid}" if _same_machine(holder) else f"headrace cancel; it renewed its lease from {holder.host}"
     return LeaseHeldError(
         f"{folder.rpartition('/')[0]} is being worked on by {holder.owner} pid {holder.pid} since {since}",
         why="one process at a time may write it",
-        mend=f"wait for it, or stop it (headrace cancel, or kill {holder.pid} on {holder.host}) and run again",
+        mend=f"wait for it, or stop it ({stop}) and run again",
     )

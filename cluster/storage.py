@@ -24,8 +24,11 @@ from schemas.errors import ConfigError, HeadraceError, Problem, UnreachableError
 from schemas.reference import has_secret, hide_secrets, resolve_secrets
 
 _BLOCK_BYTES = 4 << 20
-_TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-"
+"""How names of unfinished writes begin; they are never listed and never part of anything."""
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".bin.index")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+"""How torch's archives and pickles of protocol 2 and above begin."""
 
 
 class AlreadyExistsError(HeadraceError):
@@ -73,22 +76,14 @@ class FileStorage:
         self.url = url or str(root)
 
     def _path(self, key: str) -> Path:
-        """Returns the path of `key`, refusing symbolic links on the way: they could lead out of the root."""
-        path = self.root / safe_key(key)
-        for part in (path, *path.parents):
-            if part == self.root:
-                break
-            if part.is_symlink():
-                raise UnsafeFileError(
-                    f"{part} is a symbolic link", why="a link could lead out of the storage root", mend="replace it by the file or folder itself"
-                )
-        return path
+        """Returns the path of `key`; see `path_below`."""
+        return path_below(self.root, key)
 
     def create_exclusive(self, key: str, data: bytes) -> None:
         """See `Storage.create_exclusive`. POSIX `link(2)` fails when the target exists, also over NFS."""
         path = self._path(key)
         make_folder(path.parent)
-        temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             write_durably(temporary, data)
             link_exclusive(temporary, path)
@@ -111,7 +106,7 @@ class FileStorage:
     def names(self, prefix: str) -> tuple[str, ...]:
         """See `Storage.names`."""
         try:
-            return tuple(sorted(name for name in os.listdir(self._path(prefix)) if not name.startswith(_TEMPORARY_PREFIX)))
+            return tuple(sorted(name for name in os.listdir(self._path(prefix)) if not name.startswith(TEMPORARY_PREFIX)))
         except (FileNotFoundError, NotADirectoryError):
             return ()
 
@@ -221,6 +216,23 @@ def open_storage(url: str) -> Storage:
 # ---- local files: what storage, agents and compute do alike ---------------------------------------------------------------
 
 
+def path_below(folder: Path, relative: str) -> Path:
+    """Returns the path of something that lies below `folder`.
+
+    Raises:
+        UnsafeFileError: `relative` leaves the folder by its name, or a symbolic link is on the way: it could lead anywhere.
+    """
+    path = folder / safe_key(relative)
+    for part in (path, *path.parents):
+        if part == folder:
+            break
+        if part.is_symlink():
+            raise UnsafeFileError(
+                f"{part} is a symbolic link", why=f"a link could lead out of {folder}", mend="replace it by the file or folder itself"
+            )
+    return path
+
+
 def make_folder(path: Path) -> None:
     """Creates `path` and its parents, durably: an fsync of each parent that got a new entry."""
     if path.is_dir():
@@ -286,7 +298,7 @@ def publish_file(temporary: Path, path: Path) -> FileEntry:
 
 def replace_local(path: Path, data: bytes) -> None:
     """Replaces a node-local file atomically (readers see the old or the new one). Not durable; never for shared objects."""
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 
@@ -324,6 +336,16 @@ def file_entry(path: Path, *, relative_to: Path) -> FileEntry:
     return FileEntry(path=path.relative_to(relative_to).as_posix(), size=path.stat().st_size, xxh3=hash_file(path))
 
 
+def looks_like_pickle(path: Path) -> bool:
+    """Whether a file's name, or the beginning of a `.bin` file, says that it is a pickle. For folders that come from outside."""
+    if path.name.endswith(PICKLE_SUFFIXES):
+        return True
+    if path.suffix != ".bin" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4).startswith(_PICKLE_STARTS)
+
+
 def walk_files(folder: Path, *, skip: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields the regular files below `folder`, sorted; top-level names in `skip` and temporary files are left out.
 
@@ -331,7 +353,7 @@ def walk_files(folder: Path, *, skip: tuple[str, ...] = ()) -> Iterator[Path]:
         UnsafeFileError: for symbolic links, and for endings that stand for pickles (`PICKLE_SUFFIXES`).
     """
     for path in sorted(folder.iterdir()):
-        if path.name in skip or path.name.startswith(_TEMPORARY_PREFIX):
+        if path.name in skip or path.name.startswith(TEMPORARY_PREFIX):
             continue
         if path.is_symlink():
             raise UnsafeFileError(f"{path} is a symbolic link", why="a link could lead out of its folder", mend="replace it by the file itself")

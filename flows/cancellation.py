@@ -1,4 +1,4 @@
-"""Stopping a run gracefully from another process: its jobs are asked to commit and end, and the wait for that."""
+"""Stopping a run gracefully from another process: whoever controls it and its jobs are asked to commit and end, and the wait for that."""
 
 import contextlib
 import time
@@ -15,7 +15,12 @@ _POLL_S = 0.3
 
 
 def request_cancel(run: Run, *, reason: str) -> tuple[str, ...]:
-    """Asks every unfinished attempt of the run's current stage to commit and stop. Returns the attempts' folders."""
+    """Asks the run's control process to stop, and every unfinished attempt of its current stage to commit and stop. Returns the attempts' folders.
+
+    The control process comes first, so that it starts no further job; it is also the only one to ask between two jobs. The
+    attempts are asked as well: a job may go on while nobody controls the run.
+    """
+    run.ask_to_stop(reason)
     asked: list[str] = []
     for stage in view_of(run).stages:
         if stage.state is not StageState.RUNNING or not stage.artifact_key:

@@ -87,7 +87,7 @@ def conduct(handle: RunHandle, *, recipe: str, overrides: tuple[str, ...], ambie
             why="PREFECT_API_URL names it",
             mend="start it, or unset PREFECT_API_URL: Headrace then starts its own",
         )
-    pretrain(recipe=recipe, overrides=overrides, run_id=handle.run_id)
+    pretrain(recipe=recipe, overrides=overrides, run_id=handle.run_id, storage_root=handle.storage_root)
 
 
 def prepare_environment(state_dir: Path, *, ambient: bool) -> str | None:

@@ -1,6 +1,6 @@
 """Around the stories: which run a flow works on, who controls it, and what Prefect shows of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,15 @@ from tasks.runs import Run, create_run, open_run
 from tasks.wiring import exit_code_of, stopping_on_signals
 
 
-def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None) -> RunHandle:
-    """Returns the run to work on: the named one, the one this Prefect flow run began with (a retry), or a new one."""
+def open_or_create(
+    recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None, storage_root: str | None
+) -> RunHandle:
+    """Returns the run to work on: the named one, the one this Prefect flow run began with (a retry), or a new one.
+
+    With `run_id` and `storage_root` the recipe's file is not read: a run goes on with what it stored.
+    """
+    if run_id is not None and storage_root is not None:
+        return RunHandle(run_id=run_id, storage_root=storage_root, state_dir=Run(open_storage(storage_root), run_id).read().state_dir)
     path = Path(recipe)
     if not path.is_absolute() and not path.exists():  # a worker's folder is not the checkout
         path = Path(__file__).resolve().parent.parent / recipe
@@ -52,7 +59,7 @@ def controlled(handle: RunHandle) -> Iterator[None]:
     with Lease.take(run.storage, run.layout.control), tags(handle.run_name), stopping_on_signals():
         resumed = bool(run.events())
         run.append(EventKind.RUN_RESUMED if resumed else EventKind.RUN_STARTED, handle.run_name)
-        _name_flow_run(handle)
+        _show(_name_flow_run, run)
         logger.info("run %s", handle.run_id)
         try:
             yield
@@ -61,17 +68,25 @@ def controlled(handle: RunHandle) -> Iterator[None]:
             message = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
             run.append(EventKind.RUN_FAILED, message, figures={"exit_code": int(code)})
             _end_tracking(run, handle, code=code)
+            _show(_show_stages, run)
             raise
-        finally:
-            _show_stages(run)
         _end_tracking(run, handle, code=ExitCode.DONE)
         run.append(EventKind.RUN_FINISHED, handle.run_name, figures={"exit_code": 0})
+        _show(_show_stages, run)
 
 
-def _name_flow_run(handle: RunHandle) -> None:
+def _show(what: Callable[[Run], None], run: Run) -> None:
+    """Shows something in Prefect. A Prefect server that went away must not change how the run ended."""
+    try:
+        what(run)
+    except Exception as error:  # noqa: BLE001  # httpx and Prefect raise many kinds; the journal has all that is shown
+        run.append(EventKind.NOTE, f"Prefect could not be told: {type(error).__name__}: {error}")
+
+
+def _name_flow_run(run: Run) -> None:
     """Gives the Prefect flow run the run's own readable name, and its tag, so that both are found by either."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run(runtime.flow_run.id, name=handle.run_name, tags={*runtime.flow_run.tags, handle.run_name})
+        client.update_flow_run(runtime.flow_run.id, name=run.name, tags={*runtime.flow_run.tags, run.name})
 
 
 def _end_tracking(run: Run, handle: RunHandle, *, code: ExitCode) -> None:

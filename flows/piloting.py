@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.launchers import launcher_for
 from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_seconds, table
 from flows.terminal import paint, show, show_json
 from schemas.errors import GateError, InputError, VerificationError
@@ -48,8 +49,14 @@ def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None) -> Plan:
 
 
 def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | None, as_json: bool) -> None:
-    """Runs what the recipe's plan finds missing; says so when that is nothing. Raises HeadraceError."""
+    """Runs what the recipe's plan finds missing; says so when that is nothing.
+
+    Raises:
+        ConfigError: the recipe is wrong, or there is no launcher for its cluster: said before anything is made or started.
+        HeadraceError: a stage failed.
+    """
     loaded = load_checked(recipe, assignments)
+    launcher_for(loaded.config)
     for warning in loaded.warnings:
         show(f"warning: {warning}", stream=sys.stderr)
     plan = plan_checked(loaded, from_stage=from_stage)
@@ -100,6 +107,7 @@ def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
         else:
             show(f"nothing to do: {view.run_id} is finished, {model_uri(view.stages[-1].figures)}")
         return
+    launcher_for(run.config())
     from flows.conduct import conduct, handle_of
 
     handle = handle_of(file, storage_root=run.storage.url)
@@ -109,7 +117,7 @@ def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
 
 
 def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) -> None:
-    """Asks a run's jobs to stop and waits for it."""
+    """Asks a run and its jobs to stop and waits for it."""
     from flows.cancellation import request_cancel, wait_until_stopped
     from flows.lookup import find_run
     from schemas.view import RunState
@@ -120,12 +128,10 @@ def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) 
     if view.state not in (RunState.RUNNING, RunState.DETACHED):
         message = f"nothing to do: {view.run_id} is {view.state.value}"
     else:
-        asked = request_cancel(run, reason="headrace cancel")
+        request_cancel(run, reason="headrace cancel")
         view = wait_until_stopped(run, timeout_s=wait_s)
         stopped = view.state not in (RunState.RUNNING, RunState.DETACHED)
-        message = (
-            f"{view.run_id} is {view.state.value}" if stopped else f"asked {len(asked)} job{'' if len(asked) == 1 else 's'} of {view.run_id} to stop"
-        )
+        message = f"{view.run_id} is {view.state.value}" if stopped else f"{view.run_id} is asked to stop; it still works"
     if as_json:
         show_json(view)
     else:

@@ -20,7 +20,11 @@ from tasks.validate.task import validate
 
 @flow(name="pretrain", retries=0, validate_parameters=True)
 def pretrain(
-    recipe: str = "infra/recipes/demo_cpu.yaml", overrides: tuple[str, ...] = (), from_stage: Stage | None = None, run_id: str | None = None
+    recipe: str = "infra/recipes/demo_cpu.yaml",
+    overrides: tuple[str, ...] = (),
+    from_stage: Stage | None = None,
+    run_id: str | None = None,
+    storage_root: str | None = None,
 ) -> ArtifactRef:
     """Returns the registered model.
 
@@ -28,9 +32,10 @@ def pretrain(
         recipe: path of a recipe, relative to the checkout or absolute.
         overrides: `key.path=value`, as after `--set`.
         from_stage: rebuild this stage and what follows it.
-        run_id: go on with this run instead of starting a new one; `recipe` then only tells where runs lie.
+        run_id: go on with this run instead of starting a new one.
+        storage_root: where the run `run_id` lies; without it the recipe tells.
     """
-    run = open_or_create(recipe, overrides=overrides, from_stage=from_stage, run_id=run_id)
+    run = open_or_create(recipe, overrides=overrides, from_stage=from_stage, run_id=run_id, storage_root=storage_root)
     with controlled(run):
         corpus = validate(run)
         tokenizer = make_tokenizer(run, corpus)

@@ -2,6 +2,7 @@
 
 from schemas.canonical import root_hash
 from schemas.frozen import Frozen, JsonObject
+from schemas.safe_path import RelativePath
 from schemas.sealed import Sealed
 from schemas.stage import Stage
 
@@ -11,7 +12,7 @@ RECORD_NAME = "record.json"
 class FileEntry(Frozen):
     """One file of an artifact, a checkpoint or a corpus."""
 
-    path: str
+    path: RelativePath
     """Path relative to the folder that the containing record describes, with `/`."""
     size: int
     """Bytes."""
@@ -24,7 +25,7 @@ class ArtifactRef(Frozen):
 
     stage: Stage
     """The stage that made it."""
-    key: str
+    key: RelativePath
     """Its folder, relative to the storage root."""
     fingerprint: str
     """What it is: names the folder."""
@@ -60,7 +61,7 @@ class ArtifactRecord(Sealed):
     """The stage's version at that time."""
     name: str
     """The recipe's name."""
-    key: str
+    key: RelativePath
     """The artifact's folder, relative to the storage root."""
     fingerprint: str
     """Hash of stage, version, recipe section and inputs' content hashes."""
@@ -68,6 +69,8 @@ class ArtifactRecord(Sealed):
     """Root hash over what was made."""
     inputs: tuple[ArtifactRef, ...]
     """The artifacts it was made from."""
+    outside: dict[str, str] = {}
+    """Content hashes of what was read from outside the store: `raw` text, an `existing` tokenizer, a `pretrained` model, the model `registry`."""
     recipe: JsonObject
     """The recipe sections that are part of the fingerprint."""
     files: tuple[FileEntry, ...]

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json, hash_of
 from schemas.frozen import Frozen, JsonObject
+from schemas.safe_path import RelativePath
 from schemas.sealed import Sealed
 
 Slot = Literal["weight", "exp_avg", "exp_avg_sq"]
@@ -85,7 +86,7 @@ class CommitRecord(Sealed):
     """The state after this many updates."""
     epoch: int
     """The epoch that wrote it."""
-    folder: str
+    folder: RelativePath
     """`checkpoints/step-00001200.e000003`, relative to the artifact."""
     files: tuple[FileEntry, ...]
     """Every file of the checkpoint, relative to `folder`."""

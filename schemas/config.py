@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.deepspeed_options import numeric_options
 from schemas.frozen import Frozen, JsonObject, ReadOnly, thaw
 from schemas.stage import Stage
 
@@ -593,7 +594,9 @@ class RunConfig(Frozen):
     def identity(self, stage: Stage) -> dict[str, Any]:
         """Returns the part of the recipe that makes up `stage`'s fingerprint, as plain data.
 
-        Paths of sources are left out (their content hashes are inputs); so is `training.zero_stage`, a matter of memory.
+        Paths are left out: the content of sources, of an existing tokenizer and of a pretrained model is an input. So is
+        `training.zero_stage`, a matter of memory. Of the `deepspeed` section, what changes numbers enters (`schemas.deepspeed_options`);
+        loading a recipe has put a JSON file's content in its place.
         """
         sections = {section: thaw(getattr(self, section).model_dump(mode="json")) for section in RECIPE_SECTIONS[stage]}
         if stage is Stage.VALIDATE:
@@ -608,6 +611,10 @@ class RunConfig(Frozen):
                     del sections["tokenizer"][key]
         if stage is Stage.TRAIN:
             del sections["training"]["zero_stage"]
+            if self.model.pretrained is not None:
+                sections["model"]["pretrained"] = True
+            if isinstance(self.deepspeed, Mapping) and (options := numeric_options(self.deepspeed, precision=self.training.precision.value)):
+                sections["deepspeed"] = options
         return sections
 
     def trajectory(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ HeadraceError
 └── InterruptedRunError   75   stopped, resumable
 """
 
+import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.exit_code import ExitCode
@@ -135,6 +137,26 @@ class UnreachableError(HeadraceError):
     """A service or the storage did not answer; nothing is known about what it would have said."""
 
     exit_code = ExitCode.UNREACHABLE
+
+
+_STORAGE_FAILURES: Mapping[int, str] = {
+    errno.ENOSPC: "the disk is full; what is committed is intact, unfinished files are removed by the next start",
+    errno.EDQUOT: "the quota is used up; what is committed is intact",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not do that there",
+    errno.EIO: "the device or the network file system failed",
+    errno.ESTALE: "the network file system lost the file's handle",
+}
+"""Failures of storage rather than of the program: no stack trace helps there."""
+
+
+def storage_failure(error: OSError) -> UnreachableError | None:
+    """Returns what an OSError means for people when storage is to blame, else None."""
+    why = _STORAGE_FAILURES.get(error.errno or 0)
+    if why is None:
+        return None
+    return UnreachableError(f"{error.filename or 'storage'}: {error.strerror}", why=why, mend="free space or restore access, then headrace resume")
 
 
 class InterruptedRunError(HeadraceError):

@@ -53,8 +53,13 @@ class RunHandle(Frozen):
     @property
     def run_name(self) -> str:
         """The readable name used everywhere: `demo-7f3a`."""
-        name, _, rest = self.run_id.rpartition("-")
-        return f"{name.rpartition('-')[0]}-{rest}"
+        return run_name_of(self.run_id)
+
+
+def run_name_of(run_id: str) -> str:
+    """Returns the readable name of a run, `{name}-{4 chars}`, from its id `{name}-{utc}-{4 chars}`."""
+    name, _, rest = run_id.rpartition("-")
+    return f"{name.rpartition('-')[0]}-{rest}"
 
 
 class RunFile(Frozen):

@@ -1,8 +1,10 @@
 """Manifests: what a corpus and a set of token shards consist of."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from schemas.artifact import FileEntry
+from schemas.canonical import root_hash
 from schemas.frozen import Frozen
 
 Split = Literal["train", "validation", "test"]
@@ -22,6 +24,11 @@ class InputFile(Frozen):
     """Bytes as stored (compressed)."""
     xxh3: str
     """xxh3-128 of the stored bytes, hex."""
+
+
+def raw_hash(inputs: Iterable[InputFile]) -> str:
+    """Returns one hash over all raw files, wherever they lie: what identifies a corpus before it is read."""
+    return root_hash((f"{file.source}/{file.relative_path}", file.size, file.xxh3) for file in inputs)
 
 
 class CorpusGroup(Frozen):

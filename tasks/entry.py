@@ -6,7 +6,6 @@ Imports nothing heavy; never prefect, mlflow or great_expectations.
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -22,24 +21,13 @@ from cluster.storage import AlreadyExistsError, FileStorage, make_folder, replac
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, storage_failure
 from schemas.exit_code import ExitCode
 from schemas.frozen import thaw
 from schemas.job import ItemRecord, RankPhase, RankProgress, TaskSpec
 from schemas.stage import Stage
 
 _REPORT_EVERY_S = 0.5
-
-_STORAGE_ERRORS: Mapping[int, str] = {
-    errno.ENOSPC: "the disk is full; what is committed is intact, unfinished files are removed by the next start",
-    errno.EDQUOT: "the quota is used up; what is committed is intact",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "this user may not write there",
-    errno.EIO: "the device or the network file system failed",
-    errno.ESTALE: "the network file system lost the file's handle",
-}
-"""Failures of storage rather than of the program: no stack trace helps there."""
-
 
 @dataclass(frozen=True)
 class ItemOutcome:
@@ -204,12 +192,12 @@ def _guarded(start: Callable[[], None]) -> NoReturn:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         _exit(error.exit_code)
     except OSError as error:
-        why = _STORAGE_ERRORS.get(error.errno or 0)
-        if why is None:
+        failure = storage_failure(error)
+        if failure is None:
             traceback.print_exc()
             _exit(ExitCode.BUG)
-        sys.stderr.write(f"{type(error).__name__}: {error.filename or 'storage'}: {error.strerror}\n  why:  {why}\n")
-        _exit(ExitCode.UNREACHABLE)
+        sys.stderr.write(f"{type(error).__name__}: {failure}\n")
+        _exit(failure.exit_code)
     except MemoryError:
         traceback.print_exc()
         _exit(ExitCode.OUT_OF_MEMORY)

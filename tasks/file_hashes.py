@@ -3,6 +3,7 @@
 A hint for `run` and `plan`: the validate stage hashes the very bytes it parses, and `verify` ignores the cache.
 """
 
+import logging
 import os
 import sqlite3
 import time
@@ -12,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from cluster.storage import hash_file
+
+logger = logging.getLogger(__name__)
 
 _YOUNG_NS = 2_000_000_000
 """A file changed within this time before it was hashed may change again without a new time stamp; it is not cached."""
@@ -49,10 +52,13 @@ class FileHashes:
         return digest
 
     def close(self) -> None:
-        """Writes what was learnt and closes the database."""
+        """Writes what was learnt and closes the database. A cache that cannot be written is no failure of the run."""
         rows: Iterable[tuple[object, ...]] = [(key, *stamp) for key, stamp in self._new.items()]
-        with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", rows)
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            logger.warning("%s: what was hashed is not remembered: %s", self._database, error)
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -63,18 +69,29 @@ class FileHashes:
 
     def _load(self) -> dict[str, tuple[int, int, int, int, str]]:
         if self._known is None:
-            rows = self._connection.execute("SELECT path, size, mtime_ns, ctime_ns, inode, xxh3 FROM file_hashes")
+            try:
+                rows = self._connection.execute("SELECT path, size, mtime_ns, ctime_ns, inode, xxh3 FROM file_hashes").fetchall()
+            except sqlite3.Error as error:
+                logger.warning("%s: every file is hashed anew: %s", self._database, error)
+                rows = []
             self._known = {row[0]: (row[1], row[2], row[3], row[4], row[5]) for row in rows}
         return self._known
 
     def _connect(self) -> sqlite3.Connection:
-        """Opens the database; a damaged file is a lost cache, so it is made anew."""
+        """Opens the database. A damaged file is a lost cache and made anew; one that is busy or read-only is done without."""
         try:
-            connection = sqlite3.connect(self._database, timeout=30)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(_SCHEMA)
+            return _opened(self._database)
+        except sqlite3.OperationalError as error:
+            logger.warning("%s: %s", self._database, error)
+            return _opened(":memory:")
         except sqlite3.DatabaseError:
-            self._database.unlink(missing_ok=True)
-            connection = sqlite3.connect(self._database, timeout=30)
-            connection.execute(_SCHEMA)
-        return connection
+            for suffix in ("", "-wal", "-shm"):
+                self._database.with_name(self._database.name + suffix).unlink(missing_ok=True)
+            return _opened(self._database)
+
+
+def _opened(database: Path | str) -> sqlite3.Connection:
+    connection = sqlite3.connect(database, timeout=30)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(_SCHEMA)
+    return connection

@@ -1,10 +1,10 @@
 """Hands what ranks and agents left in storage to the tracker, in order, while this process controls the run."""
 
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.layout import ArtifactLayout
-from cluster.metrics import read_metrics
+from cluster.metrics import MetricReader
 from cluster.storage import Storage
 from schemas.errors import UnreachableError
 from schemas.job import Heartbeat
@@ -12,52 +12,60 @@ from tasks.tracking import SystemSample, Tracker
 
 
 class Forwarder:
-    """Forwards above the tracker's own high-water step. An outage is noted once and made up for later."""
+    """Forwards above the tracker's own high-water step, in a thread: a slow tracker delays nobody. An outage is noted once and made up for later."""
 
     def __init__(
         self, tracker: Tracker, *, storage: Storage, artifact_key: str, params: Mapping[str, str], every_s: float, note: Callable[[str], None]
     ) -> None:
-        """Args: artifact_key: the training artifact. params: the run's parameters, forwarded once. every_s: least seconds between hand-overs."""
-        self._tracker, self._storage, self._layout = tracker, storage, ArtifactLayout(artifact_key)
+        """Args: artifact_key: the training artifact. params: the run's parameters, forwarded once. every_s: seconds between hand-overs."""
+        self._tracker, self._reader = tracker, MetricReader(storage, ArtifactLayout(artifact_key))
         self._params: Mapping[str, str] = params
         self._every_s, self._note = every_s, note
-        self._next_at, self._down = 0.0, False
+        self._heartbeats: tuple[Heartbeat, ...] = ()
+        self._down = False
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._keep_forwarding, name="forwarder", daemon=True)
 
-    def pump(self, heartbeats: Sequence[Heartbeat]) -> None:
-        """Forwards what is new, at most every `every_s` seconds. Never raises for an outage: training goes on."""
-        if time.monotonic() < self._next_at:
-            return
-        try:
-            self._forward_all()
-            self._tracker.log_system(_samples(heartbeats))
-        except UnreachableError as error:
-            self._note_outage(error)
-            self._next_at = time.monotonic() + 10 * self._every_s
-        else:
-            self._next_at = time.monotonic() + self._every_s
+    def start(self) -> None:
+        """Begins to forward every `every_s` seconds."""
+        self._thread.start()
 
-    def flush(self) -> None:
-        """Forwards all that is left, at the end of training. What an outage holds back is forwarded when the run is resumed."""
-        try:
+    def see(self, heartbeats: tuple[Heartbeat, ...]) -> None:
+        """Takes the newest heartbeat of each node, for the use of the machines."""
+        self._heartbeats = heartbeats
+
+    def finish(self) -> None:
+        """Forwards all that is left, and ends. What an outage holds back is forwarded when the run is resumed."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._forward_all()
+
+    def _keep_forwarding(self) -> None:
+        pause_s = 0.0
+        while not self._ending.wait(pause_s):
             self._forward_all()
-        except UnreachableError as error:
-            self._note_outage(error)
+            pause_s = self._every_s * (10 if self._down else 1)
 
     def _forward_all(self) -> None:
-        if self._params:
-            self._tracker.log_params(self._params)
-            self._params = {}
-        points = read_metrics(self._storage, self._layout, after_step=self._tracker.forwarded_step())
-        if points:
-            self._tracker.forward(points)
+        """One hand-over. An outage, or a tracker that refuses, is noted; it never ends the training."""
+        try:
+            if self._params:
+                self._tracker.log_params(self._params)
+                self._params = {}
+            points = self._reader.read(after_step=self._tracker.forwarded_step())
+            if points:
+                self._tracker.forward(points)
+            self._tracker.log_system(_samples(self._heartbeats))
+        except Exception as error:  # noqa: BLE001  # mlflow raises its own errors for what a server refuses; metrics wait in storage
+            if not self._down:
+                what = error.what if isinstance(error, UnreachableError) else f"{type(error).__name__}: {error}"
+                self._note(f"tracking is down, metrics wait in storage: {what}")
+            self._down = True
+            return
         if self._down:
             self._note("tracking is back; the metrics that waited are forwarded")
             self._down = False
-
-    def _note_outage(self, error: UnreachableError) -> None:
-        if not self._down:
-            self._note(f"tracking is down, metrics wait in storage: {error.what}")
-        self._down = True
 
 
 def _samples(heartbeats: Sequence[Heartbeat]) -> list[SystemSample]:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.storage import walk_files
-from schemas.canonical import root_hash
+from schemas.canonical import hash_of, root_hash
 from schemas.config import RunConfig
-from schemas.errors import InputError
+from schemas.manifest import raw_hash
 from schemas.stage import Stage
+from tasks.outside_inputs import check_pretrained
 from tasks.store import Identity
 
 HashFile = Callable[[Path], str]
@@ -29,26 +30,19 @@ def identity_of(stage: Stage, *, config: RunConfig, inputs: Mapping[Stage, str],
 
 
 def _outside_inputs(stage: Stage, *, config: RunConfig, hash_file: HashFile) -> dict[str, str]:
-    """What a stage reads from outside the store: raw text, an existing tokenizer, a pretrained model."""
+    """What a stage reads from outside the store: raw text, an existing tokenizer, a pretrained model; and the registry it registers in."""
     if stage is Stage.VALIDATE:
         from tasks.validate.sources import plan_inputs
 
-        files = plan_inputs(config, hash_file)
-        return {"raw": root_hash((f"{file.source}/{file.relative_path}", file.size, file.xxh3) for file in files)}
+        return {"raw": raw_hash(plan_inputs(config, hash_file))}
     if stage is Stage.TOKENIZER and config.tokenizer.path is not None:
         from tasks.tokenizer.existing import existing_files
 
         return {"existing": root_hash((file.name, file.stat().st_size, hash_file(file)) for file in existing_files(Path(config.tokenizer.path)))}
     if stage is Stage.TRAIN and config.model.pretrained is not None:
-        return {"pretrained": _hash_path(Path(config.model.pretrained), key="model.pretrained", hash_file=hash_file)}
+        check_pretrained(config)
+        folder = Path(config.model.pretrained)
+        return {"pretrained": root_hash((file.relative_to(folder).as_posix(), file.stat().st_size, hash_file(file)) for file in walk_files(folder))}
+    if stage is Stage.REGISTER:
+        return {"registry": hash_of(config.tracking.mlflow_uri or f"sqlite:///{config.state}/mlflow.db")}
     return {}
-
-
-def _hash_path(path: Path, *, key: str, hash_file: HashFile) -> str:
-    if path.is_file():
-        return root_hash([(path.name, path.stat().st_size, hash_file(path))])
-    if not path.is_dir():
-        raise InputError(
-            f"{key}: {str(path)!r} does not exist", why="it must be a local file or folder", mend=f"correct {key} in the recipe, or --set {key}=…"
-        )
-    return root_hash((file.relative_to(path).as_posix(), file.stat().st_size, hash_file(file)) for file in walk_files(path))

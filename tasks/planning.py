@@ -14,6 +14,7 @@ from schemas.sizing import training_size
 from schemas.stage import Stage
 from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
+from tasks.outside_inputs import check_pretrained, check_tokenizer
 from tasks.store import Identity, Store, differences
 
 
@@ -21,7 +22,10 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
     """Returns what `headrace run` would do with `config`.
 
     Raises:
-        InputError: a raw input is missing, or `from_stage` needs stages that are not finished.
+        InputError: a raw input is missing, an existing tokenizer or a pretrained model cannot be used, or `from_stage` needs stages that
+            are not finished.
+        UnsafeFileError: an existing tokenizer or a pretrained model holds pickles, or links that leave it.
+        ConfigError: the model cannot take the ids of the existing tokenizer.
         VerificationError: a record is damaged.
     """
     store = Store(open_storage(config.storage.root))
@@ -38,6 +42,7 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
             rebuild = from_stage is not None and stage in from_stage.following
             planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
     _check_from(from_stage, planned)
+    _check_outside_inputs(config, planned)
     shards = found.get(Stage.TOKENIZE)
     known = thaw(shards.summary) if shards is not None else {}
     return Plan(
@@ -103,6 +108,15 @@ def _depends(stage: Stage, missing: list[Stage]) -> PlannedStage:
 
 def _planned(identity: Identity, action: Action, key: str, reasons: tuple[str, ...], *, summary: Mapping[str, Any] | None = None) -> PlannedStage:
     return PlannedStage(stage=identity.stage, action=action, key=key, fingerprint=identity.fingerprint, reasons=reasons, summary=dict(summary or {}))
+
+
+def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage]) -> None:
+    """Refuses at once what the stages that are to be made would refuse later, perhaps after hours."""
+    made = {stage.stage for stage in planned if stage.action is not Action.REUSE}
+    if Stage.TOKENIZER in made:
+        check_tokenizer(config)
+    if Stage.TRAIN in made:
+        check_pretrained(config)
 
 
 def _check_from(from_stage: Stage | None, planned: list[PlannedStage]) -> None:

@@ -20,7 +20,9 @@ from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import InputError
 from schemas.frozen import Frozen, thaw
-from schemas.journal import Event, EventKind, RunFile, RunHandle
+from schemas.job import CancelRequest
+from schemas.journal import Event, EventKind, RunFile, RunHandle, run_name_of
+from schemas.safe_path import RelativePath
 from schemas.stage import Stage
 
 _VERSIONS_OF = ("torch", "deepspeed", "transformers", "tokenizers", "gigatoken", "pyarrow", "great-expectations", "prefect", "mlflow")
@@ -29,7 +31,7 @@ _VERSIONS_OF = ("torch", "deepspeed", "transformers", "tokenizers", "gigatoken",
 class Pointer(Frozen):
     """`runs/{run_id}/artifacts/{stage}.json`: the artifact folder this run uses for a stage; fixed when the stage starts."""
 
-    key: str
+    key: RelativePath
     """The artifact's folder."""
     fingerprint: str
     """What it is."""
@@ -42,6 +44,11 @@ class Run:
         """Args: storage: where runs lie. run_id: the run."""
         self.storage, self.layout = storage, RunLayout(run_id)
         self._next_sequence = 0
+
+    @property
+    def name(self) -> str:
+        """The readable name used everywhere: `demo-7f3a`."""
+        return run_name_of(self.layout.run_id)
 
     def read(self) -> RunFile:
         """Returns what the run was asked to do. Raises InputError when there is no such run."""
@@ -66,6 +73,7 @@ class Run:
         figures: Mapping[str, Any] | None = None,
     ) -> Event:
         """Appends an event under the next free number and returns it."""
+        self._next_sequence = self._next_sequence or len(self.storage.names(self.layout.journal))  # numbers have no gaps
         while True:
             event = Event(
                 sequence=self._next_sequence,
@@ -87,6 +95,26 @@ class Run:
         """Returns the events with a sequence above `after`, in order."""
         names = [name for name in self.storage.names(self.layout.journal) if int(name.removesuffix(".json")) > after]
         return tuple(Event.model_validate_json(self.storage.read(f"{self.layout.journal}/{name}")) for name in names)
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Writes the wish that whoever controls the run stops it, whatever it does at that moment: running a job, or anything between two."""
+        number = len(self.storage.names(self.layout.cancel_wishes))
+        wish = canonical_json(CancelRequest(reason=reason, at=time.time()))
+        while True:
+            try:
+                self.storage.create_exclusive(self.layout.cancel_wish(number), wish)
+            except AlreadyExistsError:  # another one asked at the same moment
+                number += 1
+                continue
+            return
+
+    def stop_asked(self, since: float) -> bool:
+        """Whether somebody asked to stop at or after `since` (seconds since the Unix epoch): older wishes were for an earlier control process."""
+        wishes = self.storage.names(self.layout.cancel_wishes)
+        if not wishes:
+            return False
+        newest = CancelRequest.model_validate_json(self.storage.read(f"{self.layout.cancel_wishes}/{wishes[-1]}"))
+        return newest.at >= since
 
     def pointer(self, stage: Stage) -> Pointer | None:
         """Returns the artifact that this run uses for `stage`, or None before the stage started."""

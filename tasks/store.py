@@ -1,6 +1,7 @@
 """Find a finished artifact; commit a record, last. The only place that decides whether a stage is done."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from schemas.errors import VerificationError
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -22,8 +25,13 @@ class Identity:
     name: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """Content hash by input stage; for `validate`, of the raw files under `raw`."""
+    """Content hash by input stage, and of what comes from outside the store by its own name (`raw`, `existing`, `pretrained`, `registry`)."""
     fingerprint: str = field(init=False)
+
+    @property
+    def outside(self) -> dict[str, str]:
+        """The inputs from outside the store."""
+        return {name: digest for name, digest in self.inputs.items() if name not in self.stage.inputs}
 
     def __post_init__(self) -> None:
         digest = fingerprint(stage=self.stage.value, stage_version=self.stage.version, recipe=self.recipe, inputs=self.inputs)
@@ -45,7 +53,9 @@ class Store:
         """
         for key in reversed(self._folders(identity)):
             if self.storage.exists(ArtifactLayout(key).record):
-                return self.read(key)
+                record = self.read(key)
+                if record.fingerprint == identity.fingerprint:  # folders carry 48 bits of it
+                    return record
         return None
 
     def place(self, identity: Identity, *, rebuild: bool) -> str:
@@ -100,7 +110,10 @@ class Store:
                 continue
             key = f"{identity.stage.value}/{folder}"
             if self.storage.exists(ArtifactLayout(key).record):
-                records.append(self.read(key))
+                try:
+                    records.append(self.read(key))
+                except VerificationError as error:  # nobody needs it here; whoever does is told
+                    logger.warning("%s", error)
         return tuple(sorted(records, key=lambda record: record.provenance.created_at, reverse=True))
 
     def _folders(self, identity: Identity) -> list[str]:

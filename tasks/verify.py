@@ -1,17 +1,18 @@
 """Walks from a registered model back to the raw files and hashes everything again. Trusts no cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.layout import ArtifactLayout, RunLayout, parse_artifact_folder
-from cluster.storage import Storage, hash_file, walk_files
-from schemas.artifact import ArtifactRecord, FileEntry
+from cluster.layout import BOOKKEEPING, ArtifactLayout, RunLayout, parse_artifact_folder
+from cluster.storage import TEMPORARY_PREFIX, Storage, hash_file, path_below, walk_files
+from schemas.artifact import RECORD_NAME, ArtifactRecord, FileEntry
 from schemas.canonical import fingerprint, root_hash
 from schemas.checkpoint import CommitRecord
 from schemas.errors import InputError, UnsafeFileError, VerificationError
 from schemas.frozen import Frozen, thaw
-from schemas.manifest import CorpusManifest
+from schemas.manifest import CorpusManifest, InputFile, raw_hash
+from schemas.safe_path import is_below
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.store import Store
@@ -47,13 +48,21 @@ class _Walk:
     findings: list[str] = field(default_factory=list)
     artifacts: list[VerifiedArtifact] = field(default_factory=list)
 
-    def hashed(self, key: str, entries: Iterator[tuple[Path, FileEntry]]) -> None:
+    def hashed(self, key: str, entries: Iterable[tuple[Path, FileEntry | InputFile]]) -> None:
         """Hashes files against their entries and books them under `key`."""
         files, total = 0, 0
         for path, entry in entries:
             files, total = files + 1, total + entry.size
             self.findings.extend(_damage(path, entry))
         self.artifacts.append(VerifiedArtifact(key=key, files=files, bytes=total))
+
+    def located(self, folder: Path, entries: Iterable[FileEntry]) -> Iterator[tuple[Path, FileEntry]]:
+        """Yields where each entry lies; what a link leads out of `folder` is a finding, and is not opened."""
+        for entry in entries:
+            try:
+                yield path_below(folder, entry.path), entry
+            except UnsafeFileError as error:
+                self.findings.append(error.what)
 
 
 def verify_model(storage: Storage, model: str) -> VerifyReport:
@@ -90,6 +99,8 @@ def verify_model(storage: Storage, model: str) -> VerifyReport:
 def resolve(storage: Storage, model: str) -> str:
     """Returns the folder of the artifact that `model` names; the newest one where several fit. Raises InputError."""
     name = model.removeprefix("models:/").rstrip("/")
+    if not is_below(name):
+        raise InputError(f"{model!r} names no model", why="a model is NAME, NAME@ALIAS, NAME/VERSION, a run, or an artifact's folder")
     if "/" in name and parse_artifact_folder(name.rpartition("/")[2]) and storage.exists(ArtifactLayout(name).record):
         return name
     if storage.exists(RunLayout(name).config):
@@ -148,23 +159,28 @@ def _verify_artifact(walk: _Walk, record: ArtifactRecord) -> None:
             pass
     except UnsafeFileError as error:
         walk.findings.append(error.what)
-    walk.hashed(record.key, ((folder / entry.path, entry) for entry in record.files))
+    walk.hashed(record.key, walk.located(folder, record.files))
+    walk.findings.extend(f"{record.key}/{name}: is not part of the artifact" for name in _unlisted(folder, record.files))
     if record.stage is Stage.TRAIN:
         _verify_commits(walk, record, folder)
-    inputs = {ref.stage.value: ref.content_hash for ref in record.inputs}
+    inputs = {**{ref.stage.value: ref.content_hash for ref in record.inputs}, **record.outside}
+    expected = fingerprint(stage=record.stage.value, stage_version=record.stage_version, recipe=thaw(record.recipe), inputs=inputs)
+    if expected != record.fingerprint:
+        walk.findings.append(f"{record.key}/record.json: fingerprint does not fit recipe and inputs")
     if record.stage is Stage.VALIDATE:
         _verify_raw(walk, record, folder)
-    elif set(inputs) and not _has_outside_inputs(record):
-        expected = fingerprint(stage=record.stage.value, stage_version=record.stage_version, recipe=thaw(record.recipe), inputs=inputs)
-        if expected != record.fingerprint:
-            walk.findings.append(f"{record.key}/record.json: fingerprint does not fit recipe and inputs")
     if record.stage is Stage.REGISTER:
         _verify_registry_copy(walk, folder)
 
 
-def _has_outside_inputs(record: ArtifactRecord) -> bool:
-    recipe = record.recipe
-    return bool(recipe.get("tokenizer", {}).get("existing") or recipe.get("model", {}).get("pretrained"))
+def _unlisted(folder: Path, files: Iterable[FileEntry]) -> Iterator[str]:
+    """Yields the files of an artifact that are neither its content nor how it was made: libraries load more than they are asked to."""
+    listed = {RECORD_NAME, *(entry.path for entry in files)}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        made_by = name.split("/")[0] in (*BOOKKEEPING, "quarantine") or (path.parent == folder and name.endswith("-plan.json"))
+        if path.is_file() and name not in listed and not made_by and not path.name.startswith(TEMPORARY_PREFIX):
+            yield name
 
 
 def _verify_commits(walk: _Walk, record: ArtifactRecord, folder: Path) -> None:
@@ -177,11 +193,12 @@ def _verify_commits(walk: _Walk, record: ArtifactRecord, folder: Path) -> None:
         except SealBrokenError as error:
             walk.findings.append(f"{key}: {error}")
             continue
-        checkpoint = folder / commit.folder
-        if not checkpoint.exists() and commit.step != record.summary["commit_step"]:
+        is_final = commit.step == record.summary.get("commit_step")
+        if not (folder / commit.folder).exists() and not is_final:
             continue  # retention removed the data of an older checkpoint; its commit stays as history
-        walk.hashed(f"{record.key}/{commit.folder}", ((checkpoint / entry.path, entry) for entry in commit.files))
-        if commit.step == record.summary["commit_step"]:
+        whole = (entry.model_copy(update={"path": f"{commit.folder}/{entry.path}"}) for entry in commit.files)
+        walk.hashed(f"{record.key}/{commit.folder}", walk.located(folder, whole))
+        if is_final:
             content = root_hash((entry.path, entry.size, entry.xxh3) for entry in commit.files)
             if content != record.content_hash:
                 walk.findings.append(f"{key}: content {content[:12]} is not what the record says ({record.content_hash[:12]})")
@@ -193,11 +210,9 @@ def _verify_raw(walk: _Walk, record: ArtifactRecord, folder: Path) -> None:
         manifest = CorpusManifest.model_validate_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return  # the manifest is one of the record's files: its damage is found there
-    walk.hashed("raw", ((Path(file.path), FileEntry(path=file.path, size=file.size, xxh3=file.xxh3)) for file in manifest.inputs))
-    raw = root_hash((f"{file.source}/{file.relative_path}", file.size, file.xxh3) for file in manifest.inputs)
-    expected = fingerprint(stage=record.stage.value, stage_version=record.stage_version, recipe=thaw(record.recipe), inputs={"raw": raw})
-    if expected != record.fingerprint:
-        walk.findings.append(f"{record.key}/record.json: fingerprint does not fit recipe and raw files")
+    walk.hashed("raw", ((Path(file.path), file) for file in manifest.inputs))
+    if record.outside.get("raw") != raw_hash(manifest.inputs):
+        walk.findings.append(f"{record.key}/manifest.json: its list of raw files is not what the corpus was made from")
 
 
 def _verify_registry_copy(walk: _Walk, folder: Path) -> None:
@@ -210,10 +225,13 @@ def _verify_registry_copy(walk: _Walk, folder: Path) -> None:
         return  # one of the record's files: its damage is found there
     if registration.model_dir is None:
         return  # kept by a remote server; its artifact store answers for it
-    walk.hashed("mlflow", ((Path(registration.model_dir) / entry.path, entry) for entry in registration.model_files))
+    model_dir = Path(registration.model_dir)
+    walk.hashed("mlflow", walk.located(model_dir, registration.model_files))
+    if (model_dir / "MLmodel").is_file():  # else it is no model's folder, which was found above
+        walk.findings.extend(f"{model_dir / name}: is not part of the model" for name in _unlisted(model_dir, registration.model_files))
 
 
-def _damage(path: Path, entry: FileEntry) -> Iterator[str]:
+def _damage(path: Path, entry: FileEntry | InputFile) -> Iterator[str]:
     """Yields what is wrong with one file, naming it."""
     try:
         size = path.lstat().st_size

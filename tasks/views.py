@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
+from cluster.attempt import read_heartbeats, read_incidents
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.lease import holder_is_alive
 from cluster.storage import Storage
 from schemas.frozen import thaw
-from schemas.job import Heartbeat, Incident, JobKind, JobSpec, WorkPlan
+from schemas.job import JobKind, JobSpec, WorkPlan
 from schemas.journal import Event, EventKind
 from schemas.stage import Stage
 from schemas.view import JobProgress, RunState, RunView, StageState, StageView
@@ -33,7 +34,7 @@ def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
     ended = None if reopened else last
     return RunView(
         run_id=run.layout.run_id,
-        run_name=_readable(run.layout.run_id),
+        run_name=run.name,
         state=_state(run, stages=stages, ended=ended),
         recipe=file.recipe,
         started_at=file.created_at,
@@ -51,7 +52,7 @@ def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgr
     specs = [(JobSpec.model_validate_json(storage.read(attempt.spec)), attempt) for attempt in attempts if storage.exists(attempt.spec)]
     if not specs:
         return None
-    beats = {attempt.key: _heartbeats(storage, attempt) for _, attempt in specs}
+    beats = {attempt.key: read_heartbeats(storage, attempt) for _, attempt in specs}
     spec, attempt = max(specs, key=lambda pair: (max((beat.at for beat in beats[pair[1].key]), default=0.0), pair[0].attempt))
     heartbeats = beats[attempt.key]
     ranks = [rank for beat in heartbeats for rank in beat.ranks]
@@ -70,9 +71,7 @@ def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgr
         items_done=sum(beat.items_done for beat in heartbeats),
         items_total=_num_items(storage, layout, spec),
         heartbeats=heartbeats,
-        incidents=tuple(
-            Incident.model_validate_json(storage.read(f"{attempt.incidents}/{name}")) for name in storage.names(attempt.incidents)
-        ),
+        incidents=read_incidents(storage, attempt),
         figures=dict(first.figures) if first else {},
         eta_s=(total - step) * pace if pace and total else -1.0,
     )
@@ -111,27 +110,8 @@ def _state(run: Run, *, stages: tuple[StageView, ...], ended: Event | None) -> R
     return RunState.INTERRUPTED
 
 
-def _heartbeats(storage: Storage, attempt: AttemptLayout) -> tuple[Heartbeat, ...]:
-    """The newest heartbeat of each node. Older ones are removed by the agent, so a name may vanish between listing and reading."""
-    newest: dict[str, str] = {}
-    for name in storage.names(attempt.heartbeats):
-        newest[name.partition("-")[0]] = name
-    beats = []
-    for name in newest.values():
-        try:
-            beats.append(Heartbeat.model_validate_json(storage.read(f"{attempt.heartbeats}/{name}")))
-        except FileNotFoundError:
-            continue
-    return tuple(beats)
-
-
 def _num_items(storage: Storage, layout: ArtifactLayout, spec: JobSpec) -> int:
     if spec.kind is JobKind.GANG:
         return 0
     return len(WorkPlan.model_validate_json(storage.read(layout.plan(spec.step_name))).items)
 
-
-def _readable(run_id: str) -> str:
-    from schemas.journal import RunHandle
-
-    return RunHandle(run_id=run_id, storage_root="/", state_dir="/").run_name

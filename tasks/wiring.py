@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.layout import ArtifactLayout
 from cluster.storage import open_storage
 from cluster.supervisor import JobView
 from schemas.artifact import ArtifactRecord, Provenance
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, InputError, storage_failure
 from schemas.exit_code import ExitCode
 from schemas.journal import EventKind, RunHandle
 from schemas.stage import Stage
@@ -42,19 +43,31 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
     """Returns the bench of a run; notes go to its journal and to `listener`."""
     run = Run(open_storage(handle.storage_root), handle.run_id)
     file, config = run.read(), run.config()
-    incidents: dict[str, int] = {}
+    journalled = {(event.artifact_key, event.figures["epoch"]) for event in run.events() if event.kind is EventKind.INCIDENT}
+    broken: list[str] = []
+    began = time.time()
 
     def note(stage: Stage, message: str) -> None:
         run.append(EventKind.NOTE, message, stage=stage)
         listener.note(message)
 
     def on_view(stage: Stage, view: JobView) -> None:
-        for incident in view.incidents[incidents.get(view.key, 0) :]:
+        for incident in view.incidents:
+            pointer = run.pointer(stage)
+            place = (pointer.key if pointer else "", incident.epoch)
+            if place in journalled:  # also when the process before this one wrote it
+                continue
+            journalled.add(place)
             message = f"rank {incident.rank}: {incident.cause.value} at step {incident.step}; {incident.decision}: {incident.reason}"
-            run.append(EventKind.INCIDENT, message, stage=stage, figures=incident.model_dump(mode="json"))
+            run.append(EventKind.INCIDENT, message, stage=stage, artifact_key=place[0], figures=incident.model_dump(mode="json"))
             listener.note(message)
-        incidents[view.key] = len(view.incidents)
-        listener.view(view)
+        if broken:
+            return
+        try:
+            listener.view(view)
+        except Exception as error:  # noqa: BLE001  # whoever looks on, however broken, must not stop the job's own control
+            broken.append(str(error))
+            run.append(EventKind.NOTE, f"the job is no longer shown: {type(error).__name__}: {error}", stage=stage)
 
     return Bench(
         run_id=handle.run_id,
@@ -64,11 +77,10 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
         store=Store(run.storage),
         state_dir=Path(file.state_dir),
         project_dir=Path(file.project_dir),
-        python_argv=(),
         provenance=Provenance(**provenance_of(handle.run_id)),
         note=note,
         on_view=on_view,
-        stop_requested=stop_requested.is_set,
+        stop_requested=lambda: stop_requested.is_set() or run.stop_asked(since=began),
     )
 
 
@@ -87,16 +99,23 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
     from_stage = run.read().from_stage
     rebuild = from_stage is not None and stage in from_stage.following
     key = _fixed_key(run, identity, store=bench.store, rebuild=rebuild)
-    if bench.storage.exists(f"{key}/record.json"):
+    if from_stage is not None and not rebuild and not bench.storage.exists(ArtifactLayout(key).record):
+        mend = f"run without --from, or with --from {stage.value}"
+        raise InputError(f"--from {from_stage.value} needs the stages before it finished; {stage.value} is not", mend=mend)
+    if bench.storage.exists(ArtifactLayout(key).record):
         record = bench.store.read(key)
         run.append(EventKind.STAGE_REUSED, f"found {key}", stage=stage, artifact_key=key, figures=dict(record.summary))
         return record
     run.append(EventKind.STAGE_STARTED, f"making {key}", stage=stage, artifact_key=key)
     try:
         record = make(identity, bench=bench, key=key, inputs=inputs, build=build)
-    except HeadraceError as error:
-        figures = {"exit_code": int(error.exit_code), "seconds": time.time() - started}
-        run.append(EventKind.STAGE_FAILED, str(error), stage=stage, artifact_key=key, figures=figures)
+    except BaseException as error:
+        failure = storage_failure(error) if isinstance(error, OSError) else None
+        shown = failure or error
+        figures = {"exit_code": int(exit_code_of(shown)), "seconds": time.time() - started}
+        run.append(EventKind.STAGE_FAILED, str(shown) or type(shown).__name__, stage=stage, artifact_key=key, figures=figures)
+        if failure is not None:
+            raise failure from error
         raise
     figures = {**record.summary, "seconds": time.time() - started}
     run.append(EventKind.STAGE_FINISHED, f"made {key}", stage=stage, artifact_key=key, figures=figures)
@@ -111,9 +130,9 @@ def _fixed_key(run: Run, identity: Identity, *, store: Store, rebuild: bool) -> 
     found = None if rebuild else store.find(identity)
     key = found.key if found is not None else store.place(identity, rebuild=rebuild)
     if pointer is not None:  # raw inputs changed between the run's start and its resumption
-        raise HeadraceError(
-            f"{identity.stage.value}: the inputs of run {run.layout.run_id} changed since it began",
-            why=f"it began with {pointer.key}; now the recipe leads to {key}",
+        raise InputError(
+            f"{identity.stage.value}: what run {run.layout.run_id} began with is not there any more",
+            why=f"it began with {pointer.key}; its inputs, or Headrace itself, changed, and now lead to {key}",
             mend="headrace run starts a new run with the inputs as they are",
         )
     return run.point(identity.stage, Pointer(key=key, fingerprint=identity.fingerprint)).key

@@ -17,7 +17,7 @@ from cluster.supervisor import JobView, run_job
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
-from schemas.errors import BY_EXIT_CODE, ConfigError, HeadraceError, Problem, VerificationError
+from schemas.errors import BY_EXIT_CODE, ConfigError, HeadraceError, LeaseHeldError, Problem, VerificationError
 from schemas.exit_code import ExitCode
 from schemas.job import ExitRecord, ItemRecord, JobKind, JobSpec, RestartLimits, WorkPlan
 from schemas.stage import Stage
@@ -47,7 +47,6 @@ class Bench:
     store: Store
     state_dir: Path
     project_dir: Path
-    python_argv: tuple[str, ...]
     provenance: Provenance
     note: Callable[[Stage, str], None]
     """Takes one line for people."""
@@ -62,13 +61,18 @@ class Work:
     """One stage in the making."""
 
     bench: Bench
-    stage: Stage
+    identity: Identity
     key: str
     inputs: Mapping[Stage, ArtifactRecord]
     layout: ArtifactLayout = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", ArtifactLayout(self.key))
+
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+        return self.identity.stage
 
     @property
     def config(self) -> RunConfig:
@@ -140,8 +144,12 @@ class Work:
         ranks_per_node: int,
         preload: tuple[str, ...] = (),
         options: Mapping[str, Any] | None = None,
+        is_complete: Callable[[], bool] = lambda: True,
     ) -> ExitRecord:
         """Runs ranks that start, work and restart together, until they are done.
+
+        Args:
+            is_complete: asked when an earlier attempt says that all is done; False makes another attempt due.
 
         Raises:
             HeadraceError: the job failed; the class fits its exit code.
@@ -156,7 +164,7 @@ class Work:
             preload=preload,
             options=options,
         )
-        return self._run(request)
+        return self._run(request, is_complete=is_complete)
 
     def _request(
         self,
@@ -192,6 +200,7 @@ class Work:
                 max_attempts_without_progress=restart.max_attempts_without_progress,
                 backoff_s=restart.backoff_s,
             ),
+            lost_after_s=self.config.cluster.lost_after_s,
             storage_root=self.storage.url,
             scratch_dir=str(self.state_dir / "scratch"),
             project_dir=str(self.bench.project_dir),
@@ -200,7 +209,7 @@ class Work:
             options=dict(options or {}),
         )
 
-    def _run(self, request: JobSpec) -> ExitRecord:
+    def _run(self, request: JobSpec, *, is_complete: Callable[[], bool] = lambda: True) -> ExitRecord:
         from cluster.launchers import launcher_for
 
         record = run_job(
@@ -209,6 +218,7 @@ class Work:
             launcher=launcher_for(self.config),
             on_view=lambda view: self.bench.on_view(self.stage, view),
             stop_requested=self.bench.stop_requested,
+            is_complete=is_complete,
         )
         if record.exit_code is not ExitCode.DONE:
             raise _error_of(record, stage=self.stage)
@@ -240,11 +250,13 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
         LeaseHeldError: another live process builds it.
         HeadraceError: the stage failed; nothing is committed.
     """
-    work = Work(bench=bench, stage=identity.stage, key=key, inputs=inputs)
-    with Lease.take(bench.storage, work.layout.leases):
+    work = Work(bench=bench, identity=identity, key=key, inputs=inputs)
+    with Lease.take(bench.storage, work.layout.leases) as lease:
         if bench.storage.exists(work.layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
         draft = build(work)
+        if not lease.still_held():
+            raise LeaseHeldError(f"{key} was taken over by another process", why="this one was silent for longer than its lease", mend="headrace resume")
         record = ArtifactRecord(
             stage=identity.stage,
             stage_version=identity.stage.version,
@@ -253,6 +265,7 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
             fingerprint=identity.fingerprint,
             content_hash=draft.content_hash or content_hash_of(draft.files),
             inputs=tuple(inputs[stage].ref() for stage in identity.stage.inputs),
+            outside=identity.outside,
             recipe=identity.recipe,
             files=draft.files,
             summary=json.loads(canonical_json(draft.summary)),
@@ -267,6 +280,6 @@ def _error_of(record: ExitRecord, *, stage: Stage) -> HeadraceError:
     what = f"{stage.value} failed: {record.message}"
     if record.exit_code is ExitCode.VERIFICATION:
         return VerificationError((record.message,), subject=stage.value)
-    return kind(
-        what, why=f"{record.cause.value} (exit code {int(record.exit_code)})", mend="headrace logs shows the ranks' output; headrace resume goes on"
-    )
+    repeats = record.exit_code in (ExitCode.USAGE, ExitCode.DATA_VERDICT, ExitCode.GATE)  # the same again would end the same way
+    mend = "" if repeats else "headrace logs shows the ranks' output; headrace resume goes on"
+    return kind(what, why=f"{record.cause.value} (exit code {int(record.exit_code)})", mend=mend)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
+from pydantic import ValidationError
 
-from cluster.layout import safe_key
-from cluster.storage import hash_file
+from cluster.storage import hash_file, path_below
 from schemas.artifact import FileEntry
 from schemas.errors import VerificationError
 from schemas.manifest import AcceptedFile, CorpusManifest, Split
@@ -104,7 +104,10 @@ def open_corpus(folder: Path, *, manifest: FileEntry) -> Corpus:
         VerificationError: it is missing or damaged.
     """
     path = verified_path(folder, manifest, subject="accepted corpus")
-    return Corpus(folder=folder, manifest=CorpusManifest.model_validate_json(path.read_bytes()))
+    try:
+        return Corpus(folder=folder, manifest=CorpusManifest.model_validate_json(path.read_bytes()))
+    except ValidationError as error:
+        raise VerificationError((f"{path}: not a corpus manifest ({error.error_count()} problems)",), subject="accepted corpus") from error
 
 
 def verified_path(folder: Path, entry: FileEntry, *, subject: str) -> Path:
@@ -113,7 +116,7 @@ def verified_path(folder: Path, entry: FileEntry, *, subject: str) -> Path:
     Raises:
         VerificationError: the file is missing, or its bytes are not those that were recorded.
     """
-    path = folder / safe_key(entry.path)
+    path = path_below(folder, entry.path)
     mend = "headrace verify lists every damaged file; run again with --from and the stage that made it"
     try:
         size = path.stat().st_size

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import PICKLE_SUFFIXES
+from cluster.storage import looks_like_pickle
 from schemas.errors import InputError, UnsafeFileError
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -48,14 +48,14 @@ def existing_files(path: Path) -> tuple[Path, ...]:
         _refuse_pickles(path)
         config = path / CONFIG_NAME
         return (_checked(path / TOKENIZER_NAME), *([_checked(config)] if config.exists() else []))
-    if path.name.endswith(PICKLE_SUFFIXES):
+    if looks_like_pickle(path):
         raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="give a tokenizer.json")
     return (_checked(path),)
 
 
 def _refuse_pickles(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(PICKLE_SUFFIXES):
+        if looks_like_pickle(path):
             raise UnsafeFileError(
                 f"{path} looks like a pickle", why="loading it could run code", mend="point tokenizer.path at the tokenizer.json itself"
             )

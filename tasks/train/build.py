@@ -47,7 +47,7 @@ def build(work: Work) -> Draft:
     raw = raw_deepspeed_section(config)
     deepspeed_config(config, world_size=shape.world_size, options=raw)
     total_steps = config.training.total_steps(num_sequences=manifest.num_sequences("train"), sequence_length=manifest.sequence_length)
-    trajectory = Trajectory.of(config, inputs={stage: record.content_hash for stage, record in work.inputs.items()}, total_steps=total_steps)
+    trajectory = Trajectory.of(config, inputs=work.identity.inputs, total_steps=total_steps)
     files = (work.publish_json(TRAJECTORY_NAME, trajectory),)
     imported = import_from_sibling(work.storage, layout=work.layout, name=config.name, trajectory=trajectory)
     if imported is not None:
@@ -57,7 +57,12 @@ def build(work: Work) -> Draft:
         model_type = (config.model.config or {}).get("model_type", "")
         preload = ("tasks.train.preload", *((f"transformers.models.{model_type}.modeling_{model_type}",) if model_type else ()))
         work.run_gang(
-            module="tasks.train.job", num_nodes=shape.num_nodes, ranks_per_node=shape.ranks_per_node, preload=preload, options={"deepspeed": raw}
+            module="tasks.train.job",
+            num_nodes=shape.num_nodes,
+            ranks_per_node=shape.ranks_per_node,
+            preload=preload,
+            options={"deepspeed": raw},
+            is_complete=lambda: _final_commit(work, total_steps) is not None,
         )
         final = _final_commit(work, total_steps)
     if final is None:

@@ -9,13 +9,35 @@ from schemas.config import ModelConfig
 from schemas.errors import ConfigError, InputError, Problem
 
 
-def check_compatibility(model: ModelConfig, *, vocab_size: int, sequence_length: int) -> None:
-    """Refuses a model that cannot take the tokens: fewer ids or fewer positions..
+ATTENTION_KEY = "attn_implementation"
+ATTENTIONS = ("sdpa", "eager")
+"""Both compute the same function. `sdpa` needs less memory and is faster on GPUs; `eager` is faster at short sequences on the CPU."""
+
+
+def attention_of(model_config: Mapping[str, Any]) -> str:
+    """Returns how a `model.config` wants attention computed: its `attn_implementation`, or `sdpa`.
 
     Raises:
-        ConfigError: naming both numbers.
+        ConfigError: it wants something else.
+    """
+    wanted = model_config.get(ATTENTION_KEY, ATTENTIONS[0])
+    if f"_{ATTENTION_KEY}" in model_config:
+        value = repr(model_config[f"_{ATTENTION_KEY}"])
+        raise ConfigError((Problem(f"model.config._{ATTENTION_KEY}", value, "is transformers' own field", nearest=ATTENTION_KEY),))
+    if wanted not in ATTENTIONS:
+        message = f"must be one of {', '.join(ATTENTIONS)}"
+        raise ConfigError((Problem(f"model.config.{ATTENTION_KEY}", repr(wanted), message, nearest=ATTENTIONS[0]),))
+    return wanted
+
+
+def check_compatibility(model: ModelConfig, *, vocab_size: int, sequence_length: int) -> None:
+    """Refuses a model that cannot take the tokens: fewer ids or fewer positions.
+
+    Raises:
+        ConfigError: naming both numbers; or the attention of `model.config` is not one that training knows.
     """
     if model.config is not None:
+        attention_of(model.config)
         given: Mapping[str, Any] = model.config
     elif model.pretrained is not None:
         given = _read_config(Path(model.pretrained))

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.config import Precision, RunConfig
+from schemas.deepspeed_options import AUTO
 from schemas.errors import ConfigError, Problem
 from schemas.frozen import thaw
 
-AUTO = "auto"
 _NEVER_PRINT = 1_000_000_000
 
 _RECIPE_KEYS: Mapping[str, str] = {
@@ -70,7 +70,7 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "comms_logger": frozenset({"enabled", "verbose", "prof_all", "prof_ops", "debug"}),
     "flops_profiler": frozenset({"enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file", "recompute_fwd_factor"}),
 }
-"""Keys, by section, that pass through as they are."""
+"""Keys, by section, that pass through as they are. One that changes numbers is also named in `schemas.deepspeed_options`."""
 
 _FORBIDDEN: Mapping[str, str] = {
     "checkpoint": "Headrace writes its own checkpoints; see the section checkpoint of the recipe",

@@ -30,6 +30,8 @@ from tasks.train.validation import Sampler, Validator
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_FIGURES = ("loss", "step_s", "tokens_per_s", "validation_loss", "learning_rate")
+"""What a rank's progress shows; the time that is left is estimated from `step_s`."""
 _KEPT_FIGURES = ("loss", "validation_loss", "validation_bits_per_byte")
 
 
@@ -193,7 +195,7 @@ def _refuse_numeric_failure(step: int, *, loss: float, result: StepResult) -> No
 
 
 def _report(session: Session, phase: RankPhase, values: Mapping[str, float]) -> None:
-    shown = {key: values[key] for key in ("loss", "tokens_per_s", "validation_loss", "learning_rate") if key in values}
+    shown = {key: values[key] for key in _SHOWN_FIGURES if key in values}
     progress = session.progress
     if phase not in session.seen_phases:
         session.seen_phases.add(phase)

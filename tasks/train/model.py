@@ -21,6 +21,7 @@ from schemas.config import ModelConfig, RunConfig
 from schemas.errors import ConfigError, InputError, Problem, UnsafeFileError
 from schemas.frozen import thaw
 from schemas.manifest import ShardManifest
+from tasks.train.compatibility import ATTENTION_KEY, attention_of
 from tasks.train.order import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -93,12 +94,13 @@ def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, 
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    model_type = values.pop("model_type")
+    model_type, attention = values.pop("model_type"), attention_of(values)
+    values.pop(ATTENTION_KEY, None)  # how the model is run here; a loaded one chooses for itself
     ids = {"vocab_size": manifest.vocab_size, "bos_token_id": manifest.end_of_text_id, "eos_token_id": manifest.end_of_text_id}
     try:
         hf_config = AutoConfig.for_model(model_type, **{**ids, **values, "use_cache": False})
         with _partition_on_creation(deepspeed_options), no_init_weights():
-            module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+            module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError((Problem("model.config", repr(model_type), f"transformers refuses it: {' '.join(str(error).split())}"),)) from error
     _initialise(module, seed=seed, partitioned=deepspeed_options is not None)

@@ -16,6 +16,21 @@ def learning_rate(step: int, *, total_steps: int, peak: float, schedule: Schedul
     return peak * _fraction(step, total_steps=total_steps, schedule=schedule)
 
 
+def shared_steps(total_steps: int, *, schedule: ScheduleConfig) -> int:
+    """Returns the last step whose state does not depend on where training stops: a longer training passes through it too.
+
+    That is the end under `constant`, the last step at the peak under `wsd`, and step 0 where the whole curve is shaped by its length.
+    """
+    match schedule.kind:
+        case Schedule.CONSTANT:
+            return total_steps
+        case Schedule.WARMUP_STABLE_DECAY:
+            assert schedule.decay_steps is not None  # the configuration says so
+            return max(total_steps - schedule.decay_steps, min(schedule.warmup_steps, total_steps))
+        case Schedule.COSINE | Schedule.LINEAR:
+            return 0
+
+
 def _fraction(step: int, *, total_steps: int, schedule: ScheduleConfig) -> float:
     """Returns the share of the peak after the warm-up."""
     match schedule.kind:

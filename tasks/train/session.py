@@ -28,6 +28,7 @@ from tasks.train.interruption import Interruption
 from tasks.train.loop import Progress, Session
 from tasks.train.metrics import MetricsFile, flops_per_token, peak_flops
 from tasks.train.model import BuiltModel, build_model
+from tasks.train.schedule import shared_steps
 from tasks.train.validation import Sampler, Validator
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,13 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
             world_size=gang.world_size,
         ),
         writer=CheckpointWriter(store, gang=gang, epoch=task.spec.epoch, snapshot=Snapshot(tensors.owned()), model_config=built.model_config),
-        retention=Retention(store, config=task.config.checkpoint, epoch=task.spec.epoch, verified_step=progress.step or None),
+        retention=Retention(
+            store,
+            config=task.config.checkpoint,
+            epoch=task.spec.epoch,
+            verified_step=progress.step or None,
+            shared_steps=shared_steps(total_steps, schedule=training.schedule),
+        ),
         validator=_validator(task, engine, manifest=manifest),
         sampler=_sampler(task, engine, manifest=manifest),
         metrics=MetricsFile(task.scratch_dir, epoch=task.spec.epoch) if gang.rank == 0 else None,

@@ -5,6 +5,7 @@ decay. So a longer run starts from the newest verified checkpoint of a sibling: 
 folder and get a commit of our own, and from then on nothing depends on the sibling.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -19,10 +20,13 @@ from cluster.layout import ArtifactLayout, parse_artifact_folder, step_name
 from cluster.storage import Storage, hash_file, make_folder, sync_folder
 from schemas.canonical import hash_of
 from schemas.checkpoint import CommitRecord
-from schemas.config import RunConfig, Schedule
+from schemas.config import RunConfig
 from schemas.frozen import Frozen
 from schemas.stage import Stage
 from tasks.train.checkpoint.commit import committed_steps, parse_commit, verify
+from tasks.train.schedule import shared_steps
+
+logger = logging.getLogger(__name__)
 
 TRAJECTORY_NAME = "trajectory.json"
 IMPORTED_EPOCH = -1
@@ -33,29 +37,23 @@ class Trajectory(Frozen):
     """`trajectory.json`: which states a training artifact passes through."""
 
     hash: str
-    """Of the recipe without its stopping point, and of the inputs' content."""
+    """Of the stage's version, the recipe without its stopping point, and the content of all inputs."""
     total_steps: int
     """Where this artifact stops."""
     shared_steps: int
     """States up to this step do not depend on the stopping point."""
 
     @classmethod
-    def of(cls, config: RunConfig, *, inputs: Mapping[Stage, str], total_steps: int) -> Self:
+    def of(cls, config: RunConfig, *, inputs: Mapping[str, str], total_steps: int) -> Self:
         """Returns the trajectory of a recipe.
 
         Args:
             config: the run's configuration.
-            inputs: content hashes of the input artifacts.
+            inputs: content hashes of the input artifacts, and of what comes from outside the store (a pretrained model), by name.
             total_steps: where it stops.
         """
-        schedule = config.training.schedule
-        shared = total_steps
-        if schedule.kind is Schedule.WARMUP_STABLE_DECAY:
-            assert schedule.decay_steps is not None  # the configuration says so
-            shared = max(total_steps - schedule.decay_steps, min(schedule.warmup_steps, total_steps))
-        elif config.training.length_is_identity:
-            shared = 0
-        identity = {"recipe": config.trajectory(), "inputs": {stage.value: content for stage, content in inputs.items()}}
+        identity = {"stage_version": Stage.TRAIN.version, "recipe": config.trajectory(), "inputs": dict(inputs)}
+        shared = shared_steps(total_steps, schedule=config.training.schedule)
         return cls(hash=hash_of(identity), total_steps=total_steps, shared_steps=shared)
 
 
@@ -71,38 +69,62 @@ class Imported:
 def import_from_sibling(storage: Storage, *, layout: ArtifactLayout, name: str, trajectory: Trajectory) -> Imported | None:
     """Takes over the newest shared checkpoint that verifies, unless this artifact has commits of its own (or had: it may have been quarantined).
 
+    A rebuild takes nothing over: whoever asks for one wants the training made anew, and a sibling may have begun with what is rebuilt.
+
     Args:
         storage: shared storage; only a mounted folder can be imported from.
         layout: this artifact.
         name: the recipe's name.
         trajectory: of this artifact.
     """
-    target = storage.local_path(layout.key)
-    if target is None or committed_steps(storage, layout) or storage.names(f"{layout.key}/quarantine"):
+    target, mine = storage.local_path(layout.key), parse_artifact_folder(layout.key.rpartition("/")[2])
+    is_rebuild = mine is not None and mine[2] > 0
+    if target is None or is_rebuild or committed_steps(storage, layout) or storage.names(f"{layout.key}/quarantine"):
         return None
     candidates = sorted(_candidates(storage, layout=layout, name=name, trajectory=trajectory), key=lambda candidate: (-candidate.step, candidate.key))
     for candidate in candidates:
-        sibling = ArtifactLayout(candidate.key)
-        commit = parse_commit(storage.read(sibling.commit(candidate.step)), step=candidate.step)
-        source = storage.local_path(candidate.key)
-        if commit is None or source is None or verify(commit, folder=source / commit.folder):
+        try:
+            commit = _take_over(storage, candidate, target=target)
+        except FileNotFoundError as error:  # the sibling trains too, and its retention has removed the checkpoint meanwhile
+            logger.info("step %d of %s is gone, the next one is tried: %s", candidate.step, candidate.key, error)
+            storage.delete(f"{layout.key}/{_imported_folder(candidate.step)}")
             continue
-        folder = f"checkpoints/{step_name(commit.step)}.imported"
-        _link_files(commit, source=source / commit.folder, target=target / folder)
-        own = commit.model_copy(update={"folder": folder, "epoch": IMPORTED_EPOCH, "committed_at": time.time(), "record_hash": ""}).sealed()
-        storage.create_exclusive(layout.commit(commit.step), own.to_bytes())
-        return candidate
+        if commit is not None:
+            storage.create_exclusive(layout.commit(commit.step), commit.to_bytes())
+            return candidate
     return None
 
 
+def _imported_folder(step: int) -> str:
+    return f"checkpoints/{step_name(step)}.imported"
+
+
+def _take_over(storage: Storage, candidate: Imported, *, target: Path) -> CommitRecord | None:
+    """Links a sibling's checkpoint into the artifact's folder `target` and returns the commit to write; None when it does not verify.
+
+    Raises:
+        FileNotFoundError: the checkpoint was removed meanwhile.
+    """
+    commit = parse_commit(storage.read(ArtifactLayout(candidate.key).commit(candidate.step)), step=candidate.step)
+    source = storage.local_path(candidate.key)
+    if commit is None or source is None or verify(commit, folder=source / commit.folder):
+        return None
+    folder = _imported_folder(commit.step)
+    _link_files(commit, source=source / commit.folder, target=target / folder)
+    return commit.model_copy(update={"folder": folder, "epoch": IMPORTED_EPOCH, "committed_at": time.time(), "record_hash": ""}).sealed()
+
+
 def _candidates(storage: Storage, *, layout: ArtifactLayout, name: str, trajectory: Trajectory) -> Iterator[Imported]:
-    """Yields the shared steps that siblings have committed."""
+    """Yields the shared steps that siblings have committed. Folders of the same fingerprint are no siblings: they are this artifact, made before."""
+    mine = parse_artifact_folder(layout.key.rpartition("/")[2])
     for folder in storage.names(Stage.TRAIN.value):
         parsed, key = parse_artifact_folder(folder), f"{Stage.TRAIN.value}/{folder}"
-        if parsed is None or parsed[0] != name or key == layout.key or not storage.exists(f"{key}/{TRAJECTORY_NAME}"):
+        if parsed is None or parsed[0] != name or (mine is not None and parsed[1] == mine[1]):
             continue
         try:
             other = Trajectory.model_validate_json(storage.read(f"{key}/{TRAJECTORY_NAME}"))
+        except FileNotFoundError:
+            continue  # nothing trained there yet
         except ValidationError:
             continue  # damaged, so no candidate; the sibling's own run reports it
         if other.hash == trajectory.hash:

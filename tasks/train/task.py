@@ -35,12 +35,17 @@ def train(run: RunHandle, tokenizer: ArtifactRef, shards: ArtifactRef) -> Artifa
         nonlocal forwarder
         if forwarder is None:
             forwarder = _forwarder(run, note=note)
+            forwarder.start()
         follower.show(state)
-        forwarder.pump(state.heartbeats)
+        forwarder.see(state.heartbeats)
 
-    record = find_or_make(Stage.TRAIN, bench=bench_of(run, listener=Listener(note=note, view=view)), build=build)
-    if record.provenance.run_id == run.run_id:  # also when it was made before this process: metrics may have waited for the tracker
-        (forwarder or _forwarder(run, note=note)).flush()
+    try:
+        record = find_or_make(Stage.TRAIN, bench=bench_of(run, listener=Listener(note=note, view=view)), build=build)
+        if record.provenance.run_id == run.run_id and forwarder is None:  # made before this process: metrics may have waited for the tracker
+            forwarder = _forwarder(run, note=note)
+    finally:
+        if forwarder is not None:
+            forwarder.finish()
     return record.ref()
 
 

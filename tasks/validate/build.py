@@ -11,7 +11,7 @@ from schemas.artifact import ArtifactRecord, FileEntry, content_hash_of
 from schemas.errors import DataVerdictError, InputError
 from schemas.frozen import thaw
 from schemas.job import WorkItem, WorkPlan
-from schemas.manifest import CorpusManifest, CorpusPlan
+from schemas.manifest import CorpusManifest, CorpusPlan, raw_hash
 from schemas.stage import Stage
 from tasks.file_hashes import FileHashes
 from tasks.store import Store
@@ -41,6 +41,8 @@ def build(work: Work) -> Draft:
     corpus = work.config.corpus
     with FileHashes(work.state_dir / "file-hashes.sqlite") as hashes:
         inputs = plan_inputs(work.config, hashes.hash)
+    if raw_hash(inputs) != work.identity.inputs["raw"]:
+        raise InputError("the raw files changed while the run began", why="this corpus would stand under another one's name", mend="headrace run")
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
     plan_entry = work.publish_json(PLAN_NAME, plan)
     judging.preload()

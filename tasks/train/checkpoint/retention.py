@@ -12,14 +12,25 @@ logger = logging.getLogger(__name__)
 _FOLDER = re.compile(r"^step-(?P<step>\d{8,})\.e(?P<epoch>\d{6,})$")
 
 
-def steps_to_remove(steps: Iterable[int], *, config: CheckpointConfig, last_verified: int | None) -> tuple[int, ...]:
-    """Returns the committed steps to remove: all but the newest `keep_last`, the multiples of `keep_every_steps`, and the last verified one."""
+def steps_to_remove(steps: Iterable[int], *, config: CheckpointConfig, last_verified: int | None, shared_steps: int) -> tuple[int, ...]:
+    """Returns the committed steps to remove.
+
+    Kept are the newest `keep_last`, the multiples of `keep_every_steps`, the last verified one, and the newest that a longer training
+    can go on from: once a decay has begun, every later one is of use to this training alone.
+
+    Args:
+        steps: the committed steps.
+        config: the rules.
+        last_verified: the newest step whose files were read back.
+        shared_steps: states up to this step do not depend on where training stops.
+    """
     ascending = sorted(steps)
     kept = set(ascending[-config.keep_last :])
     if config.keep_every_steps is not None:
         kept |= {step for step in ascending if step % config.keep_every_steps == 0}
     if last_verified is not None:
         kept.add(last_verified)
+    kept |= set([step for step in ascending if step <= shared_steps][-1:])
     return tuple(step for step in ascending if step not in kept)
 
 
@@ -35,10 +46,18 @@ def unfinished_folders(names: Iterable[str], *, committed: frozenset[str], quara
 class Retention:
     """Applies the rules after each commit. One rank does it."""
 
-    def __init__(self, store: CheckpointStore, *, config: CheckpointConfig, epoch: int, verified_step: int | None) -> None:
-        """Args: verified_step: the step that this epoch went on from; None at the very start."""
+    def __init__(self, store: CheckpointStore, *, config: CheckpointConfig, epoch: int, verified_step: int | None, shared_steps: int) -> None:
+        """Takes what the rules depend on.
+
+        Args:
+            store: the checkpoints.
+            config: the rules.
+            epoch: this start.
+            verified_step: the step that this epoch went on from; None at the very start.
+            shared_steps: states up to this step do not depend on where training stops.
+        """
         self._store, self._config, self._epoch = store, config, epoch
-        self._verified_step = verified_step
+        self._verified_step, self._shared_steps = verified_step, shared_steps
         self._swept = False
 
     def apply(self) -> tuple[int, ...]:
@@ -47,9 +66,9 @@ class Retention:
         What was just written counts as verified only once its files were read back, so that is done before the last verified one goes.
         """
         steps = self._store.steps()
-        if self._verified_step in steps_to_remove(steps, config=self._config, last_verified=None):
+        if self._verified_step in steps_to_remove(steps, config=self._config, last_verified=None, shared_steps=self._shared_steps):
             self._verify_newest(steps[-1])
-        removed = steps_to_remove(steps, config=self._config, last_verified=self._verified_step)
+        removed = steps_to_remove(steps, config=self._config, last_verified=self._verified_step, shared_steps=self._shared_steps)
         for step in removed:
             self._remove(step)
         if not self._swept:  # what this epoch leaves behind is for the next one
