@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TTL_S = 30.0
 _NAME = re.compile(r"^(?P<term>\d{6})(?:\.b(?P<beat>\d{6,})|\.(?P<released>released))?\.json$")
-_SILENCE = 1.2
-"""A holder that lets this share of its ttl pass without a renewal, as watched from here, is dead."""
+PATIENCE_S = 1.2 * DEFAULT_TTL_S
+"""Watching a silent holder for so long tells that it is dead."""
 
 _WATCH_EVERY_S = 0.5
 
@@ -90,15 +90,16 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def take(cls, storage: Storage, folder: str, *, ttl_s: float = DEFAULT_TTL_S, wait_s: float = 0.0) -> Self:
+    def take(cls, storage: Storage, folder: str, *, ttl_s: float = DEFAULT_TTL_S, wait_s: float = 0.0, watch_s: float = 0.0) -> Self:
         """Takes the lease of `folder`.
 
         Args:
             storage: where it lies.
             folder: key of its folder.
             ttl_s: without a renewal for so long others may take it over.
-            wait_s: how long to wait for a present holder that is known to live. One whose life cannot be known (another machine, or
-                this one before a reboot) is watched for its ttl in any case, and taken over when it stays silent.
+            wait_s: how long to wait for the present holder.
+            watch_s: how long to watch a holder whose life cannot be known (on another machine, or on this one before a reboot). One
+                that is silent for its ttl meanwhile is taken over; `PATIENCE_S` covers the default ttl.
 
         Raises:
             LeaseHeldError: another live process holds it.
@@ -116,7 +117,7 @@ class Lease:
                     _sweep(storage, folder, below=state.term + 1)
                     return cls(storage, folder, term=state.term + 1, ttl_s=ttl_s)
                 continue
-            patience_s = wait_s if _same_machine(holder) else max(wait_s, _SILENCE * holder.ttl_s)
+            patience_s = wait_s if _same_machine(holder) else max(wait_s, watch_s)
             if time.monotonic() - started >= patience_s:
                 raise _held(folder, holder)
             time.sleep(min(_WATCH_EVERY_S, max(0.01, patience_s)))
@@ -156,7 +157,8 @@ class Lease:
                     logger.error("lease %s was taken over", self._folder)
                     return
                 with contextlib.suppress(AlreadyExistsError):  # ours, from a try whose answer was lost: the term is ours alone
-                    self._storage.create_exclusive(_key(self._folder, self._term, f".b{self._beat + 1:06d}"), canonical_json(LeaseBeat(at=time.time())))
+                    beat = _key(self._folder, self._term, f".b{self._beat + 1:06d}")
+                    self._storage.create_exclusive(beat, canonical_json(LeaseBeat(at=time.time())))
                 self._renewed_at = time.monotonic()
                 self._beat += 1
                 if self._beat > 1:

@@ -62,7 +62,8 @@ def init(
     if as_json:
         show_json(written)
     else:
-        show([f"wrote {written['recipe']}: {written['summary']}", f"next: headrace plan {recipe}", f"      headrace run {recipe}"])
+        next_steps = [f"next: headrace plan {recipe}", *([f"      headrace run {recipe}"] if cluster == "local" else [])]  # nothing else runs yet
+        show([f"wrote {written['recipe']}: {written['summary']}", *next_steps])
 
 
 @app.command()
@@ -253,6 +254,28 @@ def verify_resume(
     from flows.piloting import prove
 
     prove(recipe, assignments or (), kills=kills, seed=seed, keep=keep, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME or NAME@ALIAS of a registered model.", show_default=False)],
+    alias: Annotated[str | None, typer.Option("--alias", metavar="ALIAS", help="The alias to move back. Default: champion.")] = None,
+    history: Annotated[bool, typer.Option("--history", help="Move nothing; show every move so far.")] = False,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Point a registered model's alias back to the version before. Again goes further back; no version is removed.
+
+    \b
+    Examples:
+      headrace rollback demo
+      headrace rollback models:/demo@champion --json
+      headrace rollback demo --history
+    """  # noqa: D301
+    from flows.rollback import roll_back, show_moves
+
+    act = show_moves if history else roll_back
+    act(model, alias=alias, storage=storage, as_json=as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from prefect import get_client, runtime, tags
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from cluster.lease import Lease
+from cluster.lease import PATIENCE_S, Lease
 from cluster.storage import AlreadyExistsError, open_storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, UnreachableError
@@ -56,7 +56,7 @@ def controlled(handle: RunHandle) -> Iterator[None]:
     """
     run = open_run(handle)
     logger = get_run_logger()
-    with Lease.take(run.storage, run.layout.control), tags(handle.run_name), stopping_on_signals():
+    with Lease.take(run.storage, run.layout.control, watch_s=PATIENCE_S), tags(handle.run_name), stopping_on_signals():
         resumed = bool(run.events())
         run.append(EventKind.RUN_RESUMED if resumed else EventKind.RUN_STARTED, handle.run_name)
         _show(_name_flow_run, run)

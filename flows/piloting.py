@@ -105,7 +105,7 @@ def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
         if as_json:
             show_json(view)
         else:
-            show(f"nothing to do: {view.run_id} is finished, {model_uri(view.stages[-1].figures)}")
+            show(f"nothing to do: {view.run_id} is finished, {model_uri(view.stages[-1].figures)}".removesuffix(", "))  # prepared data make no model
         return
     launcher_for(run.config())
     from flows.conduct import conduct, handle_of
@@ -160,9 +160,11 @@ def verify_stored(model: str, *, storage: str | None, as_json: bool) -> None:
 def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, keep: bool, as_json: bool) -> None:
     """Proves that restarts lose nothing, on the recipe's own training. Raises VerificationError when the bytes differ."""
     from flows.conduct import prepare_environment
-    from tasks.resume_proof import prove_resume
+    from flows.follow import following
+    from tasks.resume_proof import Audience, prove_resume
 
-    loaded = load_recipe(recipe, assignments)
+    loaded = load_checked(recipe, assignments)
+    launcher_for(loaded.config)
     prepare_environment(Path(loaded.config.state), ambient=False)
     stream = sys.stderr if as_json else sys.stdout
     proof = prove_resume(
@@ -171,7 +173,7 @@ def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, ke
         recipe=str(loaded.path),
         kills=kills,
         seed=seed,
-        note=lambda line: show(line, stream=stream),
+        audience=Audience(note=lambda line: show(line, stream=stream), watch=lambda run: following(run, stream=stream)),
         keep=keep,
     )
     if as_json:

@@ -37,13 +37,14 @@ class HeadraceError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """Returns the message as lines: what, then why, then the mend."""
+        """Returns the message as lines: what, then why, then the mend. Control characters (of file names, say) are escaped: no terminal obeys them."""
         lines = [self.what]
         if self.why:
             lines.append(f"  why:  {self.why}")
         if self.mend:
             lines.append(f"  mend: {self.mend}")
-        return "\n".join(lines)
+        text = "\n".join(lines)
+        return "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Kills ranks of a running job on purpose: what the demo and `verify-resume` do to show that nothing is lost."""
 
+import logging
 import os
 import signal
 import socket
@@ -8,9 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
+
+from cluster.process import started_at
 from cluster.storage import Storage
+from schemas.errors import HeadraceError
 from schemas.job import RankPhase, RankProgress
 from tasks.views import job_progress
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 
@@ -40,13 +47,30 @@ def kill_rank(
         cancelled: ends the wait; None is returned then.
     """
     while not cancelled.wait(_POLL_S):
-        key = artifact_key()
-        victim = _find(storage, key, rank=rank, epoch=epoch) if key else None
-        if victim is None or victim.phase is not RankPhase.STEPPING or victim.step < at_step:
+        try:
+            key = artifact_key()
+            victim = _find(storage, key, rank=rank, epoch=epoch) if key else None
+        except (OSError, HeadraceError) as error:  # storage that does not answer, or an object removed since it was listed: look again
+            logger.info("looking for rank %d again: %s", rank, error)
             continue
-        os.kill(victim.pid, signal.SIGKILL)
+        if victim is None or victim.phase is not RankPhase.STEPPING or victim.step < at_step or not is_still(victim):
+            continue
+        try:
+            os.kill(victim.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # ended between the look and the kill; its pid may be another user's by now
+            continue
         return Kill(rank=rank, step=victim.step, pid=victim.pid)
     return None
+
+
+def is_still(progress: RankProgress) -> bool:
+    """Whether the pid that a rank told is still its own.
+
+    What a rank tells is seconds old when it is read. By then the rank may have ended and its pid may be another process's,
+    which has started after the rank last spoke.
+    """
+    started = started_at(progress.pid)
+    return started is not None and psutil.boot_time() + started <= progress.at
 
 
 def _find(storage: Storage, key: str, *, rank: int, epoch: int) -> RankProgress | None:

@@ -351,8 +351,8 @@ class ModelPackage:
 class ModelRegistry:
     """Logged models and registered versions; the `VersionStore` of `tasks.register.registry`."""
 
-    def __init__(self, connection: MlflowConnection, *, mlflow_run_id: str) -> None:
-        """Args: mlflow_run_id: the run that logged models belong to."""
+    def __init__(self, connection: MlflowConnection, *, mlflow_run_id: str = "") -> None:
+        """Args: mlflow_run_id: the run that logged models belong to; only needed to log and to register."""
         self._connection, self._mlflow_run_id = connection, mlflow_run_id
 
     def versions(self, model_name: str, *, root_hash: str) -> tuple[int, ...]:
@@ -439,10 +439,32 @@ class ModelRegistry:
         with self._connection.reaching("asked for a model"):
             return str(self._connection.client.get_logged_model(model_id).source_run_id)
 
+    def has_version(self, model_name: str, version: int) -> bool:
+        """Whether the version is there."""
+        client = self._connection.client
+        from mlflow.exceptions import MlflowException
+
+        with self._connection.reaching("asked for a version"):
+            try:
+                client.get_model_version(model_name, str(version))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return False
+        return True
+
     def alias(self, model_name: str, alias: str) -> int | None:
-        """Returns the version that an alias points to, or None."""
+        """Returns the version that an alias points to, or None; also when there is no such model."""
+        client = self._connection.client
+        from mlflow.exceptions import MlflowException
+
         with self._connection.reaching("asked for an alias"):
-            aliases: Mapping[str, Any] = self._connection.client.get_registered_model(model_name).aliases
+            try:
+                aliases: Mapping[str, Any] = client.get_registered_model(model_name).aliases
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
         return int(aliases[alias]) if alias in aliases else None
 
     def set_alias(self, model_name: str, alias: str, *, version: int) -> None:

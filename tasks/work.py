@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.layout import ArtifactLayout
-from cluster.lease import Lease
+from cluster.lease import PATIENCE_S, Lease
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.supervisor import JobView, run_job
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
@@ -251,12 +251,13 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
         HeadraceError: the stage failed; nothing is committed.
     """
     work = Work(bench=bench, identity=identity, key=key, inputs=inputs)
-    with Lease.take(bench.storage, work.layout.leases) as lease:
+    with Lease.take(bench.storage, work.layout.leases, watch_s=PATIENCE_S) as lease:
         if bench.storage.exists(work.layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
         draft = build(work)
         if not lease.still_held():
-            raise LeaseHeldError(f"{key} was taken over by another process", why="this one was silent for longer than its lease", mend="headrace resume")
+            why = "this one was silent for longer than its lease"
+            raise LeaseHeldError(f"{key} was taken over by another process", why=why, mend="headrace resume goes on")
         record = ArtifactRecord(
             stage=identity.stage,
             stage_version=identity.stage.version,

@@ -5,7 +5,7 @@ wants the same move sees the entry and makes up for it, so the log holds no move
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from cluster.storage import AlreadyExistsError, Storage
@@ -38,6 +38,11 @@ class Promotion(Frozen):
     """Why."""
     at: float
     """Seconds since the Unix epoch."""
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether somebody went back by hand."""
+        return not self.root_hash
 
 
 def history(storage: Storage, model_name: str) -> tuple[Promotion, ...]:
@@ -76,23 +81,41 @@ def promote(
 def rollback(registry: VersionStore, storage: Storage, *, model_name: str, who: str, alias: str = CHAMPION) -> Promotion:
     """Points `alias` back to the version it had before the version it has now, logs the move and returns the entry.
 
+    Again goes further back: never forward to a version that was rolled back from. Versions that the registry has no more are passed over.
+
     Raises:
-        InputError: the log knows no earlier version.
+        InputError: the log knows no earlier version that is there.
     """
     current = registry.alias(model_name, alias)
-    earlier = next(_earlier(history(storage, model_name), alias=alias, current=current), None)
+    known = earlier_versions(history(storage, model_name), alias=alias, current=current)
+    earlier = next((version for version in known if registry.has_version(model_name, version)), None)
     if earlier is None:
-        raise InputError(f"{model_name}@{alias} has no earlier version", why=f"its log begins with version {current}", mend="headrace status")
+        gone = f"; {', '.join(map(str, known))} of its log are not in the registry any more" if known else ""
+        mend = f"headrace rollback {model_name} --history"
+        raise InputError(f"{model_name}@{alias} has no earlier version", why=f"it is at version {current}, the first of its log{gone}", mend=mend)
     reason = f"rolled back from version {current}"
     return promote(registry, storage, model_name=model_name, alias=alias, version=earlier, root_hash="", run_id=who, reason=reason)
 
 
-def _earlier(entries: tuple[Promotion, ...], *, alias: str, current: int | None) -> Iterator[int]:
-    """Yields the versions that the alias left for its current one, newest first."""
-    for entry in reversed(entries):
-        if entry.alias == alias and entry.version == current and entry.previous not in (None, current):
-            assert entry.previous is not None
-            yield entry.previous
+def earlier_versions(entries: Sequence[Promotion], *, alias: str, current: int | None) -> tuple[int, ...]:
+    """Returns the versions that `alias` may be rolled back to from `current`, newest first. Pure.
+
+    A move forward is laid on top of the version it came from; a rollback takes off what lies above the version it went to.
+    """
+    stack: list[int] = []
+    for entry in entries:
+        if entry.alias != alias:
+            continue
+        if entry.previous in stack:
+            del stack[stack.index(entry.previous) + 1 :]  # what lies above was logged, and its move never made
+        elif entry.previous is not None:
+            stack.append(entry.previous)  # moved there by hand, without a log
+        if entry.version in stack:
+            index = stack.index(entry.version)
+            del stack[index : None if entry.is_rollback else index + 1]
+        stack.append(entry.version)
+    below = stack[: stack.index(current)] if current in stack else stack
+    return tuple(reversed(below))
 
 
 def _newest(storage: Storage, model_name: str, *, alias: str) -> Promotion | None:

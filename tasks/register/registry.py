@@ -55,6 +55,9 @@ class VersionStore(Protocol):
     def model_of(self, model_name: str, version: int) -> str:
         """Returns the id of the logged model behind a version."""
 
+    def has_version(self, model_name: str, version: int) -> bool:
+        """Whether the version is there."""
+
     def alias(self, model_name: str, alias: str) -> int | None:
         """Returns the version that an alias points to, or None."""
 

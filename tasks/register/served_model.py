@@ -18,8 +18,9 @@ class ServedModel(PythonModel):  # type: ignore[misc]  # mlflow is not checked
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = context.artifacts["hf"]
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto").eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
+        self._model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options).eval()
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:  # noqa: ARG002  # MLflow's own signature
         """Returns the continuation of each text, without the text itself.

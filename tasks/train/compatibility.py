@@ -8,7 +8,6 @@ from typing import Any
 from schemas.config import ModelConfig
 from schemas.errors import ConfigError, InputError, Problem
 
-
 ATTENTION_KEY = "attn_implementation"
 ATTENTIONS = ("sdpa", "eager")
 """Both compute the same function. `sdpa` needs less memory and is faster on GPUs; `eager` is faster at short sequences on the CPU."""
@@ -27,7 +26,7 @@ def attention_of(model_config: Mapping[str, Any]) -> str:
     if wanted not in ATTENTIONS:
         message = f"must be one of {', '.join(ATTENTIONS)}"
         raise ConfigError((Problem(f"model.config.{ATTENTION_KEY}", repr(wanted), message, nearest=ATTENTIONS[0]),))
-    return wanted
+    return str(wanted)
 
 
 def check_compatibility(model: ModelConfig, *, vocab_size: int, sequence_length: int) -> None:

@@ -5,6 +5,7 @@ over gloo on the CPU, so a decision never waits for a GPU stream.
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 
+_LOOPBACK = "lo"
 _TIMEOUT = timedelta(seconds=120)
 """A collective that takes longer has lost a peer: gloo cannot notice by itself (pytorch#130345), and its default is 30 minutes."""
 
@@ -32,12 +34,17 @@ class Gang:
         """Meets the other ranks at MASTER_ADDR:MASTER_PORT and returns this rank's place.
 
         The keys of the store carry the epoch: ranks of a dead start that read or write the same store cannot be mistaken for peers.
+        Ranks of one machine listen on its loopback alone; by itself the store, which asks nobody who they are, listens everywhere.
         """
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False)
+        listener = None
+        if host.startswith("127."):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
+            listener = socket.create_server((host, port)).detach() if rank == 0 else None
+        store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False, master_listen_fd=listener)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=PrefixStore(f"epoch-{epoch}", store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
         return cls(rank=rank, world_size=world_size, local_rank=local_rank, device=device)

@@ -67,6 +67,10 @@ class FakeRegistry:
         self.before("model_of")
         return self.existing[model_name][version].model_id
 
+    def has_version(self, model_name: str, version: int) -> bool:
+        self.before("has_version")
+        return version in self.existing.get(model_name, {})
+
     def alias(self, model_name: str, alias: str) -> int | None:
         self.before("alias")
         return self.aliases.get((model_name, alias))

@@ -14,7 +14,7 @@ from schemas import errors
 from schemas.exit_code import ExitCode
 from tests.fakes.tiny_pipeline import ROOT
 
-COMMANDS = {"init", "plan", "run", "status", "logs", "resume", "cancel", "verify", "verify-resume", "doctor", "deploy", "demo"}
+COMMANDS = {"init", "plan", "run", "status", "logs", "resume", "cancel", "verify", "verify-resume", "rollback", "doctor", "deploy", "demo"}
 FLAGS = {
     "init": {"--text", "--model", "--tokenizer", "--deepspeed", "--cluster"},
     "plan": {"--set", "--from"},
@@ -25,6 +25,7 @@ FLAGS = {
     "cancel": {"--storage", "--wait"},
     "verify": {"--storage"},
     "verify-resume": {"--kills", "--seed", "--keep", "--set"},
+    "rollback": {"--alias", "--history", "--storage"},
     "doctor": set(),
     "deploy": {"--pool"},
     "demo": set(),

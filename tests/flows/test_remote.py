@@ -1,5 +1,6 @@
 """Logs and cancellation of a run that another process works on: everything through storage."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,24 @@ def test_only_what_still_works_is_asked_to_stop_and_once_is_enough(run: Run) -> 
     request = CancelRequest.model_validate_json(run.storage.read(LAYOUT.attempt("", 1).cancel))
     assert request.reason == "test"
     assert not run.storage.exists(LAYOUT.attempt("", 0).cancel)
+
+
+def test_the_control_process_is_asked_before_any_job_and_also_between_jobs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between jobs, while the corpus is judged or a model is registered, nobody else can be asked."""
+    created: list[str] = []
+    create = run.storage.create_exclusive
+
+    def recorded(key: str, data: bytes) -> None:
+        created.append(key)
+        create(key, data)
+
+    monkeypatch.setattr(run.storage, "create_exclusive", recorded)
+    request_cancel(run, reason="test")
+    assert created == [run.layout.cancel_wish(0), LAYOUT.attempt("", 1).cancel]
+    run.storage.create_exclusive(LAYOUT.attempt("", 1).exit, canonical_json(ENDED))
+    began = time.time()
+    assert request_cancel(run, reason="no job works") == ()
+    assert run.stop_asked(began)
 
 
 def test_a_run_that_nobody_works_on_has_stopped(run: Run) -> None:

@@ -1,25 +1,59 @@
-"""Every recipe that ships can be planned, its DeepSpeed section included; only the text is replaced by a test's own."""
+"""Every recipe that ships can be planned, its DeepSpeed section included; only the text is replaced by a test's own.
 
+What this version cannot run is refused at once, and no comment says otherwise.
+"""
+
+import re
 from pathlib import Path
 
 import pytest
 
-from flows.piloting import load_checked, plan_checked
+from flows.piloting import load_checked, plan_checked, prove, run_recipe
 from flows.screens import plan_screen
+from schemas.config import ClusterKind
+from schemas.errors import ConfigError
 from schemas.plan import Action
 from schemas.stage import Stage
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "infra" / "recipes").glob("*.yaml"))
 
 
+def overrides(folder: Path) -> list[str]:
+    """A test's own text and folders."""
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text("some text\n" * 100)
+    return [f"corpus.sources=['{folder}/text']", f"storage.root={folder}/data", f"state={folder}/state"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_planned(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("some text\n" * 100)
-    overrides = [f"corpus.sources=['{tmp_path}/text']", f"storage.root={tmp_path}/data", f"state={tmp_path}/state"]
-    loaded = load_checked(recipe, overrides)
+    loaded = load_checked(recipe, overrides(tmp_path))
     plan = plan_checked(loaded, from_stage=None)
     assert [stage.action for stage in plan.stages] == [Action.BUILD] + [Action.DEPENDS] * 6
     assert plan.stage(Stage.VALIDATE).key.startswith(f"validate/{loaded.config.name}-")
     screen = plan_screen(plan, config=loaded.config)
     assert not any("?" in line for line in screen)  # every number is known
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem.startswith("llama")], ids=lambda path: path.stem)
+def test_a_cluster_without_a_launcher_is_refused_before_anything_is_made(recipe: Path, tmp_path: Path) -> None:
+    assignments = overrides(tmp_path)
+    for refused in (
+        lambda: run_recipe(recipe, assignments, from_stage=None, as_json=False),
+        lambda: prove(recipe, assignments, kills=1, seed=0, keep=False, as_json=False),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            refused()
+        (problem,) = caught.value.problems
+        assert (problem.key, problem.nearest) == ("cluster.kind", "local")
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_comments_of_recipes_promise_only_what_is_there(recipe: Path) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    runs = f"headrace run  infra/recipes/{recipe.name}" in text or f"headrace run infra/recipes/{recipe.name}" in text
+    kind = load_checked(recipe, ["corpus.sources=['.']"]).config.cluster.kind
+    assert not (runs and kind is not ClusterKind.LOCAL)
+    assert not re.search("job scripts|manifests", text)

@@ -6,6 +6,7 @@ import pytest
 
 from schemas.canonical import canonical_json, hash_of, root_hash
 from schemas.config import EXECUTION_SECTIONS, RECIPE_SECTIONS, RunConfig
+from schemas.deepspeed_options import NUMERIC_OPTIONS
 from schemas.stage import Stage
 
 BASE: dict[str, Any] = {
@@ -48,6 +49,54 @@ def test_where_the_text_lies_is_not_what_it_is() -> None:
 
 def test_zero_stage_is_a_matter_of_memory() -> None:
     assert fingerprints(training=BASE["training"] | {"zero_stage": 3}) == fingerprints()
+
+
+@pytest.mark.parametrize("option", sorted(NUMERIC_OPTIONS))
+def test_a_deepspeed_key_that_changes_numbers_is_a_different_training(option: str) -> None:
+    parent, _, name = option.rpartition(".")
+    precision = {"training": BASE["training"] | {"precision": "fp16" if parent == "fp16" else "bf16"}}
+    before = fingerprints(**precision)
+    moved, unset = (fingerprints(**precision, deepspeed={parent: {name: value}} if parent else {name: value}) for value in ("changed", "auto"))
+    assert {stage for stage in Stage if before[stage] != moved[stage]} == {Stage.TRAIN}
+    assert unset == before, "auto sets nothing"
+
+
+def test_the_part_of_another_precision_has_no_effect() -> None:
+    assert fingerprints(deepspeed={"fp16": {"enabled": "auto", "initial_scale_power": 16, "hysteresis": 2}}) == fingerprints()
+
+
+def test_trainings_that_differ_in_numbers_share_no_state() -> None:
+    section = {"data_types": {"grad_accum_dtype": "bf16"}}
+    assert RunConfig.model_validate(BASE | {"deepspeed": section}).trajectory() != RunConfig.model_validate(BASE).trajectory()
+
+
+def test_where_a_pretrained_model_lies_is_not_what_it_is() -> None:
+    here, there = (fingerprints(model={"pretrained": path}) for path in ("/models/a", "/models/b"))
+    assert here == there
+    recipe = RunConfig.model_validate(BASE | {"model": {"pretrained": "/models/a"}}).identity(Stage.TRAIN)
+    assert recipe["model"]["pretrained"] is True, "its content is an input"
+
+
+def test_how_attention_is_computed_is_part_of_the_model() -> None:
+    eager = {"config": BASE["model"]["config"] | {"attn_implementation": "eager"}}
+    assert fingerprints(model=eager)[Stage.TRAIN] != fingerprints()[Stage.TRAIN]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "stage"),
+    [
+        ("corpus", {"sources": ["/text"], "rules": {"max_quarantined_share": 0.2}}, Stage.VALIDATE),
+        ("corpus", {"sources": ["/text"], "rules": {"min_documents": 2}}, Stage.VALIDATE),
+        ("corpus", {"sources": ["/text"], "rules": {"max_record_drift": 0.5}}, Stage.VALIDATE),
+        ("tokenizer", {"min_bytes_per_token": 1.0}, Stage.TOKENIZER),
+        ("tokenizer", {"max_tokens_per_word": 9.0}, Stage.TOKENIZER),
+        ("tokenization", {"engine": "huggingface"}, Stage.TOKENIZE),
+        ("tokenization", {"shadow_check_documents": 0}, Stage.TOKENIZE),
+    ],
+)
+def test_what_passed_a_loose_gate_is_not_found_under_a_tight_one(section: str, changes: dict[str, Any], stage: Stage) -> None:
+    before, after = fingerprints(), fingerprints(**{section: changes})
+    assert stage in {other for other in Stage if before[other] != after[other]}
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", 5), ("steps", 101), ("micro_batch_size", 2), ("precision", "fp32"), ("gradient_clipping", 0.5)])

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.storage import FileStorage
 from schemas.errors import InputError
-from tasks.register.promotion import CHAMPION, Promotion, history, promote, rollback
+from tasks.register.promotion import CHAMPION, Promotion, earlier_versions, history, promote, rollback
 from tests.fakes.model_registry import CrashError, FakeRegistry
 
 NAME = "demo model"
@@ -72,6 +72,85 @@ def test_rollback_goes_to_the_version_before(tmp_path: Path, registry: FakeRegis
     assert (entry.version, entry.previous, entry.run_id) == (2, 3, "ann@desk")
     assert registry.aliases[NAME, CHAMPION] == 2
     assert moves(storage) == [(0, None, 1), (1, 1, 2), (2, 2, 3), (3, 3, 2)]
+
+
+def test_rolling_back_again_goes_further_back_and_never_forward(tmp_path: Path, registry: FakeRegistry) -> None:
+    storage = FileStorage(tmp_path)
+    for version in (1, 2, 3):
+        move(registry, storage, version)
+    assert [rollback(registry, storage, model_name=NAME, who="ann@desk").version for _ in range(2)] == [2, 1]
+    with pytest.raises(InputError, match="no earlier version"):
+        rollback(registry, storage, model_name=NAME, who="ann@desk")
+    assert registry.aliases[NAME, CHAMPION] == 1
+
+
+def test_a_version_that_is_gone_is_passed_over(tmp_path: Path, registry: FakeRegistry) -> None:
+    storage = FileStorage(tmp_path)
+    for version in (1, 2, 3):
+        move(registry, storage, version)
+    registry.delete_version(NAME, 2)
+    assert rollback(registry, storage, model_name=NAME, who="ann@desk").version == 1
+    registry.set_alias(NAME, CHAMPION, version=3)
+    registry.delete_version(NAME, 1)
+    with pytest.raises(InputError, match="not in the registry any more"):
+        rollback(registry, storage, model_name=NAME, who="ann@desk")
+
+
+def test_a_rollback_that_was_only_logged_is_completed(tmp_path: Path, registry: FakeRegistry) -> None:
+    storage = FileStorage(tmp_path)
+    for version in (1, 2):
+        move(registry, storage, version)
+    registry.before = crash_before_the_move
+    with pytest.raises(CrashError):
+        rollback(registry, storage, model_name=NAME, who="ann@desk")
+    registry.before = lambda name: None
+    assert rollback(registry, storage, model_name=NAME, who="ann@desk").version == registry.aliases[NAME, CHAMPION] == 1
+    assert moves(storage) == [(0, None, 1), (1, 1, 2), (2, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("log", "current", "earlier"),
+    [
+        ([], None, ()),
+        ([(None, 1)], 1, ()),
+        ([(None, 1), (1, 2), (2, 3)], 3, (2, 1)),
+        ([(None, 1), (1, 2), (2, -1), (1, 3)], 3, (1,)),
+        ([(None, 1), (1, 2), (2, 3), (3, 1)], 1, (3, 2)),
+        ([(None, 1), (1, 2)], 1, ()),
+        ([(None, 1), (1, 2), (1, 3)], 3, (1,)),
+        ([(None, 1)], 7, (1,)),
+        ([(None, 1), (7, 2)], 2, (7, 1)),
+    ],
+    ids=[
+        "no log",
+        "the first",
+        "in order",
+        "after a rollback",
+        "an old one anew",
+        "never moved",
+        "never moved, then another",
+        "by hand",
+        "by hand before",
+    ],
+)
+def test_where_a_rollback_may_go(log: list[tuple[int | None, int]], current: int | None, earlier: tuple[int, ...]) -> None:
+    """Moves as (previous, version); a negative version is a rollback."""
+    entries = [
+        Promotion(
+            number=number,
+            model_name=NAME,
+            alias=CHAMPION,
+            version=abs(version),
+            previous=previous,
+            root_hash="" if version < 0 else "a",
+            run_id="run",
+            reason="",
+            at=0.0,
+        )
+        for number, (previous, version) in enumerate(log)
+    ]
+    assert earlier_versions(entries, alias=CHAMPION, current=current) == earlier
+    assert earlier_versions(entries, alias="candidate", current=None) == ()
 
 
 def test_rollback_without_an_earlier_version_says_so(tmp_path: Path, registry: FakeRegistry) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import xxhash
 
-from cluster.layout import ArtifactLayout
-from cluster.storage import AlreadyExistsError, FileStorage
+from cluster.layout import ArtifactLayout, step_name
+from cluster.storage import AlreadyExistsError, FileStorage, file_entry
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
+from schemas.checkpoint import CommitRecord, TrainingState
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, VerificationError
 from schemas.stage import Stage
@@ -65,6 +66,7 @@ class GangWork:
     def __init__(self, gang: Any, config: RunConfig, inputs: Any) -> None:
         self.config, self.gang, self._inputs = config, gang, inputs
         self.inputs = {stage: SimpleNamespace(content_hash=stage.value) for stage in inputs.dirs}
+        self.identity = SimpleNamespace(inputs={stage.value: stage.value for stage in inputs.dirs})
         self.storage = FileStorage(gang.artifact_dir.parent.parent)
         self.key = f"train/{gang.artifact_dir.name}"
         self.layout = ArtifactLayout(self.key)
@@ -89,7 +91,52 @@ class GangWork:
 
     def run_gang(self, **request: Any) -> None:
         self.gangs.append(request)
+        assert not request["is_complete"](), "nothing is run that is complete"
         self.gang.run(self.config, world_size=request["num_nodes"] * request["ranks_per_node"], options=request["options"])
+        assert request["is_complete"]()
+
+
+class WritingGang:
+    """Ranks that do nothing but commit the last step."""
+
+    def __init__(self, artifact_dir: Path, *, step: int) -> None:
+        self.artifact_dir, self.step, self.starts = artifact_dir, step, 0
+
+    def run(self, _config: RunConfig, *, world_size: int, options: Mapping[str, Any]) -> None:
+        storage, layout = FileStorage(self.artifact_dir.parent), ArtifactLayout(self.artifact_dir.name)
+        folder = self.artifact_dir / f"checkpoints/{step_name(self.step)}.e{self.starts:06d}"
+        folder.mkdir(parents=True)
+        state = TrainingState(
+            step=self.step, optimizer_step=self.step, skipped_steps=(), loss_scale={}, parameters=(), seed=7, zero_stage=2, precision="bf16"
+        )
+        (folder / "state.json").write_bytes(canonical_json(state))
+        entry = file_entry(folder / "state.json", relative_to=folder)
+        relative = folder.relative_to(self.artifact_dir).as_posix()
+        commit = CommitRecord(step=self.step, epoch=self.starts, folder=relative, files=(entry,), world_size=world_size, committed_at=0.0).sealed()
+        storage.delete(layout.commit(self.step))  # a damaged one is withdrawn
+        storage.create_exclusive(layout.commit(self.step), commit.to_bytes())
+        self.starts += 1
+
+
+def test_a_job_that_ended_well_is_complete_only_while_its_final_checkpoint_verifies(make_config: MakeConfig, inputs: Any, tmp_path: Path) -> None:
+    gang = WritingGang(tmp_path / "train" / "tiny-000000000001", step=4)
+    work = GangWork(gang, make_config(training__steps=4), inputs)
+    draft = build(work)  # type: ignore[arg-type]  # a stand-in
+    [request] = work.gangs
+    assert request["is_complete"]()
+    (work.output_dir / draft.summary["checkpoint"] / "state.json").write_bytes(b"")
+    assert not request["is_complete"](), "so the supervisor starts another attempt"
+    assert build(work).content_hash == draft.content_hash  # type: ignore[arg-type]
+    assert gang.starts == 2
+
+
+def test_a_pretrained_model_of_other_content_is_another_trajectory(make_config: MakeConfig, inputs: Any, tmp_path: Path) -> None:
+    for number, weights in enumerate(("some", "other"), start=1):
+        work = GangWork(WritingGang(tmp_path / "train" / f"tiny-00000000000{number}", step=4), make_config(training__steps=4), inputs)
+        work.identity.inputs["pretrained"] = weights
+        build(work)  # type: ignore[arg-type]  # a stand-in
+        assert len(work.gangs) == 1
+        assert work.notes == [], "nothing is taken over"
 
 
 @pytest.mark.slow

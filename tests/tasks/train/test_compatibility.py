@@ -5,7 +5,7 @@ import pytest
 
 from schemas.config import ModelConfig
 from schemas.errors import ConfigError, InputError
-from tasks.train.compatibility import check_compatibility
+from tasks.train.compatibility import attention_of, check_compatibility
 
 
 def test_a_model_without_its_own_numbers_fits() -> None:
@@ -19,6 +19,21 @@ def test_both_numbers_are_named_all_at_once() -> None:
         check_compatibility(model, vocab_size=2000, sequence_length=256)
     assert [problem.key for problem in caught.value.problems] == ["model.config.vocab_size", "model.config.max_position_embeddings"]
     assert all(number in str(caught.value) for number in ("1000", "2000", "128", "256"))
+
+
+def test_the_recipe_chooses_the_attention() -> None:
+    assert attention_of({"model_type": "llama"}) == "sdpa"
+    assert attention_of({"model_type": "llama", "attn_implementation": "eager"}) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"), [("attn_implementation", "flash", "sdpa"), ("_attn_implementation", "eager", "attn_implementation")]
+)
+def test_another_attention_is_refused_before_anything_runs(key: str, value: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_compatibility(ModelConfig(config={"model_type": "llama", key: value}), vocab_size=300, sequence_length=8)
+    [problem] = caught.value.problems
+    assert (problem.key, problem.nearest) == (f"model.config.{key}", nearest)
 
 
 def test_a_pretrained_folder_is_asked_too(tmp_path: Path) -> None:

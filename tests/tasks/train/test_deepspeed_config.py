@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from schemas.config import RunConfig
+from schemas.deepspeed_options import NUMERIC_OPTIONS
 from schemas.errors import ConfigError
-from tasks.train.deepspeed_config import deepspeed_config
+from tasks.train.deepspeed_config import _ALLOWED, deepspeed_config
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -158,3 +159,15 @@ def test_all_problems_at_once(make_config: MakeConfig) -> None:
 def test_options_from_a_file_take_the_place_of_the_section(make_config: MakeConfig) -> None:
     merged = deepspeed_config(make_config(deepspeed="/some/ds.json"), world_size=2, options={"communication_data_type": "fp32"})
     assert merged == GOLDEN | {"communication_data_type": "fp32"}
+
+
+def test_every_key_that_passes_is_known_to_change_numbers_or_not() -> None:
+    """A new key of these sections must be put on one side: `NUMERIC_OPTIONS`, or the list here."""
+    allowed = {f"{section}.{name}" if section else name for section, names in _ALLOWED.items() for name in names}
+    assert allowed >= NUMERIC_OPTIONS, "what identity knows passes"
+    others = {
+        *("disable_allgather", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
+        *("dump_state", "memory_breakdown", "disable_python_gc", "log_level", "optimizer.params.adam_w_mode"),
+    }
+    how_only = ("zero_optimization.", "comms_logger.", "flops_profiler.")
+    assert {key for key in allowed - NUMERIC_OPTIONS if not key.startswith(how_only)} == others

@@ -38,6 +38,23 @@ def test_from_a_config(build: Callable[[RunConfig], Any], make_config: MakeConfi
     assert 0.017 < std < 0.023, "the initializer_range of transformers"
 
 
+def test_the_recipe_chooses_the_attention(build: Callable[[RunConfig], Any], make_config: MakeConfig, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    small = dict(make_config().model.config or {}) | {"attention_dropout": 0.0}
+    models = {name: build(make_config(model={"config": small | {"attn_implementation": name}})) for name in ("sdpa", "eager")}
+    assert {name: built.module.config._attn_implementation for name, built in models.items()} == {"sdpa": "sdpa", "eager": "eager"}
+    assert build(make_config()).module.config._attn_implementation == "sdpa"
+    ids = torch.arange(1, 13).reshape(2, 6)
+    losses = [built.module(input_ids=ids, labels=ids).loss.item() for built in models.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5), "the same function"
+    assert models["eager"].model_config == models["sdpa"].model_config, "config.json does not tell"
+    assert not [key for key in models["eager"].model_config if "attn_implementation" in key]
+    models["eager"].module.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).config._attn_implementation == "sdpa"
+
+
 def test_decay_spares_biases_norms_and_embeddings(build: Callable[[RunConfig], Any], make_config: MakeConfig) -> None:
     from tasks.train.model import optimizer_groups
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from schemas.config import Schedule, ScheduleConfig
-from tasks.train.schedule import learning_rate
+from tasks.train.schedule import learning_rate, shared_steps
 
 
 def rates(total_steps: int, **schedule: object) -> list[float]:
@@ -43,3 +43,20 @@ def test_how_long_is_not_what_before_the_decay() -> None:
     short, long = (rates(total, kind="wsd", warmup_steps=5, decay_steps=20) for total in (60, 200))
     assert short[:40] == long[:40]
     assert short[40] != long[40]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"kind": "constant", "warmup_steps": 2}, 10),
+        ({"kind": "wsd", "warmup_steps": 2, "decay_steps": 3}, 7),
+        ({"kind": "wsd", "warmup_steps": 2, "decay_steps": 30}, 2),
+        ({"kind": "cosine", "warmup_steps": 2}, 0),
+        ({"kind": "linear", "warmup_steps": 2}, 0),
+    ],
+)
+def test_a_longer_training_has_the_same_rates_up_to_the_shared_step(schedule: dict[str, object], expected: int) -> None:
+    shared = shared_steps(10, schedule=ScheduleConfig.model_validate(schedule))
+    assert shared == expected
+    short, long = rates(10, **schedule), rates(50, **schedule)
+    assert short[:shared] == long[:shared]

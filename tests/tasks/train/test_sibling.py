@@ -11,11 +11,12 @@ from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord
 from schemas.config import RunConfig
 from schemas.stage import Stage
+from tasks.train import sibling
 from tasks.train.checkpoint.commit import parse_commit, verify
 from tasks.train.sibling import Imported, Trajectory, import_from_sibling
 
 MakeConfig = Callable[..., RunConfig]
-INPUTS = {Stage.TOKENIZE: "content"}
+INPUTS = {"tokenize": "content"}
 OURS = ArtifactLayout("train/tiny-000000000001")
 SIBLING = ArtifactLayout("train/tiny-000000000002")
 
@@ -37,8 +38,8 @@ def add_sibling(storage: FileStorage, trajectory: Trajectory, *, steps: tuple[in
         storage.create_exclusive(layout.commit(step), commit.to_bytes())
 
 
-def take_over(storage: FileStorage, trajectory: Trajectory) -> Imported | None:
-    return import_from_sibling(storage, layout=OURS, name="tiny", trajectory=trajectory)
+def take_over(storage: FileStorage, trajectory: Trajectory, *, layout: ArtifactLayout = OURS) -> Imported | None:
+    return import_from_sibling(storage, layout=layout, name="tiny", trajectory=trajectory)
 
 
 def test_a_longer_run_takes_over_the_newest_checkpoint(storage: FileStorage, make_config: MakeConfig) -> None:
@@ -71,11 +72,69 @@ def test_another_recipe_is_no_sibling(storage: FileStorage, make_config: MakeCon
 
 def test_other_inputs_and_cosine_are_no_siblings(storage: FileStorage, make_config: MakeConfig) -> None:
     add_sibling(storage, Trajectory.of(make_config(), inputs=INPUTS, total_steps=6), steps=(2,))
-    assert take_over(storage, Trajectory.of(make_config(), inputs={Stage.TOKENIZE: "other"}, total_steps=6)) is None
+    assert take_over(storage, Trajectory.of(make_config(), inputs={"tokenize": "other"}, total_steps=6)) is None
     cosine = make_config(training__schedule={"kind": "cosine", "warmup_steps": 1})
     trajectory = Trajectory.of(cosine, inputs=INPUTS, total_steps=6)
     add_sibling(storage, trajectory, steps=(2,), layout=ArtifactLayout("train/tiny-000000000003"))
     assert take_over(storage, trajectory) is None
+
+
+def test_what_a_training_is_made_by_and_from_is_part_of_its_trajectory(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trajectory(**inputs: str) -> str:
+        return Trajectory.of(make_config(), inputs=INPUTS | inputs, total_steps=6).hash
+
+    assert trajectory() == trajectory()
+    assert trajectory(pretrained="some weights") != trajectory(pretrained="other weights"), "the recipe does not tell them apart"
+    before = trajectory()
+    monkeypatch.setattr(Stage, "version", property(lambda _: 99))
+    assert trajectory() != before
+
+
+def test_a_rebuild_is_made_anew(storage: FileStorage, make_config: MakeConfig) -> None:
+    trajectory = Trajectory.of(make_config(training__steps=6), inputs=INPUTS, total_steps=6)
+    add_sibling(storage, trajectory, steps=(2, 4, 6), layout=OURS)
+    rebuild = ArtifactLayout(f"{OURS.key}.r1")
+    assert take_over(storage, trajectory, layout=rebuild) is None, "its base is the same artifact"
+    longer = Trajectory.of(make_config(training__steps=10), inputs=INPUTS, total_steps=10)
+    add_sibling(storage, longer, steps=(6, 10))
+    assert take_over(storage, trajectory, layout=rebuild) is None, "the longer one may have begun with the base"
+
+
+def test_a_rebuild_gives_its_own_base_nothing(storage: FileStorage, make_config: MakeConfig) -> None:
+    trajectory = Trajectory.of(make_config(training__steps=6), inputs=INPUTS, total_steps=6)
+    add_sibling(storage, trajectory, steps=(2, 4, 6), layout=ArtifactLayout(f"{OURS.key}.r1"))
+    assert take_over(storage, trajectory) is None
+
+
+def test_a_checkpoint_that_retention_removes_meanwhile_is_passed_over(
+    storage: FileStorage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trajectory = Trajectory.of(make_config(), inputs=INPUTS, total_steps=6)
+    add_sibling(storage, trajectory, steps=(2, 4))
+
+    def verify_then_lose(commit: CommitRecord, *, folder: Path) -> tuple[str, ...]:
+        findings = verify(commit, folder=folder)
+        if commit.step == 4:
+            storage.delete(SIBLING.commit(4))
+            storage.delete(SIBLING.checkpoint(4, 0))
+        return findings
+
+    monkeypatch.setattr(sibling, "verify", verify_then_lose)
+    assert take_over(storage, trajectory) == Imported(2, SIBLING.key)
+    assert list(storage.names(OURS.checkpoints)) == ["step-00000002.imported"], "nothing half is left"
+
+
+def test_a_commit_that_retention_removes_meanwhile_is_passed_over(tmp_path: Path, make_config: MakeConfig) -> None:
+    class Racing(FileStorage):
+        def read(self, key: str) -> bytes:
+            if key == SIBLING.commit(4):
+                self.delete(key)
+            return super().read(key)
+
+    storage = Racing(tmp_path)
+    trajectory = Trajectory.of(make_config(), inputs=INPUTS, total_steps=6)
+    add_sibling(storage, trajectory, steps=(2, 4))
+    assert take_over(storage, trajectory) == Imported(2, SIBLING.key)
 
 
 def test_a_damaged_checkpoint_is_passed_over(storage: FileStorage, make_config: MakeConfig) -> None:

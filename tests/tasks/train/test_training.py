@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from schemas.checkpoint import SLOTS, CommitRecord, QuarantineRecord, RankIndex, TrainingState
 from schemas.config import RunConfig
 from schemas.exit_code import ExitCode
+from schemas.job import RankPhase
 
 pytestmark = pytest.mark.slow
 
@@ -189,6 +191,24 @@ def test_what_is_measured(gang: MakeGang, make_config: MakeConfig) -> None:
     state = json.loads((trained.artifact_dir / newest_commit(trained.artifact_dir).folder / "state.json").read_bytes())
     assert state["validation_loss"] == points[-1]["values"]["validation_loss"]
     assert 0 < points[-1]["values"]["validation_loss"] < 5
+
+
+def test_progress_shows_how_long_a_step_takes() -> None:
+    """What `headrace status` estimates the time that is left from."""
+    from tasks.train.loop import Progress, _report
+
+    shown: list[dict[str, float]] = []
+    task = SimpleNamespace(progress=lambda _phase, *, figures, **_: shown.append(figures))
+    session: Any = SimpleNamespace(progress=Progress(step=3), seen_phases={RankPhase.STEPPING}, total_steps=6, task=task)
+    _report(session, RankPhase.STEPPING, {"loss": 2.0, "step_s": 0.25, "mfu": 0.1})
+    assert shown == [{"loss": 2.0, "step_s": 0.25}]
+
+
+def test_a_longer_wsd_training_finds_a_checkpoint_from_before_the_decay(gang: MakeGang, make_config: MakeConfig) -> None:
+    schedule = {"kind": "wsd", "warmup_steps": 1, "decay_steps": 3}
+    trained = gang("trained")
+    trained.run(make_config(training__schedule=schedule, checkpoint__every_steps=1, checkpoint__keep_last=1), world_size=1)
+    assert sorted(path.name for path in (trained.artifact_dir / "commits").iterdir()) == ["step-00000003.json", "step-00000006.json"]
 
 
 def test_fp16_is_refused_where_the_device_cannot(gang: MakeGang, make_config: MakeConfig) -> None:

@@ -1,0 +1,422 @@
+"""Malicious files at every edge: nothing of them is executed, nothing outside is read or written, and the refusal says why."""
+
+import ast
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster import storage as storage_module
+from cluster.patience import PatientStorage
+from cluster.storage import FileStorage, Storage, looks_like_pickle, open_storage, path_below
+from schemas.artifact import FileEntry
+from schemas.canonical import canonical_json, hash_of
+from schemas.errors import ConfigError, HeadraceError, InputError, UnreachableError, UnsafeFileError, VerificationError
+from schemas.exit_code import ExitCode
+from schemas.recipe import load_recipe
+from schemas.stage import Stage
+from tasks import verify as verify_module
+from tasks.planning import make_plan
+from tasks.runs import Pointer, Run
+from tasks.store import Store
+from tasks.tokenizer.corpus import verified_path
+from tasks.verify import VerifyReport, verify_model
+from tests.fakes.in_process_work import write_corpus
+from tests.fakes.tiny_pipeline import ROOT, Project, make_project
+from tests.fakes.training_artifact import COMMIT, FOLDER, Cut, write_training
+
+UNSAFE = ("../../outside", "/etc/hostname", "a/../../outside", "a\0b", "a\\..\\b", "", "a//b", "./a")
+KEY = "train/test-000000000000"
+
+
+class Booby:
+    """What a pickle of this does when it is loaded: it leaves a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """Is there after a booby trap went off."""
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A storage with a finished training artifact."""
+    root = tmp_path / "data"
+    record = write_training(root, {"w": np.arange(64, dtype=np.float32)}, cuts=[[Cut("w", 0, 64)]])
+    (root / KEY / "record.json").write_bytes(record.sealed().to_bytes())
+    (tmp_path / "outside").write_bytes(b"private")
+    return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("security") / "project")
+
+
+def plan(project: Project, *assignments: str) -> Any:
+    return make_plan(load_recipe(project.recipe, assignments).config)
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes a sealed record as somebody would who knows how records are sealed."""
+    body = json.loads(path.read_bytes())
+    del body["record_hash"]
+    change(body)
+    path.write_bytes(canonical_json({**body, "record_hash": hash_of(body)}))
+
+
+def verify(root: Path, monkeypatch: pytest.MonkeyPatch) -> VerifyReport:
+    """Verifies the artifact, and that nothing outside of the root was opened."""
+    opened: list[Path] = []
+    hash_file = verify_module.hash_file
+    monkeypatch.setattr(verify_module, "hash_file", lambda path: opened.append(path.resolve()) or hash_file(path))
+    report = verify_model(FileStorage(root), KEY)
+    assert [path for path in opened if not path.is_relative_to(root.resolve())] == []
+    return report
+
+
+# ---- paths ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", UNSAFE)
+@pytest.mark.parametrize("wrap", [lambda storage: storage, lambda storage: PatientStorage(storage, patience_s=60.0)], ids=["plain", "patient"])
+def test_unsafe_keys_are_refused_at_every_call(tmp_path: Path, key: str, wrap: Callable[[Storage], Storage]) -> None:
+    storage = wrap(FileStorage(tmp_path / "data"))
+    for call in (storage.read, storage.exists, storage.size, storage.names, storage.delete, storage.local_path):
+        with pytest.raises(UnsafeFileError) as caught:
+            call(key)
+        assert caught.value.exit_code is ExitCode.VERIFICATION
+    with pytest.raises(UnsafeFileError):
+        storage.create_exclusive(key, b"x")
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("path", UNSAFE)
+def test_no_record_manifest_or_commit_can_name_a_file_outside(path: str) -> None:
+    for kind, values in ((FileEntry, {"path": path, "size": 7, "xxh3": "0"}), (Pointer, {"key": path, "fingerprint": "0"})):
+        with pytest.raises(ValueError, match="does not stay below its folder"):
+            kind.model_validate(values)
+
+
+CRAFTED: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+    "file": lambda body: body["files"].append({"path": "../../../outside", "size": 7, "xxh3": "0" * 32}),
+    "absolute file": lambda body: body["files"][0].update(path="/etc/hostname"),
+    "own folder": lambda body: body.update(key="../outside"),
+    "input": lambda body: body["inputs"].append(
+        {"stage": "tokenize", "key": "../../outside", "fingerprint": "0" * 64, "content_hash": "0" * 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED)
+def test_a_crafted_record_is_refused_and_nothing_outside_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    reseal(root / KEY / "record.json", change)
+    report = verify(root, monkeypatch)
+    assert len(report.findings) == 1
+    assert "does not stay below its folder" in report.findings[0]
+    with pytest.raises(VerificationError, match=r"record\.json"):
+        Store(FileStorage(root)).read(KEY)
+
+
+@pytest.mark.parametrize("change", [lambda body: body.update(folder="../../../outside"), CRAFTED["file"]], ids=["folder", "file"])
+def test_a_crafted_commit_is_refused_by_verify_and_by_resumption(
+    root: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    from tasks.train.checkpoint.commit import parse_commit
+
+    reseal(root / KEY / COMMIT, change)
+    report = verify(root, monkeypatch)
+    assert any(COMMIT in finding and "does not stay below its folder" in finding for finding in report.findings)
+    assert parse_commit((root / KEY / COMMIT).read_bytes(), step=40) is None, "passed over as a damaged one"
+
+
+def test_a_crafted_corpus_manifest_is_refused_by_its_readers(tmp_path: Path) -> None:
+    from cluster.storage import file_entry
+    from tasks.tokenizer.corpus import open_corpus
+
+    folder = tmp_path / "data" / write_corpus(tmp_path / "data", {(0, "train"): ["text"]}).key
+    body = json.loads((folder / "manifest.json").read_bytes())
+    body["files"][0]["file"]["path"] = "../../../outside"
+    (folder / "manifest.json").write_bytes(canonical_json(body))
+    with pytest.raises(VerificationError, match="not a corpus manifest"):
+        open_corpus(folder, manifest=file_entry(folder / "manifest.json", relative_to=folder))
+
+
+def test_a_crafted_pointer_of_a_run_is_refused(root: Path) -> None:
+    storage = FileStorage(root)
+    storage.create_exclusive("runs/r/artifacts/train.json", canonical_json({"key": "../../outside", "fingerprint": "0"}))
+    with pytest.raises(ValueError, match="does not stay below its folder"):
+        Run(storage, "r").pointer(Stage.TRAIN)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", ".", "models:/../x"])
+def test_a_name_that_is_a_path_is_no_model(root: Path, name: str) -> None:
+    with pytest.raises(InputError, match="names no model"):
+        verify_model(FileStorage(root), name)
+
+
+# ---- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [f"{FOLDER}/rank-0000.bin", FOLDER, "checkpoints", "commits", COMMIT])
+def test_links_inside_an_artifact_are_found_and_not_followed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Even where the link leads to the very bytes that were committed: tomorrow it may lead to others."""
+    (root / KEY / place).rename(tmp_path / "moved")
+    (root / KEY / place).symlink_to(tmp_path / "moved")
+    try:
+        findings = verify(root, monkeypatch).findings
+    except UnsafeFileError as error:
+        findings = error.findings
+    assert any(finding == f"{root / KEY / place} is a symbolic link" for finding in findings)
+
+
+@pytest.mark.parametrize("place", ["train", KEY])
+def test_links_in_the_place_of_a_stage_or_an_artifact_are_refused(root: Path, tmp_path: Path, place: str) -> None:
+    (root / place).rename(tmp_path / "moved")
+    (root / place).symlink_to(tmp_path / "moved")
+    with pytest.raises(UnsafeFileError, match="is a symbolic link"):
+        verify_model(FileStorage(root), KEY)
+
+
+def test_readers_of_recorded_files_follow_no_link(root: Path, tmp_path: Path) -> None:
+    folder = root / KEY
+    entry = FileEntry(path=f"{FOLDER}/state.json", size=(folder / FOLDER / "state.json").stat().st_size, xxh3="0")
+    (folder / "checkpoints").rename(tmp_path / "moved")
+    (folder / "checkpoints").symlink_to(tmp_path / "moved")
+    with pytest.raises(UnsafeFileError, match="is a symbolic link"):
+        verified_path(folder, entry, subject="it")
+    with pytest.raises(UnsafeFileError):
+        path_below(folder, "../../outside")
+
+
+def test_the_root_itself_may_be_a_link_because_the_user_named_it(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert open_storage(str(tmp_path / "link")).exists(f"{KEY}/record.json")
+
+
+def test_files_that_were_added_to_an_artifact_are_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries load more than what they are asked for: an adapter beside a model, say."""
+    (root / KEY / "adapter_config.json").write_text("{}")
+    assert f"{KEY}/adapter_config.json: is not part of the artifact" in verify(root, monkeypatch).findings
+
+
+# ---- pickles and code --------------------------------------------------------------------------------------------------
+
+
+def booby_traps(canary: Path) -> dict[str, bytes]:
+    """Pickles as libraries write them, each of which makes the canary when loaded."""
+    plain = {protocol: pickle.dumps(Booby(canary), protocol=protocol) for protocol in (2, 5)}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", plain[2])
+    return {
+        "tokenizer.pkl": plain[5],
+        "weights.pt": archive.getvalue(),
+        "pytorch_model.bin": archive.getvalue(),
+        "training_args.bin": plain[2],
+        "model.ckpt": plain[5],
+    }
+
+
+TRAPS = sorted(booby_traps(Path("x")))
+
+
+def test_the_traps_would_go_off(canary: Path) -> None:
+    pickle.loads(booby_traps(canary)["tokenizer.pkl"])
+    assert canary.exists()
+
+
+def write_model(folder: Path, **config: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 400, **config}))
+    (folder / "model.safetensors").write_bytes(b"not looked at")
+    return folder
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("below", ["", "sub"])
+def test_a_pickle_beside_a_pretrained_model_is_refused_by_the_plan(project: Project, tmp_path: Path, canary: Path, trap: str, below: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / below).mkdir(exist_ok=True)
+    (folder / below / trap).write_bytes(booby_traps(canary)[trap])
+    with pytest.raises(UnsafeFileError, match="pickle") as caught:
+        plan(project, "model.config=null", f"model.pretrained={folder}")
+    assert str(folder / below / trap) in caught.value.what
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_pickle_beside_a_tokenizer_is_refused_by_the_plan(project: Project, tmp_path: Path, canary: Path, trap: str) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / trap).write_bytes(booby_traps(canary)[trap])
+    for path in (tmp_path, tmp_path / trap):
+        with pytest.raises(UnsafeFileError, match="looks like a pickle"):
+            plan(project, f"tokenizer.path={path}")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_pickle_inside_an_artifact_is_found(root: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, trap: str) -> None:
+    (root / KEY / trap).write_bytes(booby_traps(canary)[trap])
+    assert any(trap in finding for finding in verify(root, monkeypatch).findings)
+    assert not canary.exists()
+
+
+def test_raw_tensors_are_no_pickles(tmp_path: Path) -> None:
+    (tmp_path / "rank-0000.bin").write_bytes(np.arange(8, dtype="<f4").tobytes())
+    os.mkfifo(tmp_path / "pipe.bin")
+    assert not looks_like_pickle(tmp_path / "rank-0000.bin")
+    assert not looks_like_pickle(tmp_path / "pipe.bin"), "and a pipe is not opened"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), r"no \*\.safetensors"),
+        (lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}'), "is an adapter"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
+        (lambda folder: (folder / "weights.safetensors").symlink_to("/etc/hostname"), "symbolic link"),
+    ],
+)
+def test_a_pretrained_folder_that_cannot_be_trusted_is_refused_by_the_plan(
+    project: Project, tmp_path: Path, spoil: Callable[[Path], Any], says: str
+) -> None:
+    folder = write_model(tmp_path / "model")
+    assert plan(project, "model.config=null", f"model.pretrained={folder}")
+    spoil(folder)
+    with pytest.raises(HeadraceError, match=says) as caught:
+        plan(project, "model.config=null", f"model.pretrained={folder}")
+    assert caught.value.exit_code in (ExitCode.USAGE, ExitCode.VERIFICATION)
+
+
+def test_every_loader_of_models_is_told_never_to_run_their_code() -> None:
+    """`trust_remote_code` left out is not the same as False: transformers then asks at the terminal."""
+    silent = []
+    for path in sorted(path for package in ("schemas", "cluster", "tasks", "flows") for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("from_pretrained", "from_config"):
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if options.get("trust_remote_code") != "False":
+                    silent.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!python/object/apply:os.mkdir [CANARY]", "!!python/object/new:os.mkdir [CANARY]", "!!python/name:os.mkdir", "!!python/module:os", "!evil x"],
+)
+def test_yaml_tags_make_no_objects(project: Project, canary: Path, value: str) -> None:
+    recipe = project.folder / "tags.yaml"
+    value = value.replace("CANARY", str(canary))
+    recipe.write_text(f"{project.recipe.read_text()}\nstate: {value}\n")
+    for path, assignments in ((recipe, ()), (project.recipe, (f"state={value}",))):
+        with pytest.raises(ConfigError, match="could not determine a constructor for the tag") as caught:
+            load_recipe(path, assignments)
+        assert caught.value.exit_code is ExitCode.USAGE
+    assert not canary.exists()
+
+
+def test_names_of_files_cannot_command_a_terminal(project: Project) -> None:
+    folder = project.folder / "escapes"
+    folder.mkdir(exist_ok=True)
+    (folder / "a\x1b[2J\x1b]0;evil\x07\u202e.txt").symlink_to("/etc/hostname")
+    with pytest.raises(InputError) as caught:
+        plan(project, f"corpus.sources=[{folder}]")
+    shown = str(caught.value)
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert r"a\x1b[2J\x1b]0;evil\x07\u202e.txt" in shown
+
+
+# ---- secrets -----------------------------------------------------------------------------------------------------------
+
+SECRET = "canary/5up3r@s3cret"
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HEADRACE_TEST_SECRET", SECRET)
+    return "${env:HEADRACE_TEST_SECRET}"
+
+
+def test_a_secret_in_the_roots_url_is_resolved_where_it_is_opened_and_kept_as_its_reference(secret: str) -> None:
+    storage = open_storage(f"memory://bucket-{secret}")
+    storage.create_exclusive("a", b"1")
+    assert storage.url == f"memory://bucket-{secret}"
+    assert open_storage(f"memory://bucket-{SECRET}").read("a") == b"1"
+    assert open_storage(storage.url).read("a") == b"1"
+
+
+def test_a_folder_that_only_the_machine_knows_is_kept_as_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_TEST_SCRATCH", str(tmp_path))
+    storage = open_storage("${env:HEADRACE_TEST_SCRATCH}/data")
+    storage.create_exclusive("a", b"1")
+    assert storage.url == "${env:HEADRACE_TEST_SCRATCH}/data"
+    assert (tmp_path / "data" / "a").read_bytes() == b"1"
+    monkeypatch.delenv("HEADRACE_TEST_SCRATCH")
+    with pytest.raises(ConfigError, match="is not set"):
+        open_storage(storage.url)
+
+
+def test_what_a_library_says_of_a_url_does_not_give_the_secret_away(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def fails(url: str) -> Any:
+        raise ValueError(f"no such thing: {url}")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
+    with pytest.raises(UnreachableError) as caught:
+        storage_module.FsspecStorage(f"s3://me:{secret}@host/bucket")
+    assert SECRET not in str(caught.value)
+    assert secret in caught.value.why
+    assert caught.value.__cause__ is None, "loggers write the cause, too"
+
+
+def test_tracking_resolves_its_secret_at_use_and_never_says_it(secret: str) -> None:
+    from tasks.tracking import MlflowConnection, TrackingTarget, flat_params
+    from tests.fakes.in_process_work import config_with
+
+    config = config_with(tracking={"mlflow_uri": f"http://me:{secret}@127.0.0.1:9"})
+    target = TrackingTarget.of(config)
+    assert SECRET not in repr(target) + repr(flat_params(config))
+    connection = MlflowConnection(target)
+    with pytest.raises(UnreachableError) as caught, connection.reaching("asked"):
+        raise OSError(f"http://me:{SECRET}@127.0.0.1:9 refused")
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("corpus.sources", "['/x/${env:HEADRACE_TEST_SECRET}']", "secrets are resolved in storage.root and tracking.mlflow_uri only"),
+        ("model.config.note", "'${env:HEADRACE_TEST_SECRET}'", "secrets are resolved in"),
+        ("tracking.experiment", "'${file:/etc/hostname}'", "secrets are resolved in"),
+        ("tracking.mlflow_uri", "'http://me:${file:secret}@host'", "must be absolute"),
+        ("tracking.mlflow_uri", "'http://me:hunter2@host/${env:HEADRACE_TEST_SECRET}'", "holds a password in plain"),
+        ("tracking.mlflow_uri", "'http://me:hunter2${env:HEADRACE_TEST_SECRET}@host'", "holds a password in plain"),
+    ],
+)
+@pytest.mark.usefixtures("secret")
+def test_secrets_that_would_be_stored_or_have_no_effect_are_refused(project: Project, key: str, value: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_recipe(project.recipe, [f"{key}={value}"])
+    assert "hunter2" not in str(caught.value)
+    assert SECRET not in str(caught.value)

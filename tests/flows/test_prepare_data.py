@@ -1,0 +1,56 @@
+"""The first stages alone, in order, on one run."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from schemas.artifact import ArtifactRef
+from schemas.journal import RunHandle
+from schemas.stage import Stage
+
+RUN = RunHandle(run_id="demo-20261122t020000-7f3a", storage_root="/data", state_dir="/state")
+
+
+def ref(stage: Stage) -> ArtifactRef:
+    return ArtifactRef(stage=stage, key=f"{stage.value}/demo-0123456789ab", fingerprint="0" * 64, content_hash="a" * 64)
+
+
+def test_it_validates_makes_a_tokenizer_and_tokenizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import prepare_data as story
+
+    asked: dict[str, Any] = {}
+    done: list[tuple[Stage, tuple[Any, ...]]] = []
+
+    def doing(stage: Stage) -> Callable[..., ArtifactRef]:
+        def act(*arguments: Any) -> ArtifactRef:
+            done.append((stage, arguments))
+            return ref(stage)
+
+        return act
+
+    def open_or_create(recipe: str, **options: Any) -> RunHandle:
+        asked.update(options, recipe=recipe)
+        return RUN
+
+    monkeypatch.setattr(story, "open_or_create", open_or_create)
+    monkeypatch.setattr(story, "controlled", lambda run: nullcontext())
+    for name, stage in (("validate", Stage.VALIDATE), ("make_tokenizer", Stage.TOKENIZER), ("tokenize", Stage.TOKENIZE)):
+        monkeypatch.setattr(story, name, doing(stage))
+    assert story.prepare_data.fn("r.yaml", overrides=("a=b",)) == ref(Stage.TOKENIZE)
+    assert asked == {"recipe": "r.yaml", "overrides": ("a=b",), "from_stage": None, "run_id": None, "storage_root": None}
+    assert done == [
+        (Stage.VALIDATE, (RUN,)),
+        (Stage.TOKENIZER, (RUN, ref(Stage.VALIDATE))),
+        (Stage.TOKENIZE, (RUN, ref(Stage.VALIDATE), ref(Stage.TOKENIZER))),
+    ]
+
+
+def test_it_is_called_like_the_whole_pipeline() -> None:
+    from inspect import signature
+
+    from flows.prepare_data import prepare_data
+    from flows.pretrain import pretrain
+
+    assert signature(prepare_data.fn).parameters.keys() == signature(pretrain.fn).parameters.keys()

@@ -1,0 +1,84 @@
+"""Who is killed, and who is not: what a rank tells of itself is seconds old when it is read."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.storage import FileStorage, Storage
+from schemas.errors import UnreachableError
+from schemas.job import RankPhase, RankProgress
+from tasks import disturbance
+from tasks.disturbance import Kill, is_still, kill_rank
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that waits to be killed."""
+    child = subprocess.Popen((sys.executable, "-c", "import time; time.sleep(600)"))
+    yield child
+    child.kill()
+    child.wait()
+
+
+def progress(pid: int, *, at: float | None = None, step: int = 7) -> RankProgress:
+    at = time.time() + 1 if at is None else at
+    return RankProgress(rank=1, pid=pid, phase=RankPhase.STEPPING, step=step, committed_step=-1, total_steps=9, at=at)
+
+
+class Looks:
+    """Stands for what is read from storage: each look gives the next answer, an error is raised, and after the last one the wait is cancelled."""
+
+    def __init__(self, *answers: RankProgress | Exception | None) -> None:
+        self.left = list(answers)
+        self.cancelled = threading.Event()
+
+    def __call__(self, _storage: Storage, _key: str, *, rank: int, epoch: int) -> RankProgress | None:
+        assert (rank, epoch) == (1, 0)
+        answer = self.left.pop(0)
+        if not self.left:
+            self.cancelled.set()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def kill(looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kill | None:
+    monkeypatch.setattr(disturbance, "_POLL_S", 0.0)
+    monkeypatch.setattr(disturbance, "_find", looks)
+    return kill_rank(FileStorage(tmp_path), artifact_key=lambda: "train/x", rank=1, at_step=5, epoch=0, cancelled=looks.cancelled)
+
+
+def test_a_rank_that_has_come_so_far_is_killed(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(None, progress(process.pid, step=4), progress(process.pid))
+    assert kill(looks, tmp_path, monkeypatch) == Kill(rank=1, step=7, pid=process.pid)
+    assert process.wait(timeout=10) == -9
+
+
+def test_another_process_with_its_pid_is_left_alone(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = psutil.Process(process.pid).create_time() - 5.0  # the rank spoke, ended, and its pid was given away
+    assert kill(Looks(progress(process.pid, at=before)), tmp_path, monkeypatch) is None
+    assert process.poll() is None
+
+
+def test_a_rank_that_ended_is_looked_for_again(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have ended before the look, or between the look and the kill; its storage may not answer for a moment."""
+    ended = subprocess.Popen((sys.executable, "-c", ""))
+    ended.wait()
+    monkeypatch.setattr(disturbance, "is_still", lambda progress: True)
+    looks = Looks(progress(ended.pid), FileNotFoundError("superseded"), UnreachableError("storage"), progress(process.pid))
+    assert kill(looks, tmp_path, monkeypatch) == Kill(rank=1, step=7, pid=process.pid)
+
+
+def test_a_pid_belongs_to_who_started_before_the_word_was_said(process: "subprocess.Popen[bytes]") -> None:
+    started = psutil.Process(process.pid).create_time()
+    assert is_still(progress(process.pid, at=started + 1.5))
+    assert not is_still(progress(process.pid, at=started - 1.5))
+    process.kill()
+    process.wait()
+    assert not is_still(progress(process.pid))
