@@ -1,5 +1,6 @@
 """The environment variables between agent and compute, by name: the one module that knows them. Pure."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ MASTER_PORT = "MASTER_PORT"
 NUM_THREADS = "OMP_NUM_THREADS"
 ATTEMPT_KEY = "HEADRACE_ATTEMPT"
 EPOCH = "HEADRACE_EPOCH"
+PROJECT_DIR = "HEADRACE_PROJECT_DIR"
+"""The user's folder; `tasks.entry` makes it importable."""
 MODULES_FILE = "HEADRACE_MODULES_FILE"
 """Where a first rank writes down the modules that it imported (`cluster.agent.preload.record_modules`)."""
 
@@ -51,7 +54,9 @@ ALLOWED_PREFIXES: tuple[str, ...] = (
     *("LC_", "MKL_", "KMP_", "SLURM_", "TORCH_"),
     *("CUDA_", "NVIDIA_", "NCCL_", "ROCM_", "HIP_", "GLOO_", "UCX_", "FI_", "OMPI_"),
 )
-"""What ranks inherit from the agent by the beginning of the name."""
+"""What ranks inherit from the agent by the beginning of the name, unless the rest of it says that it is a credential (`SLURM_JWT`)."""
+
+_CREDENTIAL = re.compile(r"JWT|TOKEN|SECRET|PASSW|CREDENTIAL|_KEY$")
 
 DEFAULTS: Mapping[str, str] = {
     "PYTHONSAFEPATH": "1",  # the working directory is the user's project: a folder named `tasks` in it must not shadow ours
@@ -107,12 +112,22 @@ def compute_environment(inherited: Mapping[str, str], *, extra: Mapping[str, str
     Args:
         inherited: the agent's environment; only the allow list of it passes.
         extra: the job's own variables; they win.
-        project_dir: the user's folder, importable after ours (`model.factory`).
+        project_dir: the user's folder, importable after everything else (`tasks.entry` appends it for `model.factory`). Never on
+            PYTHONPATH, which comes before the standard library: a `random.py` or `sitecustomize.py` that lies there would be run.
         threads: compute threads of each process.
         python: the interpreter; programs beside it (ninja) are found first.
     """
-    allowed = {name: value for name, value in inherited.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIXES)}
-    path = [str(checkout()), project_dir, *filter(None, inherited.get("PYTHONPATH", "").split(":"))]
+    allowed = {name: value for name, value in inherited.items() if _passes(name)}
+    path = [str(checkout()), *filter(None, inherited.get("PYTHONPATH", "").split(":"))]
     programs = [str(Path(python).parent), *filter(None, inherited.get("PATH", "").split(":"))]
-    own = {"PYTHONPATH": ":".join(dict.fromkeys(path)), "PATH": ":".join(dict.fromkeys(programs)), NUM_THREADS: str(threads)}
+    own = {
+        PROJECT_DIR: project_dir,
+        "PYTHONPATH": ":".join(dict.fromkeys(path)),
+        "PATH": ":".join(dict.fromkeys(programs)),
+        NUM_THREADS: str(threads),
+    }
     return {**DEFAULTS, **allowed, **own, **extra}
+
+
+def _passes(name: str) -> bool:
+    return name in ALLOWED or (name.startswith(ALLOWED_PREFIXES) and not _CREDENTIAL.search(name))

@@ -20,9 +20,7 @@ from tasks.runs import Run, create_run, open_run
 from tasks.wiring import exit_code_of, stopping_on_signals
 
 
-def open_or_create(
-    recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None, storage_root: str | None
-) -> RunHandle:
+def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None, storage_root: str | None) -> RunHandle:
     """Returns the run to work on: the named one, the one this Prefect flow run began with (a retry), or a new one.
 
     With `run_id` and `storage_root` the recipe's file is not read: a run goes on with what it stored.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.environment import PROJECT_DIR
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, make_folder, replace_local
 from schemas.artifact import FileEntry
@@ -28,6 +29,7 @@ from schemas.job import ItemRecord, RankPhase, RankProgress, TaskSpec
 from schemas.stage import Stage
 
 _REPORT_EVERY_S = 0.5
+
 
 @dataclass(frozen=True)
 class ItemOutcome:
@@ -176,6 +178,10 @@ def config_of(spec: TaskSpec) -> RunConfig:
 
 
 def _load_spec(path: Path) -> TaskSpec:
+    """Reads what to do; makes the user's folder importable (`model.factory`), last, so that nothing in it can stand in for a library."""
+    project_dir = os.environ.get(PROJECT_DIR)
+    if project_dir and project_dir not in sys.path:
+        sys.path.append(project_dir)
     return TaskSpec.model_validate_json(path.read_bytes())
 
 

@@ -53,9 +53,7 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
     )
 
 
-def _plan_stage(
-    identity: Identity, *, store: Store, found: dict[Stage, ArtifactRecord], rebuild: bool, from_stage: Stage | None
-) -> PlannedStage:
+def _plan_stage(identity: Identity, *, store: Store, found: dict[Stage, ArtifactRecord], rebuild: bool, from_stage: Stage | None) -> PlannedStage:
     """Plans a stage whose inputs are known; adds it to `found` when it is reused."""
     stage, record = identity.stage, store.find(identity)
     if record is not None and not rebuild:

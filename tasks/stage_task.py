@@ -22,4 +22,3 @@ def task_logger() -> logging.LoggerAdapter[logging.Logger]:
     """Returns the logger of the running Prefect task."""
     logger: logging.LoggerAdapter[logging.Logger] = get_run_logger()  # type: ignore[assignment]  # a plain Logger only outside of runs
     return logger
-

@@ -114,4 +114,3 @@ def _num_items(storage: Storage, layout: ArtifactLayout, spec: JobSpec) -> int:
     if spec.kind is JobKind.GANG:
         return 0
     return len(WorkPlan.model_validate_json(storage.read(layout.plan(spec.step_name))).items)
-

@@ -174,6 +174,8 @@ def _whole(module: nn.Module, *, partitioned: bool) -> Iterator[None]:
 
 
 def _from_pretrained(folder: Path, *, manifest: ShardManifest) -> nn.Module:
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not any(folder.glob("*.safetensors")):
@@ -183,9 +185,13 @@ def _from_pretrained(folder: Path, *, manifest: ShardManifest) -> nn.Module:
             raise UnsafeFileError(f"{folder / pickles[0]} is refused", why=why, mend=mend)
         why = "a pretrained model is a local folder in Hugging Face layout"
         raise InputError(f"model.pretrained: {str(folder)!r} holds no *.safetensors", why=why)
-    module: nn.Module = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    try:
+        module: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
+        )
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        why = f"transformers refuses it, and no code of the folder is run: {' '.join(str(error).split())}"
+        raise InputError(f"model.pretrained: {str(folder)!r} cannot be loaded", why=why) from error
     cast(Any, module).config.use_cache = False
     logger.info("starts from %s, %d ids of the tokenizer", folder, manifest.vocab_size)
     return module

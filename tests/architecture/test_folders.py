@@ -51,10 +51,7 @@ def test_no_flow_file_shadows_an_importable_module() -> None:
 
 def test_flows_define_no_class() -> None:
     classes = [
-        f"{path.name}:{node.name}"
-        for path in sources("flows")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef)
+        f"{path.name}:{node.name}" for path in sources("flows") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
     ]
     assert classes == []
 

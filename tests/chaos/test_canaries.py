@@ -10,7 +10,6 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,10 @@ pytestmark = pytest.mark.slow
 
 OF_THE_USER = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "GITHUB_TOKEN", "SLURM_JWT", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN")
 """What a user's shell may hold and compute must never see."""
+
+
+COMPUTE = ("cluster.agent.zygote", ".job --spec")
+"""What marks the command line of a rank or a work item."""
 
 
 def new_canary() -> str:
@@ -66,7 +69,7 @@ class Watch:
         if process.pid == os.getpid() or str(self.folder) not in line + " ".join(environment.values()):
             return
         self.leaks.update(f"command line of {line[:80]}" for canary in self.canaries if canary in line)
-        if {"RANK", "HEADRACE_EPOCH"} & environment.keys():
+        if any(program in line for program in COMPUTE):
             self.compute_pids.add(process.pid)
             self.leaks.update(f"{name} of {line[:80]}" for name, value in environment.items() if any(canary in value for canary in self.canaries))
         for connection in process.net_connections(kind="inet"):
@@ -87,7 +90,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("canaries")
     server = MlflowServer(folder)
     server.start()
@@ -106,7 +109,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     for arguments in (("status", "last", "--json"), ("plan", "tiny.yaml", "--json"), ("logs", "last"), ("verify", "tiny", "--json")):
         said.append(_call(project, environment, *arguments, code=0))
     time.sleep(1)
-    yield Outcome(project, canaries, environment, watch, "\n".join(said))
+    return Outcome(project, canaries, environment, watch, "\n".join(said))
 
 
 def _call(project: Project, environment: dict[str, str], *arguments: str, code: int) -> str:
@@ -120,7 +123,7 @@ def _call(project: Project, environment: dict[str, str], *arguments: str, code: 
 
 def test_no_secret_is_printed(outcome: Outcome) -> None:
     assert [canary for canary in outcome.canaries if canary in outcome.said] == []
-    assert "${env:HEADRACE_TEST_SECRET}" in outcome.said or "…@127.0.0.1" in outcome.said
+    assert "MLflow at http://" in outcome.said, "the server that was gone is named all the same"
 
 
 def test_no_secret_is_in_any_file(outcome: Outcome) -> None:

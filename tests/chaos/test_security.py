@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +16,14 @@ import numpy as np
 import pytest
 
 from cluster import storage as storage_module
+from cluster.environment import compute_environment
 from cluster.patience import PatientStorage
 from cluster.storage import FileStorage, Storage, looks_like_pickle, open_storage, path_below
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json, hash_of
 from schemas.errors import ConfigError, HeadraceError, InputError, UnreachableError, UnsafeFileError, VerificationError
 from schemas.exit_code import ExitCode
+from schemas.manifest import ShardManifest
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks import verify as verify_module
@@ -319,6 +323,38 @@ def test_every_loader_of_models_is_told_never_to_run_their_code() -> None:
     assert silent == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "evil"])
+def test_code_in_a_pretrained_folder_is_never_run(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A known kind of model is built from transformers' own code; an unknown one, which only the folder's code could build, is refused."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tasks.train.model import build_model
+    from tests.fakes.in_process_work import config_with
+
+    folder = tmp_path / "model"
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        folder
+    )
+    names = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": kind, "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = f"import os; os.mkdir({str(canary)!r})\nclass Config: pass\nclass Model: pass\n"
+    for name in ("evil.py", "modeling_evil.py", "__init__.py", "sitecustomize.py"):
+        (folder / name).write_text(code)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    manifest = ShardManifest(
+        layout="fixed", dtype="uint16", sequence_length=8, vocab_size=64, end_of_text_id=0, tokenizer_hash="", engine="huggingface", shards=()
+    )
+    if kind == "llama":
+        assert isinstance(build_model(config_with(model={"pretrained": str(folder)}), manifest=manifest).module, torch.nn.Module)
+    else:
+        with pytest.raises(InputError, match="no code of the folder is run"):
+            build_model(config_with(model={"pretrained": str(folder)}), manifest=manifest)
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize(
     "value",
     ["!!python/object/apply:os.mkdir [CANARY]", "!!python/object/new:os.mkdir [CANARY]", "!!python/name:os.mkdir", "!!python/module:os", "!evil x"],
@@ -401,6 +437,25 @@ def test_tracking_resolves_its_secret_at_use_and_never_says_it(secret: str) -> N
         raise OSError(f"http://me:{SECRET}@127.0.0.1:9 refused")
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_files_of_the_users_folder_are_not_run_in_the_place_of_libraries(tmp_path: Path, canary: Path) -> None:
+    """A recipe may lie in a folder that was downloaded with the text."""
+    for name in ("sitecustomize.py", "usercustomize.py", "random.py", "torch.py", "tasks.py", "cluster.py"):
+        (tmp_path / name).write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    given = compute_environment(os.environ, extra={}, project_dir=str(tmp_path), threads=1, python=sys.executable)
+    program = "import random, sys, tasks.entry, cluster.agent.zygote; print(sys.modules['random'].__file__)"
+    done = subprocess.run((sys.executable, "-c", program), cwd=tmp_path, env=given, capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in done.stdout
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["SLURM_JWT", "NCCL_SECRET", "TORCH_ACCESS_TOKEN", "AWS_SECRET_ACCESS_KEY", "HEADRACE_TEST_SECRET"])
+def test_compute_inherits_no_credential(name: str) -> None:
+    inherited = {name: SECRET, "SLURM_JOB_ID": "7", "NCCL_DEBUG": "INFO"}
+    given = compute_environment(inherited, extra={}, project_dir="/home/ada", threads=1, python="/usr/bin/python3")
+    assert SECRET not in given.values()
+    assert given.items() >= {"SLURM_JOB_ID": "7", "NCCL_DEBUG": "INFO"}.items()
 
 
 @pytest.mark.parametrize(

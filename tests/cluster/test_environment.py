@@ -28,9 +28,10 @@ def test_the_jobs_own_variables_win() -> None:
     assert environment({"NCCL_DEBUG": "INFO"}, NCCL_DEBUG="WARN", MINE="x").items() >= {"NCCL_DEBUG": "WARN", "MINE": "x"}.items()
 
 
-def test_our_modules_come_before_the_users_and_the_working_directory_is_not_searched() -> None:
+def test_our_modules_come_first_and_neither_the_project_nor_the_working_directory_can_shadow_a_library() -> None:
     env = environment({"PYTHONPATH": "/site"})
-    assert env["PYTHONPATH"].split(":") == [str(checkout()), "/home/ada/project", "/site"]
+    assert env["PYTHONPATH"].split(":") == [str(checkout()), "/site"]
+    assert env["HEADRACE_PROJECT_DIR"] == "/home/ada/project"
     assert env["PYTHONSAFEPATH"] == "1"
 
 

@@ -12,7 +12,7 @@ import xxhash
 from pydantic import BaseModel
 
 from cluster.layout import ArtifactLayout
-from cluster.storage import AlreadyExistsError, FileStorage, file_entry
+from cluster.storage import AlreadyExistsError, FileStorage, file_entry, hash_file
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
@@ -20,6 +20,8 @@ from schemas.job import ItemRecord, JobKind, JobSpec, RestartLimits, TaskSpec, W
 from schemas.manifest import AcceptedFile, CorpusManifest, Split
 from schemas.stage import Stage
 from tasks.entry import run_item
+from tasks.identity import identity_of
+from tasks.store import Identity
 from tasks.work import Draft
 
 Documents = Mapping[tuple[int, Split], Sequence[str]]
@@ -96,6 +98,12 @@ class InProcessWork:
         self.key = self.key or f"{self.stage.value}/test-000000000000"
         self.layout = ArtifactLayout(self.key)
         self.storage = FileStorage(self.root)
+
+    @property
+    def identity(self) -> Identity:
+        """What the artifact is, from the real recipe and inputs."""
+        contents = {stage: record.content_hash for stage, record in self.inputs.items()}
+        return identity_of(self.stage, config=self.config, inputs=contents, hash_file=hash_file)
 
     @property
     def output_dir(self) -> Path:

@@ -9,7 +9,7 @@ from schemas.sizing import training_size
 from schemas.stage import Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "infra" / "recipes"
-EXPECTED = {"demo_cpu": (1.1e6, 2), "gpt_124m_1gpu": (124e6, 1), "llama_1b3_slurm_4x8": (1.3e9, 32), "llama_7b_zero3_kubernetes": (6.9e9, 32)}
+EXPECTED = {"demo_cpu": (0.79e6, 2), "gpt_124m_1gpu": (124e6, 1), "llama_1b3_slurm_4x8": (1.3e9, 32), "llama_7b_zero3_kubernetes": (6.9e9, 32)}
 """Recipe → (parameters, ranks)."""
 
 

@@ -1,13 +1,32 @@
 """The tracker on a SQLite database: one run, points once and in order, nothing ambient; pure parts as tables."""
 
+import json
+import threading
+import traceback
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
-from schemas.errors import UnreachableError
+from schemas.errors import ConfigError, UnreachableError
 from schemas.job import MetricPoint
-from tasks.tracking import STEP_TAG, RunStatus, SystemSample, Tracker, TrackingTarget, environment, flat_params, without_credentials
+from tasks.tracking import (
+    STEP_TAG,
+    MlflowConnection,
+    ModelRegistry,
+    RunStatus,
+    SystemSample,
+    Tracker,
+    TrackingTarget,
+    environment,
+    flat_params,
+    without_credentials,
+)
 from tests.fakes.in_process_work import config_with
 
 # SQLAlchemy 2.1 finds mlflow 3.17's mappings old-fashioned
@@ -97,12 +116,93 @@ def test_texts_params_figures_and_system_samples(target: TrackingTarget, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_is_not_registered_has_neither_version_nor_alias(target: TrackingTarget) -> None:
+    registry = ModelRegistry(MlflowConnection(target))
+    assert registry.alias("no-such-model", "champion") is None
+    assert not registry.has_version("no-such-model", 1)
+
+
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_unreachable() -> None:
     target = TrackingTarget(uri="http://name:secret@127.0.0.1:9", artifact_root=None, experiment="demo")
     tracker = Tracker(target, run_id="run", run_name="demo")
     with pytest.raises(UnreachableError) as caught:
         tracker.forward(points(1, 2))
     assert "secret" not in str(caught.value)
+
+
+CANARY = "p%40ss-canary"
+"""A password with `@` in it, as it stands in a URL."""
+
+
+class _Guarded(BaseHTTPRequestHandler):
+    """Answers as an MLflow server behind basic authentication; who is refused gets to read what they sent."""
+
+    def do_GET(self) -> None:
+        sent = self.headers.get("Authorization", "")
+        allowed = sent == "Basic " + b64encode(f"bot:{unquote(CANARY)}".encode()).decode()
+        experiment = {"experiment_id": "7", "name": "demo", "lifecycle_stage": "active"}
+        body = json.dumps({"experiment": experiment} if allowed else {"error_code": "UNAUTHENTICATED", "message": f"{sent}: {CANARY}?"}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """`host:port` of a server that lets in only who knows the password."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Guarded)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def secret_target(reference: str, host: str) -> TrackingTarget:
+    return TrackingTarget(uri=f"http://bot:{reference}@{host}", artifact_root=None, experiment="demo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["env", "file"])
+def test_a_secret_is_resolved_when_the_server_is_reached(guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("HEADRACE_TEST_PW", CANARY)
+    (tmp_path / "pw").write_text(CANARY + "\n")
+    connection = MlflowConnection(secret_target("${env:HEADRACE_TEST_PW}" if kind == "env" else f"${{file:{tmp_path}/pw}}", guarded))
+    assert connection.experiment_id == "7"
+    assert CANARY not in repr(connection.target)
+
+
+@pytest.mark.slow
+def test_a_secret_in_a_variable_of_mlflow_s_own_is_still_there_to_be_resolved(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_BOT_PASSWORD", CANARY)
+    assert MlflowConnection(secret_target("${env:MLFLOW_BOT_PASSWORD}", guarded)).experiment_id == "7"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["guarded", "127.0.0.1:9", "127.0.0.1:port"], ids=["refused", "down", "no URL"])
+def test_no_error_text_holds_a_secret(host: str, guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the message, and not the causes that a logger writes below it."""
+    monkeypatch.setenv("HEADRACE_TEST_PW", CANARY)
+    target = secret_target("${env:HEADRACE_TEST_PW}", guarded if host == "guarded" else host)
+    if host == "guarded":
+        target = replace(target, uri=target.uri.replace("bot", "somebody"))
+    with pytest.raises(UnreachableError) as caught:
+        Tracker(target, run_id="run", run_name="demo").forward(points(1, 2))
+    written = "".join(traceback.format_exception(caught.value))
+    assert "could not be" in written
+    assert CANARY not in written
+    assert unquote(CANARY) not in written
+
+
+def test_a_secret_that_is_not_there_is_named_and_nothing_is_asked() -> None:
+    with pytest.raises(ConfigError, match="HEADRACE_NO_SUCH"):
+        MlflowConnection(secret_target("${env:HEADRACE_NO_SUCH}", "127.0.0.1:9")).experiment_id  # noqa: B018
 
 
 def test_target_defaults_to_the_state_folder() -> None:

@@ -16,6 +16,8 @@ from tasks.evaluate.report import Report, Samples, Speed
 from tests.fakes.in_process_work import write_corpus
 from tests.fakes.model_chain import LENGTH, PROMPTS, Chain, chain_config, make_chain
 
+pytestmark = pytest.mark.slow
+
 KEY = "evaluate/test-000000000001"
 
 

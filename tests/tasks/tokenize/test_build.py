@@ -213,6 +213,7 @@ def test_a_tokenizer_that_gigatoken_refuses_is_encoded_by_hugging_face(tmp_path:
         build(site.stage(engine="gigatoken", key="tokenize/other-000000000000"))
 
 
+@pytest.mark.slow
 def test_a_vocabulary_above_65536_is_stored_as_uint32(tmp_path: Path, site_at: Any) -> None:
     base = site_at(tmp_path / "base")
     description = json.loads((base.root / base.tokenizer.key / "tokenizer.json").read_bytes())
