@@ -8,6 +8,7 @@ from prefect import get_client, runtime, tags
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from cluster.launchers import launcher_for
 from cluster.lease import PATIENCE_S, Lease
 from cluster.storage import AlreadyExistsError, open_storage
 from schemas.canonical import canonical_json
@@ -37,6 +38,7 @@ def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage |
     link = f"flow-runs/{runtime.flow_run.id}.json"
     if storage.exists(link):
         return RunHandle.model_validate_json(storage.read(link))
+    launcher_for(loaded.config)  # refuses what nothing here can run, before a run is made
     handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(path), overrides=tuple(overrides), from_stage=from_stage)
     try:
         storage.create_exclusive(link, canonical_json(handle))

@@ -37,7 +37,7 @@ class HeadraceError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """Returns the message as lines: what, then why, then the mend. Control characters (of file names, say) are escaped: no terminal obeys them."""
+        """Returns the message as lines: what, then why, then the mend. Control characters (of file names, say) are escaped."""
         lines = [self.what]
         if self.why:
             lines.append(f"  why:  {self.why}")

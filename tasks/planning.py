@@ -26,7 +26,7 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
             are not finished.
         UnsafeFileError: an existing tokenizer or a pretrained model holds pickles, or links that leave it.
         ConfigError: the model cannot take the ids of the existing tokenizer.
-        VerificationError: a record is damaged.
+        VerificationError: a record is damaged, or a manifest or a tokenizer that a stage to be made would read.
     """
     store = Store(open_storage(config.storage.root))
     found: dict[Stage, ArtifactRecord] = {}
@@ -43,6 +43,7 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
             planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
     _check_from(from_stage, planned)
     _check_outside_inputs(config, planned)
+    _check_inputs(store, planned=planned, found=found)
     shards = found.get(Stage.TOKENIZE)
     known = thaw(shards.summary) if shards is not None else {}
     return Plan(
@@ -115,6 +116,14 @@ def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage]) -> Non
         check_tokenizer(config)
     if Stage.TRAIN in made:
         check_pretrained(config)
+
+
+def _check_inputs(store: Store, *, planned: list[PlannedStage], found: Mapping[Stage, ArtifactRecord]) -> None:
+    """Refuses finished artifacts that are to be read and are not what was committed, as far as a few milliseconds can tell."""
+    wanted = {source for stage in planned if stage.action is not Action.REUSE for source in stage.stage.inputs}
+    for stage, record in found.items():
+        if stage in wanted:
+            store.check_heads(record)
 
 
 def _check_from(from_stage: Stage | None, planned: list[PlannedStage]) -> None:

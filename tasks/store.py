@@ -4,11 +4,12 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cluster.layout import ArtifactLayout, artifact_key, parse_artifact_folder
-from cluster.storage import AlreadyExistsError, Storage
-from schemas.artifact import ArtifactRecord
+from cluster.storage import AlreadyExistsError, Storage, hash_file, path_below
+from schemas.artifact import ArtifactRecord, FileEntry
 from schemas.canonical import FINGERPRINT_CHARS, fingerprint
 from schemas.errors import VerificationError
 from schemas.sealed import SealBrokenError
@@ -84,6 +85,22 @@ class Store:
             raise VerificationError((f"{path}: is the record of {record.key}",), subject=key, mend=_MEND)
         return record
 
+    def check_heads(self, record: ArtifactRecord) -> None:
+        """Refuses an artifact whose manifests or tokenizer, the JSON files at its top, changed since: everything else is read by what they say.
+
+        Raises:
+            VerificationError: naming every one of them.
+        """
+        folder = self.storage.local_path(record.key)
+        if folder is None:
+            return
+        heads = [entry for entry in record.files if entry.path.endswith(".json") and "/" not in entry.path]
+        findings = tuple(
+            f"{folder / entry.path}: is not what was committed" for entry in heads if not _is_intact(path_below(folder, entry.path), entry)
+        )
+        if findings:
+            raise VerificationError(findings, subject=record.key, mend=_MEND)
+
     def commit(self, record: ArtifactRecord) -> ArtifactRecord:
         """Writes the sealed record, last, and returns it; when another process was first with equal content, returns that one's.
 
@@ -124,6 +141,13 @@ class Store:
             if parsed is not None and parsed[:2] == (identity.name, identity.fingerprint[:FINGERPRINT_CHARS]):
                 found.append((parsed[2], f"{identity.stage.value}/{folder}"))
         return [key for _, key in sorted(found)]
+
+
+def _is_intact(path: Path, entry: FileEntry) -> bool:
+    try:
+        return path.stat().st_size == entry.size and hash_file(path) == entry.xxh3
+    except FileNotFoundError:
+        return False
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "") -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def resolve(storage: Storage, model: str) -> str:
         base, _, alias = name.rpartition("@")
     elif "/" in name:
         base, _, version = name.rpartition("/")
+    if alias:
+        version = _version_of_alias(storage, base, alias=alias)
     found: list[ArtifactRecord] = []
     known: set[str] = set()
     for folder in storage.names(Stage.REGISTER.value):
@@ -119,7 +121,7 @@ def resolve(storage: Storage, model: str) -> str:
         record = Store(storage).read(key)
         known.add(str(record.summary["model_name"]))
         summary = record.summary
-        if summary["model_name"] == base and version in ("", str(summary["version"])) and (not alias or alias in summary["aliases"]):
+        if summary["model_name"] == base and version in ("", str(summary["version"])):
             found.append(record)
     if not found:
         raise InputError(
@@ -128,6 +130,17 @@ def resolve(storage: Storage, model: str) -> str:
             mend="headrace status lists runs; --storage names another storage root",
         )
     return max(found, key=lambda record: record.provenance.created_at).key
+
+
+def _version_of_alias(storage: Storage, model_name: str, *, alias: str) -> str:
+    """The version that an alias points to now, by the promotion log: a rollback moves it without a new registration."""
+    from tasks.register.promotion import history
+
+    moves = [move for move in history(storage, model_name) if move.alias == alias]
+    if not moves:
+        why = "nothing was ever promoted to it"
+        raise InputError(f"no model {model_name}@{alias} in {storage.url}", why=why, mend=f"headrace rollback {model_name} --history shows all moves")
+    return str(moves[-1].version)
 
 
 def _of_run(storage: Storage, run_id: str) -> str:

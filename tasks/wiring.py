@@ -12,7 +12,7 @@ from cluster.layout import ArtifactLayout
 from cluster.storage import open_storage
 from cluster.supervisor import JobView
 from schemas.artifact import ArtifactRecord, Provenance
-from schemas.errors import HeadraceError, InputError, storage_failure
+from schemas.errors import HeadraceError, InputError, InterruptedRunError, storage_failure
 from schemas.exit_code import ExitCode
 from schemas.journal import EventKind, RunHandle
 from schemas.stage import Stage
@@ -45,7 +45,7 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
     file, config = run.read(), run.config()
     journalled = {(event.artifact_key, event.figures["epoch"]) for event in run.events() if event.kind is EventKind.INCIDENT}
     broken: list[str] = []
-    began = time.time()
+    began = max((event.at for event in run.events() if event.kind in (EventKind.RUN_STARTED, EventKind.RUN_RESUMED)), default=time.time())
 
     def note(stage: Stage, message: str) -> None:
         run.append(EventKind.NOTE, message, stage=stage)
@@ -106,6 +106,8 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
         record = bench.store.read(key)
         run.append(EventKind.STAGE_REUSED, f"found {key}", stage=stage, artifact_key=key, figures=dict(record.summary))
         return record
+    if bench.stop_requested():
+        raise InterruptedRunError(f"stopped before {stage.value}, as asked", mend="headrace resume goes on")
     run.append(EventKind.STAGE_STARTED, f"making {key}", stage=stage, artifact_key=key)
     try:
         record = make(identity, bench=bench, key=key, inputs=inputs, build=build)

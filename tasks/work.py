@@ -254,6 +254,8 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
     with Lease.take(bench.storage, work.layout.leases, watch_s=PATIENCE_S) as lease:
         if bench.storage.exists(work.layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
+        for record in inputs.values():
+            bench.store.check_heads(record)
         draft = build(work)
         if not lease.still_held():
             why = "this one was silent for longer than its lease"
@@ -278,9 +280,11 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
 def _error_of(record: ExitRecord, *, stage: Stage) -> HeadraceError:
     """Returns the error that a failed job means for the control side."""
     kind = BY_EXIT_CODE.get(record.exit_code, HeadraceError)
-    what = f"{stage.value} failed: {record.message}"
     if record.exit_code is ExitCode.VERIFICATION:
         return VerificationError((record.message,), subject=stage.value)
+    what = f"{stage.value} failed: {record.message}"
+    if "\n  why:" in record.message:  # the rank's own error says it all
+        return kind(what)
     repeats = record.exit_code in (ExitCode.USAGE, ExitCode.DATA_VERDICT, ExitCode.GATE)  # the same again would end the same way
     mend = "" if repeats else "headrace logs shows the ranks' output; headrace resume goes on"
     return kind(what, why=f"{record.cause.value} (exit code {int(record.exit_code)})", mend=mend)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Project:
     """A user's folder with a recipe in it."""
 
     folder: Path
+    started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    """Commands that run by themselves; the fixture that made the project ends them."""
 
     @property
     def recipe(self) -> Path:
@@ -41,7 +43,11 @@ class Project:
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         """Starts `headrace` and returns at once; what it prints goes to `output.log`."""
         with (self.folder / "output.log").open("ab") as log:
-            return subprocess.Popen(self.argv(*arguments), cwd=self.folder, env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                self.argv(*arguments), cwd=self.folder, env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self.started.append(process)
+        return process
 
     def answer(self, *arguments: str, timeout_s: float = 240.0) -> Any:
         """Returns what a command that must succeed says with `--json`."""

@@ -1,12 +1,17 @@
 """What only the demo does: whether it kills, what it leaves alone, and what it tells to do next."""
 
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows import demo
 from flows.conduct import isolate
-from flows.demo import kill_is_wanted, next_commands
+from flows.demo import kill_is_wanted, killing_a_rank, next_commands
+from schemas.journal import RunHandle
+from tests.fakes.in_process_work import config_with
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,19 @@ def test_next_commands_are_as_short_as_the_folder_allows(tmp_path: Path, monkeyp
     }
     monkeypatch.chdir("/")
     assert str(tmp_path / ".headrace/state/mlflow.db") in dict(next_commands("m", state_dir=tmp_path / ".headrace" / "state"))["curves"]
+
+
+def test_a_kill_that_fails_is_no_trace_on_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    called = threading.Event()
+
+    def fail(*_: Any, **__: Any) -> None:
+        called.set()
+        raise RuntimeError("odd")
+
+    monkeypatch.delenv("DEMO_KILL", raising=False)
+    monkeypatch.setattr(demo, "kill_rank", fail)
+    config = config_with(cluster={"kind": "local", "ranks_per_node": 2})
+    handle = RunHandle(run_id="demo-20261122t020000-7f3a", storage_root=str(tmp_path), state_dir=str(tmp_path))
+    with killing_a_rank(handle, config):
+        assert called.wait(timeout=10)
+    assert capsys.readouterr().err == ""

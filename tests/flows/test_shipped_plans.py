@@ -38,12 +38,11 @@ def test_a_shipped_recipe_is_planned(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem.startswith("llama")], ids=lambda path: path.stem)
 def test_a_cluster_without_a_launcher_is_refused_before_anything_is_made(recipe: Path, tmp_path: Path) -> None:
     assignments = overrides(tmp_path)
-    for refused in (
-        lambda: run_recipe(recipe, assignments, from_stage=None, as_json=False),
-        lambda: prove(recipe, assignments, kills=1, seed=0, keep=False, as_json=False),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            refused()
+    with pytest.raises(ConfigError) as run:
+        run_recipe(recipe, assignments, from_stage=None, as_json=False)
+    with pytest.raises(ConfigError) as proof:
+        prove(recipe, assignments, kills=1, seed=0, keep=False, as_json=False)
+    for caught in (run, proof):
         (problem,) = caught.value.problems
         assert (problem.key, problem.nearest) == ("cluster.kind", "local")
     assert not (tmp_path / "data").exists()

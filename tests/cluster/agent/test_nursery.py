@@ -47,7 +47,8 @@ if what == "exit":
 @pytest.fixture
 def nursery(tmp_path: Path) -> Iterator[Nursery]:
     (tmp_path / "playground.py").write_text(PROGRAM)
-    env = compute_environment(os.environ, extra={}, project_dir=str(tmp_path), threads=1, python=sys.executable)
+    inherited = {**os.environ, "PYTHONPATH": str(tmp_path)}  # where the playground lies
+    env = compute_environment(inherited, extra={}, project_dir=str(tmp_path), threads=1, python=sys.executable)
     nursery = Nursery(preload=("decimal",), env=env, cwd=str(tmp_path), log=tmp_path / "zygote.log")
     yield nursery
     nursery.close()
