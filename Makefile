@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(ACCEL)
 DEV_READY := $(VENV)/.ready-dev
 LOCKS := infra/requirements/base.txt infra/requirements/$(ACCEL).txt
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 WHEELS := $(if $(wildcard wheelhouse),--no-index --find-links wheelhouse,)
 
 .PHONY: help venv dev demo test test-fast test-exhaustive check format bench lock wheelhouse clean

@@ -5,7 +5,7 @@ Two kinds of section, and they never mix:
 * **recipe** (`corpus tokenizer tokenization model training evaluation registration`) says what an artifact *is*
   and makes up its fingerprint;
 * **execution** (`storage state deepspeed cluster checkpoint restart tracking`) says where and how it is made
-  and never does.
+  and never does; but for DeepSpeed options that change numbers (`schemas.deepspeed_options`).
 
 Derived numbers are properties that carry their formula. Nothing is written back.
 
@@ -508,7 +508,7 @@ RECIPE_SECTIONS: Mapping[Stage, tuple[str, ...]] = {
 """The recipe sections that make up each stage's fingerprint."""
 
 EXECUTION_SECTIONS: tuple[str, ...] = ("storage", "state", "deepspeed", "cluster", "checkpoint", "restart", "tracking")
-"""The sections that never enter a fingerprint."""
+"""The sections that never enter a fingerprint, but for DeepSpeed options that change numbers (`schemas.deepspeed_options`)."""
 
 
 class RunConfig(Frozen):

@@ -1,6 +1,6 @@
 """Secrets in the user's environment and in the recipe, a whole pipeline run with them, and a search for them in everything it left.
 
-Also what can only be seen while it runs: who inherits what, what command lines say, and where anything listens.
+Also what can only be seen while it runs: who inherits what, what command lines say, where anything listens, whose code runs.
 """
 
 import ipaddress
@@ -100,6 +100,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     canaries = (*environment.values(), secret_file.read_text())
     uri = server.uri.replace("http://", "http://me:${env:HEADRACE_TEST_SECRET}@")
     project = make_project(folder / "project", changes={"tracking.mlflow_uri": uri})
+    for name in ("random.py", "sitecustomize.py", "torch.py"):
+        (project.folder / name).write_text(f"import os\nos.makedirs({str(folder / 'ran')!r}, exist_ok=True)\n")
     said = []
     with Watch(project.folder, canaries) as watch:
         said.append(_call(project, environment, "run", "tiny.yaml", code=0))
@@ -145,6 +147,10 @@ def test_compute_inherits_no_secret_and_no_command_line_holds_one(outcome: Outco
 def test_everything_listens_on_this_machine_alone(outcome: Outcome) -> None:
     assert outcome.watch.listeners, "Prefect's server was seen"
     assert {(line, ip) for line, ip in outcome.watch.listeners if not ipaddress.ip_address(ip).is_loopback} == set()
+
+
+def test_nothing_of_the_projects_folder_was_run(outcome: Outcome) -> None:
+    assert not (outcome.project.folder.parent / "ran").exists()
 
 
 def test_nobody_else_may_write_what_was_left(outcome: Outcome) -> None:
