@@ -1,9 +1,8 @@
 """Logical checkpoints: fragments of named parameters, and the commit that makes them true."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from schemas.artifact import FileEntry
-from schemas.canonical import canonical_json, hash_of
 from schemas.frozen import Frozen, JsonObject
 from schemas.safe_path import RelativePath
 from schemas.sealed import Sealed
@@ -94,23 +93,6 @@ class CommitRecord(Sealed):
     """Ranks that wrote it."""
     committed_at: float
     """Seconds since the Unix epoch."""
-
-    def sealed(self) -> Self:
-        """Returns the record with its `record_hash`."""
-        return self.model_copy(update={"record_hash": self._hash()})
-
-    def is_intact(self) -> bool:
-        """Whether `record_hash` fits the rest."""
-        return self.record_hash == self._hash()
-
-    def to_bytes(self) -> bytes:
-        """Returns the canonical bytes that are stored."""
-        return canonical_json(self)
-
-    def _hash(self) -> str:
-        body = self.model_dump(mode="json")
-        del body["record_hash"]
-        return hash_of(body)
 
 
 class QuarantineRecord(Frozen):

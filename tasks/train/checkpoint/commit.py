@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from cluster.layout import ArtifactLayout, step_name
 from cluster.storage import FileStorage, Storage, hash_file
 from schemas.artifact import FileEntry
 from schemas.checkpoint import CommitRecord
+from schemas.sealed import SealBrokenError
 
 FileState = Literal["intact", "missing", "wrong size", "wrong content"]
 FILE_STATES: tuple[FileState, ...] = ("intact", "missing", "wrong size", "wrong content")
@@ -75,10 +74,10 @@ def committed_steps(storage: Storage, layout: ArtifactLayout) -> tuple[int, ...]
 def parse_commit(data: bytes, *, step: int) -> CommitRecord | None:
     """Returns the commit record in `data`, or None when a byte of it changed."""
     try:
-        commit = CommitRecord.model_validate_json(data)
-    except ValidationError:
+        commit = CommitRecord.from_bytes(data)
+    except SealBrokenError:
         return None
-    return commit if commit.step == step and commit.is_intact() and commit.to_bytes() == data else None
+    return commit if commit.step == step else None
 
 
 def file_state(folder: Path, entry: FileEntry) -> FileState:
