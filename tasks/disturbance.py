@@ -8,9 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from cluster.agent.scratch import EpochScratch, NodeScratch
+from cluster.attempt import read_spec
+from cluster.layout import ArtifactLayout
 from cluster.process import started_at
 from cluster.storage import Storage
 from schemas.errors import HeadraceError
@@ -19,7 +23,9 @@ from tasks.views import job_progress
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.2
+_LOOK_S = 0.2
+_WATCH_S = 1.0
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Kill:
     rank: int
     """The rank that was killed."""
     step: int
-    """The step it had reached, by its last heartbeat."""
+    """The step it had reached, as it told itself."""
     pid: int
     """Its process."""
 
@@ -46,14 +52,15 @@ def kill_rank(
         epoch: least epoch: each start of ranks can be killed once.
         cancelled: ends the wait; None is returned then.
     """
-    while not cancelled.wait(_POLL_S):
+    while not cancelled.wait(_LOOK_S):
         try:
             key = artifact_key()
-            victim = _find(storage, key, rank=rank, epoch=epoch) if key else None
+            scratch = _scratch(storage, key, epoch=epoch) if key else None
         except (OSError, HeadraceError) as error:  # storage that does not answer, or an object removed since it was listed: look again
             logger.info("looking for rank %d again: %s", rank, error)
             continue
-        if victim is None or victim.phase is not RankPhase.STEPPING or victim.step < at_step or not is_still(victim):
+        victim = _wait_for(scratch, rank=rank, at_step=at_step, cancelled=cancelled) if scratch else None
+        if victim is None:
             continue
         try:
             os.kill(victim.pid, signal.SIGKILL)
@@ -73,14 +80,23 @@ def is_still(progress: RankProgress) -> bool:
     return started is not None and psutil.boot_time() + started <= progress.at
 
 
-def _find(storage: Storage, key: str, *, rank: int, epoch: int) -> RankProgress | None:
-    """The rank's progress, when its process lives on this machine in an epoch that may be killed."""
+def _scratch(storage: Storage, key: str, *, epoch: int) -> EpochScratch | None:
+    """Where the ranks of this machine tell of themselves, step by step, in a live epoch that may be killed. Heartbeats are a second old."""
     job = job_progress(storage, key, now=time.time())
     if job is None or not job.alive:
         return None
+    spec = read_spec(storage, ArtifactLayout(key).attempt(job.job, job.attempt))
     for beat in job.heartbeats:
         if beat.host == socket.gethostname() and beat.epoch >= epoch:
-            for progress in beat.ranks:
-                if progress.rank == rank:
-                    return progress
+            return NodeScratch(Path(spec.scratch_dir) / f"n{beat.node_rank:04d}").epoch(beat.epoch)
+    return None
+
+
+def _wait_for(scratch: EpochScratch, *, rank: int, at_step: int, cancelled: threading.Event) -> RankProgress | None:
+    """Returns the rank's progress once it has reached the step; None when it has not within a few looks: the epoch may have ended."""
+    deadline = time.monotonic() + _WATCH_S
+    while time.monotonic() < deadline and not cancelled.wait(_POLL_S):
+        for progress in scratch.progress():
+            if progress.rank == rank and progress.phase is RankPhase.STEPPING and progress.step >= at_step and is_still(progress):
+                return progress
     return None

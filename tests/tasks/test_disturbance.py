@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -32,25 +33,28 @@ def progress(pid: int, *, at: float | None = None, step: int = 7) -> RankProgres
 
 
 class Looks:
-    """Stands for what is read from storage: each look gives the next answer, an error is raised, and after the last one the wait is cancelled."""
+    """Stands for the scratch folders that are found: the next answer at each look, errors raised; after the last one the wait is cancelled."""
 
     def __init__(self, *answers: RankProgress | Exception | None) -> None:
         self.left = list(answers)
         self.cancelled = threading.Event()
 
-    def __call__(self, _storage: Storage, _key: str, *, rank: int, epoch: int) -> RankProgress | None:
-        assert (rank, epoch) == (1, 0)
-        answer = self.left.pop(0)
+    def __call__(self, _storage: Storage, _key: str, *, epoch: int) -> SimpleNamespace | None:
+        assert epoch == 0
         if not self.left:
             self.cancelled.set()
+            return None
+        answer = self.left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return None if answer is None else SimpleNamespace(progress=lambda: (answer,))
 
 
 def kill(looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kill | None:
-    monkeypatch.setattr(disturbance, "_POLL_S", 0.0)
-    monkeypatch.setattr(disturbance, "_find", looks)
+    for pause in ("_LOOK_S", "_POLL_S"):
+        monkeypatch.setattr(disturbance, pause, 0.0)
+    monkeypatch.setattr(disturbance, "_WATCH_S", 0.05)
+    monkeypatch.setattr(disturbance, "_scratch", looks)
     return kill_rank(FileStorage(tmp_path), artifact_key=lambda: "train/x", rank=1, at_step=5, epoch=0, cancelled=looks.cancelled)
 
 

@@ -111,7 +111,7 @@ def test_a_second_kill_while_recovering(gang: Callable[..., LiveJob]) -> None:
 
 
 def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=40)
+    job = gang(steps=400)
 
     def kill_zygote() -> None:
         [agent] = job.agents()
@@ -126,7 +126,7 @@ def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
 
 
 def test_a_killed_agent_leaves_no_orphan_and_a_new_attempt_goes_on(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=60)
+    job = gang(steps=400)
     family: list[psutil.Process] = []
 
     def kill_agent() -> None:
@@ -178,7 +178,7 @@ def test_two_nodes_restart_together_and_name_the_rank(gang: Callable[..., LiveJo
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_node_ends_the_attempt_and_the_next_goes_on(gang: Callable[..., LiveJob], victim: int) -> None:
     """Node 0's agent is known to be dead from the process table; node 1's is missed by node 0 after a while of silence."""
-    job = gang(num_nodes=2, ranks=1, steps=100, changes={"lost_after_s": 3.0})
+    job = gang(num_nodes=2, ranks=1, steps=400, changes={"lost_after_s": 3.0})
 
     def kill_agent() -> None:
         agents = {agent.cmdline()[agent.cmdline().index("--node-rank") + 1]: agent for agent in job.agents()}
