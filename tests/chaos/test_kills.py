@@ -15,7 +15,8 @@ from tests.fakes.tiny_pipeline import Project, make_project
 
 pytestmark = pytest.mark.slow
 
-CHANGES = {"training.steps": 40, "checkpoint.every_steps": 5, "tracking.validate_every_steps": 40}
+CHANGES = {"training.steps": 300, "checkpoint.every_steps": 5, "tracking.validate_every_steps": 300}
+"""Long enough that a heartbeat a second sees every training under way, also on a fast machine."""
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +159,11 @@ def test_cancel_stops_gracefully_and_resume_goes_on(project: Project, calm: Proj
 
 @pytest.mark.exhaustive
 def test_two_runs_of_one_recipe_never_write_one_artifact_together(project: Project) -> None:
-    first = project.start("run", "tiny.yaml")
+    long = ("--set", "training.steps=3000")
+    first = project.start("run", "tiny.yaml", *long)
     wait_for(lambda: at_step(project, 3))
-    second = project.headrace("run", "tiny.yaml")
+    second = project.headrace("run", "tiny.yaml", *long)
     assert second.returncode == 8, second.stdout + second.stderr
     assert "is being worked on by" in second.stderr
-    assert first.wait(timeout=240) == 0
+    assert project.headrace("cancel", project.run_ids()[0]).returncode == 0
+    assert first.wait(timeout=120) == 75
