@@ -468,9 +468,21 @@ class ModelRegistry:
         return int(aliases[alias]) if alias in aliases else None
 
     def set_alias(self, model_name: str, alias: str, *, version: int) -> None:
-        """Points an alias to a version."""
+        """Points an alias to a version.
+
+        MLflow inserts an alias that it did not find; of two first writers at once it refuses one. By then the alias is there, and
+        setting it again is an update.
+        """
+        client = self._connection.client
+        from mlflow.exceptions import MlflowException
+
         with self._connection.reaching("asked to move an alias"):
-            self._connection.client.set_registered_model_alias(model_name, alias, str(version))
+            try:
+                client.set_registered_model_alias(model_name, alias, str(version))
+            except MlflowException:
+                if self.alias(model_name, alias) is None:
+                    raise
+                client.set_registered_model_alias(model_name, alias, str(version))
 
     def local_dir(self, model_id: str) -> Path | None:
         """Returns the local folder of MLflow's copy of a logged model, or None when a server keeps it."""
