@@ -359,3 +359,5 @@ class MetricPoint(Frozen):
     """Name → value."""
     text: dict[str, str] = {}
     """Name → text: samples."""
+    seconds: dict[str, float] = {}
+    """Part → wall seconds since this epoch's point before, or since its first step began: they add up to all of it."""

@@ -4,8 +4,6 @@ import logging
 import signal
 from types import FrameType
 
-from tasks.train.gang import Gang
-
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -27,9 +25,3 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.requested = True
-
-
-def agree_on_step(gang: Gang, *, loss: float, interruption: Interruption) -> tuple[float, bool]:
-    """Returns the loss averaged over the ranks and whether any rank was asked to stop: one small all-reduce per update."""
-    total, requests = gang.sum([loss, float(interruption.requested)])
-    return total / gang.world_size, requests > 0

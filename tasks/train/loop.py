@@ -16,14 +16,16 @@ from schemas.config import RunConfig
 from schemas.errors import InterruptedRunError, PolicyStopError, UnreachableError
 from schemas.job import RankPhase
 from tasks.entry import RankTask
+from tasks.train.agreement import Agreement, RankWord, agree
 from tasks.train.checkpoint.fragments import TrainingTensors
 from tasks.train.checkpoint.loss_scale import loss_scale_numbers
 from tasks.train.checkpoint.retention import Retention
 from tasks.train.checkpoint.writer import CheckpointWriter
+from tasks.train.clock import StepClock
 from tasks.train.data import TrainingBatches
 from tasks.train.engine import Engine, StepResult
-from tasks.train.interruption import Interruption, agree_on_step
-from tasks.train.metrics import MetricsFile, StepClock, memory_bytes
+from tasks.train.interruption import Interruption
+from tasks.train.metrics import MetricsFile, memory_bytes
 from tasks.train.order import stream_seed
 from tasks.train.schedule import learning_rate
 from tasks.train.validation import Sampler, Validator
@@ -95,36 +97,50 @@ def train(session: Session) -> None:
     config, engine, progress, clock = session.config, session.engine, session.progress, StepClock()
     while progress.step < session.total_steps:
         clock.start()
-        engine.seed(stream_seed(config.training.seed, step=progress.step, rank=engine.gang.rank))
-        micro_batches = session.batches.at(progress.step)
-        clock.lap("data_s")
-        losses = torch.zeros((), device=engine.gang.device)
-        for position, batch in enumerate(micro_batches):
-            loss = engine.loss(batch)
-            clock.lap("forward_s")
-            engine.backward(loss, last=position == len(micro_batches) - 1)
-            losses += loss.detach()
-            clock.lap("backward_s")
+        agreed = agree(engine.gang, _word(session, loss=_accumulate(session, clock)))
+        clock.lap("agree_s")
         rate = learning_rate(
             progress.step, total_steps=session.total_steps, peak=config.training.optimizer.learning_rate, schedule=config.training.schedule
         )
         result = engine.step(learning_rate=rate)
-        mean_loss, stopping = agree_on_step(engine.gang, loss=float(losses) / len(micro_batches), interruption=session.interruption)
         clock.lap("optimizer_s")
-        _refuse_numeric_failure(progress.step, loss=mean_loss, result=result)
+        _refuse_numeric_failure(progress.step, loss=agreed.mean_loss, result=result)
         if not result.applied:
             progress.skipped_steps.append(progress.step)
         progress.step += 1
-        values = {"loss": mean_loss, "learning_rate": rate, "loss_scale": engine.loss_scale}
+        values = {"loss": agreed.mean_loss, "learning_rate": rate, "loss_scale": engine.loss_scale}
         if result.applied:
             values["gradient_norm"] = result.gradient_norm
-        _finish_step(session, values, clock=clock, stopping=stopping)
-        if stopping and progress.step < session.total_steps:
+        _finish_step(session, values, clock=clock, agreed=agreed)
+        if agreed.stopping and progress.step < session.total_steps:
             what = f"stopped after step {progress.step} of {session.total_steps}, as asked; step {progress.committed_step} is committed"
             raise InterruptedRunError(what, mend="headrace resume goes on")
 
 
-def _finish_step(session: Session, values: dict[str, float], *, clock: StepClock, stopping: bool) -> None:
+def _accumulate(session: Session, clock: StepClock) -> float:
+    """Runs forward and backward over this rank's micro-batches of the step and returns their mean loss."""
+    engine, progress = session.engine, session.progress
+    engine.seed(stream_seed(session.config.training.seed, step=progress.step, rank=engine.gang.rank))
+    micro_batches = session.batches.at(progress.step)
+    clock.lap("data_s")
+    losses = torch.zeros((), device=engine.gang.device)
+    for position, batch in enumerate(micro_batches):
+        loss = engine.loss(batch)
+        clock.lap("forward_s")
+        engine.backward(loss, last=position == len(micro_batches) - 1)
+        losses += loss.detach()
+        clock.lap("backward_s")
+    return float(losses) / len(micro_batches)
+
+
+def _word(session: Session, *, loss: float) -> RankWord:
+    """Returns what this rank has to say at this update."""
+    next_step = session.progress.step + 1
+    due = next_step == session.total_steps or next_step % session.config.checkpoint.every_steps == 0
+    return RankWord(loss=loss, stop=session.interruption.requested, committed_step=session.progress.committed_step, wants_save=due)
+
+
+def _finish_step(session: Session, values: dict[str, float], *, clock: StepClock, agreed: Agreement) -> None:
     """Validates, saves and reports after an update, as far as each is due."""
     config, progress = session.config, session.progress
     text: dict[str, str] = {}
@@ -135,16 +151,17 @@ def _finish_step(session: Session, values: dict[str, float], *, clock: StepClock
         values |= validated
         clock.lap("validation_s")
     progress.figures |= {name: values[name] for name in _KEPT_FIGURES if name in values}
-    if last or stopping or progress.step % config.checkpoint.every_steps == 0:
-        _save(session, must_succeed=last or stopping)
+    if agreed.save_due or agreed.stopping:
+        _save(session, must_succeed=last or agreed.stopping)
         clock.lap("checkpoint_s")
     values |= {"step_s": step_s, "tokens_per_s": session.figures["tokens_per_step"] / step_s}
     if session.writer.num_failures:
         values["checkpoint_failures"] = session.writer.num_failures
     values["mfu"] = session.figures["flops_per_step"] / step_s / session.figures["peak_flops"]
     _report(session, RankPhase.STEPPING, values)
-    if session.metrics is not None and (last or stopping or text or progress.step % config.tracking.log_every_steps == 0):
-        session.metrics.append(progress.step, {**values, **clock.parts, **memory_bytes(session.engine.gang.device)}, text=text)
+    if session.metrics is not None and (last or agreed.stopping or text or progress.step % config.tracking.log_every_steps == 0):
+        measured = {**values, **clock.parts, **memory_bytes(session.engine.gang.device)}
+        session.metrics.append(progress.step, measured, text=text, seconds=clock.take_totals())
 
 
 def _validate(session: Session) -> tuple[dict[str, float], dict[str, str]]:

@@ -22,26 +22,6 @@ _MEASURE_S = 0.03
 _PAGE_BYTES = resource.getpagesize()
 
 
-class StepClock:
-    """Splits the time of a step into named parts."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, float] = {}
-        """Seconds by part, since `start`."""
-        self._mark = 0.0
-
-    def start(self) -> None:
-        """Begins a step."""
-        self.parts = {}
-        self._mark = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        """Adds the time since the last call to `part`."""
-        now = time.perf_counter()
-        self.parts[part] = self.parts.get(part, 0.0) + now - self._mark
-        self._mark = now
-
-
 class MetricsFile:
     """The metric points of one epoch."""
 
@@ -50,9 +30,11 @@ class MetricsFile:
         self._epoch = epoch
         self._file = open(scratch_dir / f"metrics-r{rank:04d}.jsonl", "ab", buffering=0)  # noqa: SIM115  # lives as long as the epoch
 
-    def append(self, step: int, values: Mapping[str, float], *, text: Mapping[str, str] | None = None) -> None:
-        """Writes one line at once: a killed rank loses no point."""
-        point = MetricPoint(step=step, at=time.time(), epoch=self._epoch, values=dict(values), text=dict(text or {}))
+    def append(
+        self, step: int, values: Mapping[str, float], *, text: Mapping[str, str] | None = None, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes one line at once: a killed rank loses no point. `seconds`: where the time since the last line went."""
+        point = MetricPoint(step=step, at=time.time(), epoch=self._epoch, values=dict(values), text=dict(text or {}), seconds=dict(seconds or {}))
         self._file.write(point.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
