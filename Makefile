@@ -13,7 +13,7 @@ LOCKS := infra/requirements/base.txt infra/requirements/$(ACCEL).txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 WHEELS := $(if $(wildcard wheelhouse),--no-index --find-links wheelhouse,)
 
-.PHONY: help venv dev demo test test-fast test-exhaustive check format bench lock wheelhouse clean
+.PHONY: help venv dev demo test test-fast test-exhaustive soak check format bench lock wheelhouse clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,9 @@ test-fast: $(DEV_READY) ## the tests that take under a minute in all
 
 test-exhaustive: $(DEV_READY) ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m exhaustive
+
+soak: $(DEV_READY) ## random trouble until the time is up: make soak MINUTES=30 SEED=1
+	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED),)
 
 check: $(DEV_READY) ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.process import ProcessId, this_process
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
-from schemas.job import AttemptVerdict, Cause, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Submitted
+from schemas.job import AttemptVerdict, Cause, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Notice, Submitted
 
 _FOLDER = re.compile(r"^(?P<job>.+)-(?P<number>\d{4,})$")
 _COMMIT = re.compile(r"^step-(\d+)\.json$")
@@ -82,6 +82,27 @@ def read_incidents(storage: Storage, attempt: AttemptLayout) -> tuple[Incident, 
     return tuple(Incident.model_validate_json(storage.read(f"{attempt.incidents}/{name}")) for name in names)
 
 
+class NoticeFeed:
+    """The notices of an attempt as they come. Each is read once."""
+
+    def __init__(self, storage: Storage, attempt: AttemptLayout) -> None:
+        """Args: storage, attempt: whose notices."""
+        self._storage, self._attempt = storage, attempt
+        self._read: dict[str, Notice] = {}
+
+    def read(self) -> tuple[Notice, ...]:
+        """Returns the notices published so far, all nodes', oldest first."""
+        for name in self._storage.names(self._attempt.notices):
+            if name not in self._read:
+                self._read[name] = Notice.model_validate_json(self._storage.read(f"{self._attempt.notices}/{name}"))
+        return tuple(sorted(self._read.values(), key=lambda notice: notice.at))
+
+
+def read_notices(storage: Storage, attempt: AttemptLayout) -> tuple[Notice, ...]:
+    """Returns the notices published so far, all nodes', oldest first."""
+    return NoticeFeed(storage, attempt).read()
+
+
 def claim_attempt(storage: Storage, attempt: AttemptLayout, *, key: str, submission: str) -> bool:
     """Claims an attempt for the calling process; returns whether it got it."""
     process = this_process()
@@ -127,7 +148,12 @@ def counted_history(storage: Storage, layout: ArtifactLayout, *, spec: JobSpec) 
     return CountedHistory(incidents=tuple(counted), baseline=baseline)
 
 
+def committed(storage: Storage, layout: ArtifactLayout) -> tuple[int, ...]:
+    """Returns the artifact's committed steps, ascending."""
+    matches = (_COMMIT.match(name) for name in storage.names(layout.commits))
+    return tuple(sorted(int(match[1]) for match in matches if match))
+
+
 def newest_commit(storage: Storage, layout: ArtifactLayout) -> int:
     """Returns the artifact's newest committed step; -1: none."""
-    matches = (_COMMIT.match(name) for name in storage.names(layout.commits))
-    return max((int(match[1]) for match in matches if match), default=-1)
+    return max(committed(storage, layout), default=-1)

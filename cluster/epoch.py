@@ -42,3 +42,9 @@ def newest_epoch(storage: Storage, layout: ArtifactLayout) -> int:
 def read_epoch(storage: Storage, layout: ArtifactLayout, epoch: int) -> EpochRecord:
     """Returns an epoch's record. Raises FileNotFoundError."""
     return EpochRecord.model_validate_json(storage.read(layout.epoch(epoch)))
+
+
+def read_epochs(storage: Storage, layout: ArtifactLayout) -> tuple[EpochRecord, ...]:
+    """Returns the records of all epochs taken so far, ascending."""
+    numbers = sorted(int(name.removesuffix(".json")) for name in storage.names(layout.epochs) if name.endswith(".json"))
+    return tuple(read_epoch(storage, layout, number) for number in numbers)

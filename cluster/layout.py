@@ -8,11 +8,13 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         items/{step_name}-000012.json             one record per finished work item
         leases/000001.…                           who writes this artifact
         attempts/{step_name}-0000/                one submission
-            spec.json claim.json submitted.json cancel.json exit.json verdict.json heartbeats/ incidents/ nodes/ logs/
+            spec.json claim.json submitted.json cancel.json exit.json verdict.json heartbeats/ incidents/ notices/ nodes/ logs/ stacks/
         epochs/000003.json                        one per start of ranks
         metrics/e000003-r0000-000012.jsonl
         checkpoints/step-00001200.e000003/        training only
         commits/step-00001200.json
+        acts/0003.json                            what was done that changes numbers
+        goodput/e000003.json                      the ledger of a finished training, as of its newest start
     runs/{run_id}/
         config.json journal/000000.json artifacts/{stage}.json control/… cancel/0000.json
     registry/{root_hash}.json
@@ -30,7 +32,7 @@ from schemas.stage import Stage
 
 _FOLDER = re.compile(r"^(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})(?:\.r(?P<rebuild>\d+))?$")
 
-BOOKKEEPING: tuple[str, ...] = ("items", "leases", "attempts", "epochs", "metrics", "commits", "checkpoints")
+BOOKKEEPING: tuple[str, ...] = ("items", "leases", "attempts", "epochs", "metrics", "commits", "checkpoints", "acts", "goodput")
 """Folders of an artifact that are how it was made, not what it is; never part of its content."""
 
 
@@ -95,6 +97,11 @@ class ArtifactLayout:
         return f"{self.key}/metrics"
 
     @property
+    def acts(self) -> str:
+        """Folder of what was done that changes numbers."""
+        return f"{self.key}/acts"
+
+    @property
     def attempts(self) -> str:
         """Folder of attempts."""
         return f"{self.key}/attempts"
@@ -110,6 +117,14 @@ class ArtifactLayout:
     def item(self, step_name: str, index: int) -> str:
         """Returns the key of an item's record."""
         return f"{self.key}/items/{step_name}-{index:06d}.json"
+
+    def act(self, number: int) -> str:
+        """Returns the key of an act; they count up from 0."""
+        return f"{self.acts}/{number:04d}.json"
+
+    def goodput(self, epoch: int) -> str:
+        """Returns the key of the ledger as it stood when training was done, in start `epoch`."""
+        return f"{self.key}/goodput/e{epoch:06d}.json"
 
     def commit(self, step: int) -> str:
         """Returns the key of a commit."""
@@ -185,6 +200,16 @@ class AttemptLayout:
         return f"{self.key}/incidents"
 
     @property
+    def notices(self) -> str:
+        """Folder of notices."""
+        return f"{self.key}/notices"
+
+    @property
+    def stacks(self) -> str:
+        """Folder of what ranks were doing when they were found hanging."""
+        return f"{self.key}/stacks"
+
+    @property
     def logs(self) -> str:
         """Folder of log segments."""
         return f"{self.key}/logs"
@@ -200,6 +225,14 @@ class AttemptLayout:
     def incident(self, number: int) -> str:
         """Returns the key of an incident."""
         return f"{self.incidents}/{number:04d}.json"
+
+    def notice(self, *, node_rank: int, number: int) -> str:
+        """Returns the key of a notice; each node counts its own."""
+        return f"{self.notices}/n{node_rank:04d}-{number:06d}.json"
+
+    def stack(self, *, epoch: int, rank: int) -> str:
+        """Returns the key of a rank's stacks."""
+        return f"{self.stacks}/e{epoch:06d}-r{rank:06d}.txt"
 
     def log_segment(self, *, epoch: int, rank: int, sequence: int) -> str:
         """Returns the key of a piece of a rank's (or item's) output."""

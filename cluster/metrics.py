@@ -43,6 +43,49 @@ class MetricReader:
         return self._segments[name]
 
 
+@dataclass
+class MetricEdges:
+    """Reads single points of long series: the last one of an epoch, and those next to a step near its end. A few segments, not all."""
+
+    storage: Storage
+    layout: ArtifactLayout
+    rank: int = 0
+    _names: dict[int, list[str]] | None = field(default=None, repr=False)
+    _lines: dict[str, list[bytes]] = field(default_factory=dict, repr=False)
+
+    def last(self, epoch: int) -> MetricPoint | None:
+        """Returns the epoch's newest point, or None when it has none."""
+        for name in reversed(self._segments(epoch)):
+            if lines := self._read(name):
+                return MetricPoint.model_validate_json(lines[-1])
+        return None
+
+    def around(self, epoch: int, step: int) -> tuple[MetricPoint, ...]:
+        """Returns the newest point at or below `step` and the oldest above it, as far as the epoch has them."""
+        above: MetricPoint | None = None
+        for name in reversed(self._segments(epoch)):
+            for line in reversed(self._read(name)):
+                point = MetricPoint.model_validate_json(line)
+                if point.step <= step:
+                    return (point,) if above is None else (point, above)
+                above = point
+        return () if above is None else (above,)
+
+    def _segments(self, epoch: int) -> list[str]:
+        if self._names is None:
+            self._names = {}
+            for name in self.storage.names(self.layout.metrics):
+                match = _SEGMENT.match(name)
+                if match and int(match["rank"]) == self.rank:
+                    self._names.setdefault(int(match["epoch"]), []).append(name)  # names are sorted
+        return self._names.get(epoch, [])
+
+    def _read(self, name: str) -> list[bytes]:
+        if name not in self._lines:
+            self._lines[name] = [line for line in self.storage.read(f"{self.layout.metrics}/{name}").splitlines() if line.strip()]
+        return self._lines[name]
+
+
 def current_series(by_epoch: dict[int, list[MetricPoint]]) -> list[MetricPoint]:
     """Returns one series, ascending by step, out of several epochs' points. Pure.
 

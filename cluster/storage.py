@@ -12,12 +12,16 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import xxhash
 
+from cluster.durable import make_folder as make_folder
+from cluster.durable import sync_folder as sync_folder
+from cluster.durable import write_durably as write_durably
 from cluster.layout import safe_key
 from schemas.artifact import FileEntry
 from schemas.errors import ConfigError, HeadraceError, Problem, UnreachableError, UnsafeFileError
@@ -233,28 +237,6 @@ def path_below(folder: Path, relative: str) -> Path:
     return path
 
 
-def make_folder(path: Path) -> None:
-    """Creates `path` and its parents, durably: an fsync of each parent that got a new entry."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-        sync_folder(path.parent)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Creates `path` with `data` and fsyncs it. Raises FileExistsError, and OSError for a failed fsync: never trust such a file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def link_exclusive(temporary: Path, path: Path) -> None:
     """Gives the durable file `temporary` its name `path`, durably, unless the name is taken. `temporary` stays.
 
@@ -303,17 +285,8 @@ def replace_local(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the entries of a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def hash_file(path: Path) -> str:
-    """Returns the xxh3-128 of a file's content, hex. Raises UnsafeFileError for a symbolic link or a special file."""
+def open_regular(path: Path) -> FileIO:
+    """Returns the file, open for reading without a buffer. Raises UnsafeFileError for a symbolic link or a special file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -322,9 +295,15 @@ def hash_file(path: Path) -> str:
                 f"{path} is a symbolic link", why="a link could lead out of its folder", mend="replace it by the file itself"
             ) from error
         raise
-    with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UnsafeFileError(f"{path} is not a regular file", why="only regular files can be hashed and stored")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnsafeFileError(f"{path} is not a regular file", why="only regular files can be hashed and stored")
+    return FileIO(descriptor, "rb")
+
+
+def hash_file(path: Path) -> str:
+    """Returns the xxh3-128 of a file's content, hex. Raises UnsafeFileError for a symbolic link or a special file."""
+    with open_regular(path) as file:
         state = xxhash.xxh3_128()
         while block := file.read(_BLOCK_BYTES):
             state.update(block)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.attempt import (
+    NoticeFeed,
     claimant,
     counted_history,
     list_attempts,
@@ -40,7 +41,7 @@ from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Submitted
+from schemas.job import AttemptVerdict, CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Notice, Submitted
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class JobView:
     """Finished items of an array."""
     num_items: int
     """Items of an array; 0 for a gang."""
+    notices: tuple[Notice, ...] = ()
+    """This attempt's, oldest first."""
 
 
 def _no_view(_view: JobView) -> None:
@@ -139,6 +142,7 @@ class _Supervision:
         self._layout = ArtifactLayout(request.artifact_key)
         self._cancelled: set[str] = set()
         self._last_view: JobView | None = None
+        self._feed: NoticeFeed | None = None
 
     def run(self) -> ExitRecord:
         """Adopts or submits until the policy says that it is over."""
@@ -196,7 +200,8 @@ class _Supervision:
             raise InterruptedRunError(f"{self._request.stage.value} stopped before its job was submitted", mend="headrace resume goes on")
         number += 1
         key = f"{self._request.run_id}-{self._request.stage.value}-{secrets.token_hex(3)}"
-        spec = self._request.model_copy(update={"attempt": number, "key": key, "scratch_dir": f"{self._request.scratch_dir}/{key}"})
+        own = {"attempt": number, "key": key, "intended_at": time.time()}
+        spec = self._request.model_copy(update={**own, "scratch_dir": f"{self._request.scratch_dir}/{key}"})
         attempt = self._attempt(number)
         try:
             self._storage.create_exclusive(attempt.spec, canonical_json(spec))
@@ -218,7 +223,7 @@ class _Supervision:
         return self._request.kind is JobKind.GANG or all(self._storage.exists(item) for item in items)
 
     def _same_request(self, spec: JobSpec) -> bool:
-        ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": ""}
+        ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": "", "intended_at": 0.0}
         return canonical_json(spec.model_copy(update=ours)) == canonical_json(self._request.model_copy(update=ours))
 
     # ---- following ---------------------------------------------------------------------------------------------------
@@ -226,6 +231,7 @@ class _Supervision:
     def _follow(self, number: int) -> ExitRecord:
         """Watches an attempt until it has an exit record, its own or ours. A storage that does not answer is asked again."""
         attempt, silence = self._attempt(number), Silence()
+        self._feed = NoticeFeed(self._storage, attempt)
         spec = read_spec(self._storage, attempt)
         answered_at = self._watch.clock()
         while True:
@@ -276,9 +282,18 @@ class _Supervision:
             committed_step=max((rank.committed_step for rank in ranks), default=past.committed_step if past else -1),
             items_done=sum(beat.items_done for beat in beats),
             num_items=spec.num_items,
+            notices=self._notices(spec.attempt, beats, ended=record is not None),
         )
         self._last_view = view
         return view
+
+    def _notices(self, attempt: int, beats: tuple[Heartbeat, ...], *, ended: bool) -> tuple[Notice, ...]:
+        """Returns the attempt's notices; looked for as often as its agents speak at all."""
+        assert self._feed is not None
+        past = self._last_view
+        if past is not None and past.attempt == attempt and past.heartbeats == beats and not ended:
+            return past.notices
+        return self._feed.read()
 
     def _cancel_if_wished(self, spec: JobSpec) -> None:
         if self._watch.stop_requested() and spec.key not in self._cancelled:
@@ -308,7 +323,7 @@ class _Supervision:
         return decision
 
     def _note_verdict(self, number: int, decision: Decision) -> None:
-        verdict = AttemptVerdict(decision=decision.action, reason=decision.reason, at=time.time())
+        verdict = AttemptVerdict(decision="stop" if decision.action == "stop" else "restart", reason=decision.reason, at=time.time())
         with contextlib.suppress(AlreadyExistsError):
             self._storage.create_exclusive(self._attempt(number).verdict, canonical_json(verdict))
 

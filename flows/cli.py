@@ -125,7 +125,7 @@ def status(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show all runs, or one: its stages, attempts, step, loss, time to go and incidents.
+    """Show all runs, or one: its stages, attempts, step, loss, time to go, incidents, and what training's time was spent on.
 
     \b
     Examples:
@@ -136,10 +136,11 @@ def status(
     from flows.lookup import all_runs, find_run, storages
     from flows.screens import runs_screen, status_screen
     from flows.terminal import show, show_json
-    from tasks.views import view_of
+    from tasks.views import in_detail, view_of
 
     if name is not None:
-        view = view_of(find_run(name, storage=storage))
+        run = find_run(name, storage=storage)
+        view = in_detail(view_of(run), storage=run.storage)
         if as_json:
             show_json(view)
         else:
@@ -239,21 +240,27 @@ def verify(
 @app.command("verify-resume")
 def verify_resume(
     recipe: RecipeArgument,
-    kills: Annotated[int, typer.Option("--kills", min=1, help="How many ranks to kill, one after another.")] = 2,
+    kills: Annotated[int | None, typer.Option("--kills", min=1, help="How many ranks to kill, one after another. Default: 2.")] = None,
+    world: Annotated[
+        str | None, typer.Option("--world", metavar="N,N,…", help="Go on at these numbers of ranks, one after another, instead.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides when, and whom.")] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave both trainings in the state folder.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave all trainings in the state folder.")] = False,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove on your recipe that restarts lose nothing: train a scratch copy twice, once with kills, and compare every byte.
+    """Prove on your recipe that restarts lose nothing: train scratch copies, undisturbed and with kills, and compare every byte.
+
+    With --world, the killed copy goes on at another number of ranks each time: the same state, the same sequences, as good an end.
 
     \b
     Examples:
       headrace verify-resume infra/recipes/demo_cpu.yaml --kills 2 --set training.steps=60
+      headrace verify-resume infra/recipes/demo_cpu.yaml --world 2,1,2 --set training.steps=200
     """  # noqa: D301
-    from flows.piloting import prove
+    from flows.proving import prove
 
-    prove(recipe, assignments or (), kills=kills, seed=seed, keep=keep, as_json=as_json)
+    prove(recipe, assignments or (), kills=kills, world=world, seed=seed, keep=keep, as_json=as_json)
 
 
 @app.command()

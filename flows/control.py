@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect import get_client, runtime, tags
+from prefect import get_client, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
@@ -56,7 +56,7 @@ def controlled(handle: RunHandle) -> Iterator[None]:
     """
     run = open_run(handle)
     logger = get_run_logger()
-    with Lease.take(run.storage, run.layout.control, watch_s=PATIENCE_S), tags(handle.run_name), stopping_on_signals():
+    with Lease.take(run.storage, run.layout.control, watch_s=PATIENCE_S), stopping_on_signals():
         resumed = bool(run.events())
         run.append(EventKind.RUN_RESUMED if resumed else EventKind.RUN_STARTED, handle.run_name)
         _show(_name_flow_run, run)
@@ -84,7 +84,10 @@ def _show(what: Callable[[Run], None], run: Run) -> None:
 
 
 def _name_flow_run(run: Run) -> None:
-    """Gives the Prefect flow run the run's own readable name, and its tag, so that both are found by either."""
+    """Gives the Prefect flow run the run's own readable name, and its tag, so that both are found by either.
+
+    Not its task runs: for a tagged one Prefect asks its server for a concurrency slot, which costs seconds where the server is busy.
+    """
     with get_client(sync_client=True) as client:
         client.update_flow_run(runtime.flow_run.id, name=run.name, tags={*runtime.flow_run.tags, run.name})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.launchers import launcher_for
-from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_seconds, table
+from flows.figure import comparison_lines, model_uri, of_bytes, table
 from flows.terminal import paint, show, show_json
 from schemas.errors import GateError, InputError, VerificationError
 from schemas.frozen import thaw
@@ -39,7 +39,7 @@ def load_checked(recipe: Path, assignments: Sequence[str]) -> LoadedRecipe:
 
 def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None) -> Plan:
     """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already."""
-    plan = make_plan(loaded.config, from_stage=from_stage)
+    plan = make_plan(loaded.config, from_stage=from_stage, project_dir=loaded.project_dir)
     vocab_size = plan.stage(Stage.TOKENIZER).summary.get("vocab_size")
     if vocab_size is not None and not plan.nothing_to_do:
         from tasks.train.compatibility import check_compatibility
@@ -76,7 +76,7 @@ def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | 
 def run_demo(*, as_json: bool) -> None:
     """Runs the demo and prints its last screen; does not touch what the shell's environment names."""
     loaded = load_recipe(DEMO_RECIPE)
-    plan = make_plan(loaded.config)
+    plan = make_plan(loaded.config, project_dir=loaded.project_dir)
     if plan.nothing_to_do:
         _nothing_to_do(plan, as_json=as_json)
         return
@@ -155,50 +155,6 @@ def verify_stored(model: str, *, storage: str | None, as_json: bool) -> None:
         rows = [(f"  {artifact.key}", f"{artifact.files:,} files", of_bytes(artifact.bytes)) for artifact in report.artifacts]
         total = sum(artifact.bytes for artifact in report.artifacts)
         show([*table(rows, right=(1, 2)), paint(f"{model}: all {of_bytes(total)} are as they were committed", "green")])
-
-
-def prove(recipe: Path, assignments: Sequence[str], *, kills: int, seed: int, keep: bool, as_json: bool) -> None:
-    """Proves that restarts lose nothing, on the recipe's own training. Raises VerificationError when the bytes differ."""
-    from flows.conduct import prepare_environment
-    from flows.follow import following
-    from tasks.resume_proof import Audience, prove_resume
-
-    loaded = load_checked(recipe, assignments)
-    launcher_for(loaded.config)
-    prepare_environment(Path(loaded.config.state), ambient=False)
-    stream = sys.stderr if as_json else sys.stdout
-    proof = prove_resume(
-        loaded.config,
-        project_dir=loaded.project_dir,
-        recipe=str(loaded.path),
-        kills=kills,
-        seed=seed,
-        audience=Audience(note=lambda line: show(line, stream=stream), watch=lambda run: following(run, stream=stream)),
-        keep=keep,
-    )
-    if as_json:
-        show_json({**proof.model_dump(mode="json"), "equal": proof.equal})
-    if not proof.equal:
-        findings = (f"calm:      {proof.calm_hash}", f"disturbed: {proof.disturbed_hash}")
-        raise VerificationError(
-            findings, subject=f"{loaded.config.name}: the killed training ended elsewhere", mend="--keep leaves both trainings for comparison"
-        )
-    if len(proof.kills) < kills:
-        raise InputError(
-            f"only {len(proof.kills)} of {kills} kills came in time", why="the training was over before", mend="more steps, or fewer kills"
-        )
-    if not as_json:
-        lines = [incident_line({**kill.model_dump(), "committed_step": kill.resumed_from, "cause": "killed"}) for kill in proof.kills]
-        took = f"{of_seconds(proof.calm_s)} undisturbed, {of_seconds(proof.disturbed_s)} with kills"
-        show(
-            [
-                *(f"  {line}" for line in lines),
-                f"  {proof.steps} steps on {proof.world_size} ranks: {took}",
-                f"  undisturbed  {proof.calm_hash}",
-                f"  killed       {proof.disturbed_hash}",
-            ]
-        )
-        show(paint("equal, byte for byte: weights, moments, step and generators", "green"))
 
 
 # ---- how it ended -----------------------------------------------------------------------------------------------------

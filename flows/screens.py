@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_count, of_moment, of_seconds, stage_detail, table
+from flows.figure import comparison_lines, incident_line, ledger_line, model_uri, of_bytes, of_count, of_moment, of_seconds, stage_detail, table
 from schemas.config import RunConfig
 from schemas.frozen import thaw
 from schemas.plan import Action, Plan
@@ -12,6 +12,8 @@ from schemas.stage import Stage
 from schemas.view import RunView, StageState, StageView
 
 _WIDTH = 100
+_MOST_NOTICES = 5
+"""Lines that notices take in `status`."""
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
@@ -117,9 +119,21 @@ def status_screen(view: RunView) -> list[str]:
         rows.append((stage.stage.value, stage.state.value, time_taken, attempt, _position(stage)))
     lines += ["", *(f"  {line}" for line in table(rows, right=(2,)))]
     incidents = [incident_line(thaw(incident)) for incident in view.incidents]
-    lines += ["", *(f"  {line}" for line in incidents)] if incidents else []
-    lines += ["", f"  {_next_step(view)}"] if _next_step(view) else []
+    ledgers = [ledger_line(stage.ledger) for stage in view.stages if stage.ledger is not None]
+    for part in (incidents, _notice_lines(view), ledgers, [_next_step(view)]):
+        lines += ["", *(f"  {line}" for line in part)] if any(part) else []
     return lines
+
+
+def _notice_lines(view: RunView) -> list[str]:
+    """What ranks have to say beside incidents: the newest few of the stage that runs, failed, or ran last."""
+    stage = current_stage(view)
+    if stage is None or stage.job is None or stage.state is StageState.FOUND:
+        return []
+    notices = stage.job.notices
+    hidden = len(notices) - _MOST_NOTICES
+    earlier = [f"{hidden} earlier notices are in --json"] if hidden > 0 else []
+    return [*earlier, *(f"{notice.kind.value}: {notice.message}" for notice in notices[-_MOST_NOTICES:])]
 
 
 def _position(stage: StageView) -> str:

@@ -70,7 +70,8 @@ class ArtifactRecord(Sealed):
     inputs: tuple[ArtifactRef, ...]
     """The artifacts it was made from."""
     outside: dict[str, str] = {}
-    """Content hashes of what was read from outside the store: `raw` text, an `existing` tokenizer, a `pretrained` model, the model `registry`."""
+    """Content hashes of what was read from outside the store: `raw` text, an `existing` tokenizer, a `pretrained` model, the source of a model's
+    `factory`, the model `registry`."""
     recipe: JsonObject
     """The recipe sections that are part of the fingerprint."""
     files: tuple[FileEntry, ...]

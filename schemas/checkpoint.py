@@ -49,6 +49,15 @@ class RankIndex(Frozen):
     """State of the rank's generators, as plain numbers."""
 
 
+class BatchWindow(Frozen):
+    """Consecutive global batches that are never used (again)."""
+
+    first: int
+    """The first of them, 0-based."""
+    stop: int
+    """The first after them."""
+
+
 class TrainingState(Frozen):
     """`state.json`: what all ranks agree on."""
 
@@ -57,7 +66,13 @@ class TrainingState(Frozen):
     optimizer_step: int
     """Updates applied: `step` minus the skipped ones."""
     skipped_steps: tuple[int, ...]
-    """Steps whose update was skipped (overflow)."""
+    """Steps whose update was skipped: fp16 overflow, or `restart.on_bad_numbers: skip`."""
+    skipped_batches: tuple[BatchWindow, ...] = ()
+    """Batches that a rewind left out: ascending, disjoint. The batch of the next update follows from `step` and these."""
+    recent_losses: tuple[float, ...] = ()
+    """Mean losses of the last applied updates, oldest first: what a jump of the loss is measured against. Nats per token."""
+    consumed: str = ""
+    """Hash of the sequences that every step so far has used (`tasks.train.consumed`), 128 bits in hex. Empty: not known."""
     loss_scale: JsonObject
     """Numbers of the dynamic loss scaler; empty without one."""
     parameters: tuple[ParameterShape, ...]
@@ -93,6 +108,25 @@ class CommitRecord(Sealed):
     """Ranks that wrote it."""
     committed_at: float
     """Seconds since the Unix epoch."""
+
+
+class LocalRecord(Sealed):
+    """`records/rank-0001/step-00001200.e000003.json` on a node's own disk: a rank's share of a checkpoint is durable there."""
+
+    schema_version: int = 1
+    """Version of this type."""
+    step: int
+    """The state after this many updates."""
+    epoch: int
+    """The start that wrote it."""
+    rank: int
+    """The rank."""
+    world_size: int
+    """Ranks of that start."""
+    folder: RelativePath
+    """Where its files lie, relative to the artifact's folder on this node."""
+    files: tuple[FileEntry, ...]
+    """Fragments, index and state of the rank, relative to `folder`."""
 
 
 class QuarantineRecord(Frozen):

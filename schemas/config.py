@@ -16,10 +16,12 @@ about, the one to change first, and may end in `; nearest: VALUE` (`schemas.diag
 import math
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, field_validator, model_validator
 
+from schemas.act import OnBadNumbers, OnOutOfMemory
 from schemas.deepspeed_options import numeric_options
 from schemas.frozen import Frozen, JsonObject, ReadOnly, thaw
 from schemas.stage import Stage
@@ -189,21 +191,38 @@ class ModelConfig(Frozen):
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-class OptimizerConfig(Frozen):
-    """AdamW; biases, norms and embeddings are spared from weight decay."""
+class OptimizerName(StrEnum):
+    """How weights move."""
 
-    name: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
+class OptimizerConfig(Frozen):
+    """The optimizer; biases, norms and embeddings are spared from weight decay."""
+
+    name: OptimizerName = OptimizerName.ADAMW
+    """`adamw`, or `muon`: matrices inside of the model move by their orthogonalised momentum, all else by AdamW. `muon` needs ZeRO 0, 1 or 2."""
     learning_rate: float = Field(default=3e-4, gt=0.0)
     """Peak learning rate, reached after the warm-up."""
+    matrix_learning_rate: float | None = Field(default=None, gt=0.0)
+    """Under `muon`, the peak of the matrices that it moves, on AdamW's scale; None: `learning_rate`. `adamw` refuses it."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Decay of the first moment."""
+    """Decay of the first moment, which is Muon's momentum."""
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     """Decay of the second moment."""
     epsilon: float = Field(default=1e-8, gt=0.0)
     """Added to the denominator."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decoupled weight decay of matrices that are not embeddings."""
+
+    @model_validator(mode="after")
+    def _matrix_rate_belongs_to_muon(self) -> Self:
+        if self.matrix_learning_rate is not None and self.name is not OptimizerName.MUON:
+            raise ValueError(
+                f"matrix_learning_rate = {self.matrix_learning_rate} has no effect under {self.name.value}; remove it, or use name: muon"
+            )
+        return self
 
 
 class Schedule(StrEnum):
@@ -287,6 +306,8 @@ class TrainingConfig(Frozen):
             problems.append(
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size}); nearest: {nearest}"
             )
+        if self.optimizer.name is OptimizerName.MUON and self.zero_stage == 3:
+            problems.append("zero_stage 3 cuts every matrix over all ranks, and optimizer.name = muon needs them whole; nearest: 2")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -297,6 +318,11 @@ class TrainingConfig(Frozen):
         micro_batches = self.global_batch_size // self.micro_batch_size
         low = [size for size in range(1, math.isqrt(micro_batches) + 1) if micro_batches % size == 0]
         return tuple(sorted({*low, *(micro_batches // size for size in low)}))
+
+    @property
+    def smaller_micro_batch_sizes(self) -> tuple[int, ...]:
+        """Proper divisors of micro_batch_size, descending: at each of them the same ranks can make the same global batch."""
+        return tuple(size for size in range(self.micro_batch_size // 2, 0, -1) if self.micro_batch_size % size == 0)
 
     def world_size_for(self, ranks: int) -> int:
         """Returns the largest feasible world size that is at most `ranks` (≥ 1)."""
@@ -385,6 +411,9 @@ class StorageConfig(Frozen):
     """Path or fsspec URL. A relative path starts at the recipe's project folder."""
 
 
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
 class StageResources(Frozen):
     """What one stage gets; absent fields come from `cluster`."""
 
@@ -399,13 +428,18 @@ class StageResources(Frozen):
     memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
     """Memory per node, for example `64G`."""
     time_limit: str | None = Field(default=None, pattern=r"^\d+[smhd]$")
-    """Longest run time, for example `24h`."""
+    """Longest run time of one job, for example `24h`. Training commits before it is over, and the next job goes on."""
     python: str | None = None
     """Python interpreter on the nodes. Default: the one that runs the control side."""
     image: str | None = None
     """Container image."""
     setup: tuple[str, ...] = ()
     """Shell lines run on each node before the agent starts, for example `module load cuda`."""
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """`time_limit` in seconds; None: none is known."""
+        return None if self.time_limit is None else int(self.time_limit[:-1]) * _UNIT_S[self.time_limit[-1]]
 
 
 class ClusterKind(StrEnum):
@@ -431,6 +465,8 @@ class ClusterConfig(StageResources):
     """Most work items of an array stage at a time per node. Default: one per core."""
     threads_per_rank: int | None = Field(default=None, ge=1)
     """Compute threads of each rank. Default: cores of the node / ranks on it, at least 1."""
+    grace_s: float = Field(default=30.0, gt=0.0)
+    """Seconds between asking ranks to stop and killing them. A step and a checkpoint must fit in; a scheduler's own grace should be longer."""
     lost_after_s: float = Field(default=300.0, gt=0.0)
     """A job that the scheduler does not know counts as gone when its heartbeat is older than this."""
 
@@ -451,15 +487,43 @@ class ClusterConfig(StageResources):
         return StageResources(**own)
 
 
+def _number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Says in one sentence what two kinds of values there are; pydantic complains once for each."""
+    try:
+        return validate(value)
+    except ValidationError as error:
+        nearest = "auto" if isinstance(value, str) else 1
+        raise ValueError(f"must be a whole number of at least 1, or auto; nearest: {nearest}") from error
+
+
 class CheckpointConfig(Frozen):
     """When training state is saved, and what is kept."""
 
-    every_steps: int = Field(default=500, ge=1)
-    """Steps between checkpoints. The last step is always saved."""
+    every_steps: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], WrapValidator(_number_or_auto)] = 500
+    """Steps between checkpoints. `auto`: as often as it pays, from what one costs and how often failures come. The last step is always saved."""
+    background: bool = True
+    """Whether training goes on while a checkpoint is written; one that comes due meanwhile is skipped, and counted. `false`: training waits."""
+    local_dir: str | None = None
+    """Folder on a disk of each node, absolute, for checkpoints between those of shared storage: a restart that comes back to the same nodes with as
+    many ranks goes on from the newest of either. `null`: none."""
+    local_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints in `local_dir`."""
     keep_last: int = Field(default=3, ge=1)
     """Newest checkpoints that are kept. The last verified one is never deleted."""
+    check_weights_every_steps: int | None = Field(default=100, ge=1)
+    """Every so many updates the weights are hashed right after the update and again before they are used: what changed in between changed by
+    itself, and the ranks start again from the newest checkpoint. `null`: only checkpoints are checked."""
     keep_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoints at multiples of this are kept for ever. `null`: none."""
+
+    @model_validator(mode="after")
+    def _local_tier_is_whole(self) -> Self:
+        if (self.local_dir is None) != (self.local_every_steps is None):
+            missing = "local_every_steps" if self.local_every_steps is None else "local_dir"
+            raise ValueError(f"{missing} is missing: local_dir and local_every_steps belong together")
+        if self.local_dir is not None and not PurePosixPath(self.local_dir).is_absolute():
+            raise ValueError(f"local_dir = {self.local_dir!r} must be absolute: every node has its own")
+        return self
 
 
 class RestartConfig(Frozen):
@@ -473,6 +537,22 @@ class RestartConfig(Frozen):
     """Stop when this many starts in a row commit nothing new."""
     backoff_s: float = Field(default=0.0, ge=0.0)
     """Pause before a restart after a failure, doubled each time up to a minute. Interruptions restart at once."""
+    on_bad_numbers: OnBadNumbers = OnBadNumbers.STOP
+    """When loss or gradients are not finite, or the loss jumps: `stop`; `skip` that update; or `rewind` and leave out the batches since. The
+    latter two change the result: they are recorded with it and tagged on the model. An fp16 overflow is no such case: it is always skipped."""
+    rewind_commits: int = Field(default=1, ge=1)
+    """How many commits `on_bad_numbers: rewind` goes back: 1 is the newest. At most `checkpoint.keep_last`."""
+    loss_spike_factor: float | None = Field(default=None, gt=1.0)
+    """A loss above this many times the median of the last 32 is a jump, judged from the 16th update on. `null`: only numbers that are not finite."""
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.STOP
+    """When memory runs out in training: `stop`, or go on with a `smaller_micro_batch` at the same global batch. The latter changes the result in its
+    last bits; it is recorded and tagged like the above."""
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        if self.rewind_commits != 1 and self.on_bad_numbers is not OnBadNumbers.REWIND:
+            raise ValueError(f"rewind_commits = {self.rewind_commits} has no effect with on_bad_numbers: {self.on_bad_numbers.value}")
+        return self
 
 
 class TrackingConfig(Frozen):
@@ -577,6 +657,13 @@ class RunConfig(Frozen):
                 f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); "
                 f"nearest: {training.steps}"
             )
+        if self.restart.on_bad_numbers is OnBadNumbers.REWIND and self.restart.rewind_commits > self.checkpoint.keep_last:
+            problems.append(
+                f"restart.rewind_commits ({self.restart.rewind_commits}) is above checkpoint.keep_last ({self.checkpoint.keep_last}), "
+                f"so the commit would be gone; nearest: {self.checkpoint.keep_last}"
+            )
+        if self.restart.on_out_of_memory is OnOutOfMemory.SMALLER_MICRO_BATCH and training.micro_batch_size == 1:
+            problems.append("restart.on_out_of_memory (smaller_micro_batch) has no effect with training.micro_batch_size = 1; nearest: stop")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -6,6 +6,8 @@ HeadraceError
 ├── DataVerdictError       3   validation failed the corpus
 ├── GateError              4   a tokenizer or evaluation gate said no
 ├── PolicyStopError        5   restart budget used up, or no progress
+├── NumericError           5   loss or gradients that cannot be right; the policy says what follows
+├── CorruptStateError      1   weights that changed by themselves; a restart mends it
 ├── OutOfMemoryError       6   memory ran out and the policy allows no retry
 ├── VerificationError      7   stored bytes differ from what was committed; carries all findings
 │   └── UnsafeFileError    7   a pickle, a link out of its folder, or a path that escapes
@@ -102,6 +104,16 @@ class PolicyStopError(HeadraceError):
     """The restart policy stopped the stage: a budget is used up, or attempts made no progress."""
 
     exit_code = ExitCode.POLICY
+
+
+class NumericError(HeadraceError):
+    """Loss or gradients are not finite, or the loss jumped. The weights are as they were before the update."""
+
+    exit_code = ExitCode.POLICY
+
+
+class CorruptStateError(HeadraceError):
+    """Weights in memory are not what the last update left, or ranks disagree about them. What is committed is intact."""
 
 
 class OutOfMemoryError(HeadraceError):

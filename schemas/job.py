@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
+from schemas.act import OnBadNumbers
 from schemas.artifact import FileEntry
 from schemas.exit_code import ExitCode
 from schemas.frozen import Frozen, JsonObject
@@ -29,6 +30,12 @@ class RestartLimits(Frozen):
     """Starts in a row without a new commit before giving up."""
     backoff_s: float
     """Pause before the restart after a failure, doubled each time up to a minute."""
+    on_bad_numbers: OnBadNumbers = OnBadNumbers.STOP
+    """What follows when loss or gradients cannot be right."""
+    rewind_commits: int = 1
+    """How many commits a rewind goes back: 1 is the newest."""
+    micro_batch_sizes: tuple[int, ...] = ()
+    """What a start after running out of memory may fall back to, descending; empty: it stops."""
 
 
 class JobSpec(Frozen):
@@ -70,6 +77,10 @@ class JobSpec(Frozen):
     """Seconds between asking ranks to stop (SIGTERM) and killing them."""
     lost_after_s: float = 300.0
     """Seconds of silence after which another node counts as lost."""
+    time_limit_s: float | None = None
+    """Seconds that the allocation lasts, from its agent's start: ranks are asked to stop in time. None: it has no known end."""
+    intended_at: float = 0.0
+    """When this was written, seconds since the Unix epoch."""
     storage_root: str
     """Absolute path or URL of the storage root."""
     scratch_dir: str
@@ -82,6 +93,10 @@ class JobSpec(Frozen):
     """The resolved `RunConfig` without secrets."""
     options: JsonObject = {}
     """What this job needs beyond the config; each stage documents its own."""
+
+
+MTBF_PRIOR_S = 1800.0
+"""Expected mean time between failures of a job of which nothing has been seen yet, seconds."""
 
 
 class TaskSpec(Frozen):
@@ -97,6 +112,8 @@ class TaskSpec(Frozen):
     """Local folder of the artifact."""
     scratch_dir: str
     """Node-local folder of this epoch."""
+    mtbf_s: float = MTBF_PRIOR_S
+    """Mean time between failures that is to be expected, from what the artifact has seen (`cluster.failure_rate`). Seconds."""
 
 
 class WorkItem(Frozen):
@@ -208,15 +225,22 @@ class EpochRecord(Frozen):
 
 
 class RankPhase(StrEnum):
-    """What a rank is doing. Deadlines differ by phase."""
+    """What a rank is doing. Deadlines differ by phase (`cluster.watchdog`)."""
 
     STARTING = "starting"
+    """Imports, meets the other ranks, builds model and engine."""
     LOADING = "loading"
+    """Reads the checkpoint it goes on from."""
     COMPILING = "compiling"
+    """Is in its first step, in which libraries compile and allocate."""
     STEPPING = "stepping"
+    """Trains; of an item: works."""
     SAVING = "saving"
+    """Waits for a checkpoint."""
     VALIDATING = "validating"
+    """Measures the validation loss, or samples."""
     FINISHED = "finished"
+    """Has done all it had to do, and ends."""
 
 
 class RankProgress(Frozen):
@@ -238,6 +262,29 @@ class RankProgress(Frozen):
     """Seconds since the Unix epoch."""
     figures: dict[str, float] = {}
     """Latest loss, tokens per second, …; bytes done for items."""
+
+
+class RankPulse(Frozen):
+    """The last sign of life of a rank's training thread. It beats at every part of a step; a rank that hangs does not beat."""
+
+    rank: int
+    """Rank."""
+    beats: int
+    """Signs so far: a rank lives while this changes."""
+    phase: RankPhase
+    """What it is doing."""
+    step: int
+    """Index of the step that it is in."""
+    position: int
+    """Parts of that step that it has finished. Ranks go through the same parts: the one with the least (step, position) lags."""
+    part: str
+    """The part that it finished last (`data_s`, `forward_s`, …); empty at the beginning."""
+    data_s: float
+    """Seconds spent on reading batches, since the rank's start."""
+    forward_s: float
+    """Seconds spent in the forward pass, since the rank's start."""
+    step_s: float = 0.0
+    """Seconds that the step before took, by the rank's clock; 0 in the first."""
 
 
 class NodeUsage(Frozen):
@@ -276,6 +323,8 @@ class Heartbeat(Frozen):
     """Seconds since the Unix epoch."""
     ranks: tuple[RankProgress, ...]
     """The node's ranks, or the items in work."""
+    pulses: tuple[RankPulse, ...] = ()
+    """Signs of life of the node's ranks; none of items."""
     items_done: int = 0
     """Finished items of an array."""
     usage: NodeUsage | None = None
@@ -300,6 +349,10 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
+Answer = Literal["restart", "smaller micro-batch", "rewind", "stop"]
+"""What is done after an incident. What changes numbers (the two in the middle) leaves an act (`schemas.act`)."""
+
+
 class Incident(Frozen):
     """One end of an epoch that was not the end of the work: what happened, who, and what was done. An event of the job."""
 
@@ -319,12 +372,16 @@ class Incident(Frozen):
     """Exit status of that rank; negative: killed by that signal."""
     evidence: tuple[str, ...]
     """Lines that led to the class: signal, exit code, last lines of stderr."""
-    decision: Literal["restart", "stop"]
+    decision: Answer
     """What was done."""
+    back_to_step: int | None = None
+    """Where training went on from after a rewind; None: from the newest commit."""
     reason: str
     """Why that was done."""
     recovered_after_s: float = -1.0
     """Seconds from the incident until all ranks were in a step again; -1: not (yet)."""
+    detected_after_s: float = 0.0
+    """Seconds without a sign of life before it was noticed: of a hang. 0 where the end itself was the sign."""
 
 
 class ExitRecord(Frozen):
@@ -346,6 +403,44 @@ class ExitRecord(Frozen):
     """Seconds since the Unix epoch."""
 
 
+class NoticeKind(StrEnum):
+    """What a notice is about."""
+
+    STRAGGLER = "straggler"
+    """A rank computes so much longer than the others that they wait for it."""
+    STRAGGLER_RECOVERED = "straggler recovered"
+    """It keeps up again."""
+    CHECKPOINT_SKIPPED = "checkpoint skipped"
+    """A checkpoint came due while the one before was still being written."""
+    CHECKPOINT_FAILED = "checkpoint failed"
+    """A checkpoint could not be written; the ones before are intact."""
+    BATCH_SKIPPED = "batch skipped"
+    """The update of a batch was not applied."""
+    REWOUND = "rewound"
+    """Training went back some commits."""
+    RESIZED = "resized"
+    """Ranks, or the micro-batch, are not what they were."""
+
+
+class Notice(Frozen):
+    """`attempts/NNNN/notices/n0000-000012.json`: something that people want to know and that ended nothing."""
+
+    at: float
+    """Seconds since the Unix epoch."""
+    kind: NoticeKind
+    """What it is about."""
+    epoch: int
+    """The start of ranks during which it happened."""
+    rank: int
+    """The rank it is about; -1: all of them."""
+    step: int
+    """Updates made by then; -1: none."""
+    message: str
+    """One line for people."""
+    figures: dict[str, float] = {}
+    """Name → value, units in the names."""
+
+
 class MetricPoint(Frozen):
     """One line of a metrics segment (`metrics/e000003-r0000-000012.jsonl`)."""
 
@@ -360,4 +455,6 @@ class MetricPoint(Frozen):
     text: dict[str, str] = {}
     """Name → text: samples."""
     seconds: dict[str, float] = {}
-    """Part → wall seconds since this epoch's point before, or since its first step began: they add up to all of it."""
+    """Part → wall seconds since this epoch's first step began: counters, which together make up all of it."""
+    from_step: int = 0
+    """Updates that were applied when this epoch's first step began."""

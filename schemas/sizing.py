@@ -98,7 +98,8 @@ def training_size(config: RunConfig, *, vocab_size: int | None = None, train_seq
     kept = None
     if steps is not None:
         kept_for_ever = steps // config.checkpoint.keep_every_steps if config.checkpoint.keep_every_steps else 0
-        kept = min(config.checkpoint.keep_last + kept_for_ever, -(-steps // config.checkpoint.every_steps)) + 1
+        every = config.checkpoint.every_steps
+        kept = min(config.checkpoint.keep_last + kept_for_ever, steps if every == "auto" else -(-steps // every)) + 1
     return TrainingSize(
         ranks=ranks,
         world_size=world_size,

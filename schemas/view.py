@@ -3,7 +3,8 @@
 from enum import StrEnum
 
 from schemas.frozen import Frozen, JsonObject
-from schemas.job import Heartbeat, Incident
+from schemas.job import Heartbeat, Incident, Notice
+from schemas.ledger import GoodputLedger
 from schemas.stage import Stage
 
 
@@ -57,6 +58,8 @@ class JobProgress(Frozen):
     """The newest of each node."""
     incidents: tuple[Incident, ...]
     """All of the attempt."""
+    notices: tuple[Notice, ...] = ()
+    """What it has to say beside, all nodes', oldest first; when it was asked for."""
     figures: JsonObject
     """Rank 0's latest loss, tokens per second, …"""
     eta_s: float
@@ -82,6 +85,8 @@ class StageView(Frozen):
     """The artifact's summary."""
     job: JobProgress | None = None
     """The job under way, or the last one."""
+    ledger: GoodputLedger | None = None
+    """Where the time went: of a training that this run makes or made, when it was asked for."""
 
 
 class RunView(Frozen):

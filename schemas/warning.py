@@ -18,9 +18,7 @@ def warnings_of(config: RunConfig) -> tuple[str, ...]:
             f"cluster.stages.{stage.value}": own for stage, own in config.cluster.stages.items()
         }
         for prefix, section in sections.items():
-            lines += _ineffective(
-                section, ("queue", "image", "memory", "time_limit"), prefix=prefix, reason="cluster.kind is local: no scheduler is asked"
-            )
+            lines += _ineffective(section, ("queue", "image", "memory"), prefix=prefix, reason="cluster.kind is local: no scheduler is asked")
     elif config.cluster.kind is ClusterKind.SLURM and config.cluster.image:
         lines.append(
             f"cluster.image = {config.cluster.image!r} has no effect: Slurm jobs start no containers here; load what you need in cluster.setup"

@@ -40,8 +40,21 @@ class Kill:
     """Its process."""
 
 
+def at_once(progress: RankProgress) -> bool:
+    """A condition that always holds."""
+    del progress
+    return True
+
+
 def kill_rank(
-    storage: Storage, *, artifact_key: Callable[[], str | None], rank: int, at_step: int, epoch: int, cancelled: threading.Event
+    storage: Storage,
+    *,
+    artifact_key: Callable[[], str | None],
+    rank: int,
+    at_step: int,
+    epoch: int,
+    cancelled: threading.Event,
+    when: Callable[[RankProgress], bool] = at_once,
 ) -> Kill | None:
     """Waits until `rank` has reached `at_step` in `epoch` or a later one, sends it SIGKILL, and returns what was killed.
 
@@ -51,6 +64,7 @@ def kill_rank(
         at_step: least step.
         epoch: least epoch: each start of ranks can be killed once.
         cancelled: ends the wait; None is returned then.
+        when: what else must hold of the victim.
     """
     while not cancelled.wait(_LOOK_S):
         try:
@@ -59,7 +73,7 @@ def kill_rank(
         except (OSError, HeadraceError) as error:  # storage that does not answer, or an object removed since it was listed: look again
             logger.info("looking for rank %d again: %s", rank, error)
             continue
-        victim = _wait_for(scratch, rank=rank, at_step=at_step, cancelled=cancelled) if scratch else None
+        victim = _wait_for(scratch, rank=rank, at_step=at_step, cancelled=cancelled, when=when) if scratch else None
         if victim is None:
             continue
         try:
@@ -92,11 +106,14 @@ def _scratch(storage: Storage, key: str, *, epoch: int) -> EpochScratch | None:
     return None
 
 
-def _wait_for(scratch: EpochScratch, *, rank: int, at_step: int, cancelled: threading.Event) -> RankProgress | None:
+def _wait_for(
+    scratch: EpochScratch, *, rank: int, at_step: int, cancelled: threading.Event, when: Callable[[RankProgress], bool]
+) -> RankProgress | None:
     """Returns the rank's progress once it has reached the step; None when it has not within a few looks: the epoch may have ended."""
     deadline = time.monotonic() + _WATCH_S
     while time.monotonic() < deadline and not cancelled.wait(_POLL_S):
         for progress in scratch.progress():
-            if progress.rank == rank and progress.phase is RankPhase.STEPPING and progress.step >= at_step and is_still(progress):
+            due = progress.rank == rank and progress.phase is RankPhase.STEPPING and progress.step >= at_step and when(progress)
+            if due and is_still(progress):
                 return progress
     return None

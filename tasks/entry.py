@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.agent.pulse import own_pulse
+from cluster.agent.scratch import EpochScratch
 from cluster.environment import PROJECT_DIR
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, make_folder, replace_local
@@ -25,7 +27,7 @@ from schemas.config import RunConfig
 from schemas.errors import HeadraceError, storage_failure
 from schemas.exit_code import ExitCode
 from schemas.frozen import thaw
-from schemas.job import ItemRecord, RankPhase, RankProgress, TaskSpec
+from schemas.job import ItemRecord, Notice, NoticeKind, RankPhase, RankProgress, TaskSpec
 from schemas.stage import Stage
 
 _REPORT_EVERY_S = 0.5
@@ -107,6 +109,7 @@ class RankTask:
         self, phase: RankPhase, *, step: int = 0, committed_step: int = -1, total_steps: int = 0, figures: Mapping[str, float] | None = None
     ) -> None:
         """Tells the agent what this rank is doing. About 50 µs: one small local file replaced."""
+        own_pulse().enter(phase)
         _write_progress(
             self.scratch_dir,
             RankProgress(
@@ -120,6 +123,28 @@ class RankTask:
                 figures=dict(figures or {}),
             ),
         )
+
+    def notice(self, kind: NoticeKind, message: str, *, step: int, rank: int | None = None, figures: Mapping[str, float] | None = None) -> None:
+        """Says something to people: shown by `headrace status`. For what happens now and then, not at every step.
+
+        Args:
+            kind: what it is about.
+            message: one line.
+            step: updates made by now.
+            rank: the rank it is about, default this one; -1: all of them, said by one.
+            figures: name → value, units in the names.
+        """
+        notice = Notice(
+            at=time.time(),
+            kind=kind,
+            epoch=self.spec.epoch,
+            rank=self.rank if rank is None else rank,
+            step=step,
+            message=message,
+            figures=dict(figures or {}),
+        )
+        with EpochScratch(self.scratch_dir).notice(self.rank).open("ab", buffering=0) as file:
+            file.write(notice.model_dump_json().encode() + b"\n")
 
 
 def item_main(run: Callable[[ItemTask], ItemOutcome]) -> NoReturn:

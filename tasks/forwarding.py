@@ -1,6 +1,7 @@
 """Hands what ranks and agents left in storage to the tracker, in order, while this process controls the run."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.layout import ArtifactLayout
@@ -9,6 +10,10 @@ from cluster.storage import Storage
 from schemas.errors import UnreachableError
 from schemas.job import Heartbeat
 from tasks.tracking import SystemSample, Tracker
+from tasks.train.bookkeeping import read_ledger
+
+_LEDGER_EVERY_S = 30.0
+"""Between two hand-overs of the goodput ledger."""
 
 
 class Forwarder:
@@ -18,7 +23,9 @@ class Forwarder:
         self, tracker: Tracker, *, storage: Storage, artifact_key: str, params: Mapping[str, str], every_s: float, note: Callable[[str], None]
     ) -> None:
         """Args: artifact_key: the training artifact. params: the run's parameters, forwarded once. every_s: seconds between hand-overs."""
-        self._tracker, self._reader = tracker, MetricReader(storage, ArtifactLayout(artifact_key))
+        self._tracker, self._storage, self._layout = tracker, storage, ArtifactLayout(artifact_key)
+        self._reader = MetricReader(storage, self._layout)
+        self._ledger_at = time.monotonic() + _LEDGER_EVERY_S
         self._params: Mapping[str, str] = params
         self._every_s, self._note = every_s, note
         self._heartbeats: tuple[Heartbeat, ...] = ()
@@ -39,7 +46,7 @@ class Forwarder:
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._forward_all()
+        self._forward_all(last=True)
 
     def _keep_forwarding(self) -> None:
         pause_s = 0.0
@@ -47,7 +54,13 @@ class Forwarder:
             self._forward_all()
             pause_s = self._every_s * (10 if self._down else 1)
 
-    def _forward_all(self) -> None:
+    def _forward_ledger(self) -> None:
+        """Hands over where the time went. MLflow stores what it holds already once, so a training that is over may be told again."""
+        ledger = read_ledger(self._storage, self._layout, now=time.time())
+        if ledger is not None:
+            self._tracker.log_figures(ledger.figures(), at=ledger.until, step=ledger.steps)
+
+    def _forward_all(self, *, last: bool = False) -> None:
         """One hand-over. An outage, or a tracker that refuses, is noted; it never ends the training."""
         try:
             if self._params:
@@ -57,6 +70,9 @@ class Forwarder:
             if points:
                 self._tracker.forward(points)
             self._tracker.log_system(_samples(self._heartbeats))
+            if last or time.monotonic() >= self._ledger_at:
+                self._ledger_at = time.monotonic() + _LEDGER_EVERY_S
+                self._forward_ledger()
         except Exception as error:  # noqa: BLE001  # mlflow raises its own errors for what a server refuses; metrics wait in storage
             if not self._down:
                 what = error.what if isinstance(error, UnreachableError) else f"{type(error).__name__}: {error}"

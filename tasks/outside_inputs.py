@@ -1,14 +1,18 @@
-"""What a recipe brings along besides text: an existing tokenizer, a pretrained model. Refused here, before any work, when unsafe or unfit.
+"""What a recipe brings along besides text: an existing tokenizer, a pretrained model, a model's code. Refused here, before any work, when
+unsafe or unfit; and checked again where ranks read it.
 
-Opens JSON and looks at names and first bytes; never loads weights, never imports torch or transformers.
+Opens JSON and looks at names and first bytes; never loads weights, never runs code, never imports torch or transformers.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cluster.storage import looks_like_pickle, walk_files
+from cluster.storage import hash_file, looks_like_pickle, walk_files
+from schemas.artifact import FileEntry
 from schemas.config import RunConfig
-from schemas.errors import InputError, UnsafeFileError
+from schemas.errors import InputError, UnsafeFileError, VerificationError
+from tasks.factory_source import source_files
 
 _ADAPTER = "adapter_config.json"
 
@@ -61,3 +65,59 @@ def check_pretrained(config: RunConfig) -> None:
         raise InputError(f"model.pretrained: {str(folder / 'config.json')!r} cannot be read", why=str(error)) from error
     if not isinstance(values, dict):
         raise InputError(f"model.pretrained: {str(folder / 'config.json')!r} holds no JSON object", mend="save the model again")
+
+
+def training_files(config: RunConfig, *, project_dir: Path | None) -> Mapping[str, Path]:
+    """Returns what training reads from outside the store, by name: the files of a pretrained model, or the source of a factory.
+
+    Args:
+        project_dir: where a factory is looked for after everything else.
+
+    Raises:
+        InputError: the pretrained model cannot be used.
+        UnsafeFileError: the pretrained model is, or holds, what could run code.
+        ConfigError: the factory's source cannot be found.
+    """
+    if config.model.factory is not None:
+        return source_files(config.model.factory, project_dir=project_dir)
+    if config.model.pretrained is None:
+        return {}
+    check_pretrained(config)
+    folder = Path(config.model.pretrained)
+    return {path.relative_to(folder).as_posix(): path for path in walk_files(folder)}
+
+
+def training_entries(config: RunConfig, *, project_dir: Path | None, hash_file: Callable[[Path], str]) -> tuple[FileEntry, ...]:
+    """Returns the same files with their sizes and hashes. Errors are those of `training_files`, and InputError for one that cannot be read."""
+    files = training_files(config, project_dir=project_dir)
+    try:
+        return tuple(FileEntry(path=name, size=path.stat().st_size, xxh3=hash_file(path)) for name, path in sorted(files.items()))
+    except OSError as error:
+        key = "model.factory" if config.model.factory is not None else "model.pretrained"
+        raise InputError(f"{key}: {error.filename or 'a file'} cannot be read", why=str(error.strerror or error)) from error
+
+
+def verify_training_files(config: RunConfig, entries: tuple[FileEntry, ...], *, project_dir: Path, part: int, num_parts: int) -> None:
+    """Refuses a pretrained model or a factory's source that is not, on this node, what the training artifact's name stands for.
+
+    Args:
+        entries: every file as it was when the artifact was named.
+        project_dir: as for `training_files`.
+        part: which share of the files is hashed here; the ranks of a node share the work, so each file is read once per node.
+        num_parts: shares there are.
+
+    Raises:
+        VerificationError: naming each file that is missing, added or changed. Else the errors of `training_files`.
+    """
+    found = training_files(config, project_dir=project_dir)
+    known = {entry.path for entry in entries}
+    findings = [f"{path}: was not there when this training was planned" for name, path in sorted(found.items()) if name not in known]
+    findings += [f"{name}: missing" for name in sorted(known - found.keys())]
+    for entry in entries[part::num_parts]:
+        path = found.get(entry.path)
+        if path is not None and (path.stat().st_size != entry.size or hash_file(path) != entry.xxh3):
+            findings.append(f"{path}: its content is not what this training was planned with")
+    if findings:
+        subject = f"model.factory {config.model.factory}" if config.model.factory is not None else f"model.pretrained {config.model.pretrained}"
+        mend = "headrace run starts anew with the files as they are, once every node sees the same"
+        raise VerificationError(tuple(findings), subject=subject, mend=mend)

@@ -14,18 +14,22 @@ from schemas.sizing import training_size
 from schemas.stage import Stage
 from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
-from tasks.outside_inputs import check_pretrained, check_tokenizer
+from tasks.outside_inputs import check_tokenizer, training_files
 from tasks.store import Identity, Store, differences
 
 
-def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
+def make_plan(config: RunConfig, *, from_stage: Stage | None = None, project_dir: Path | None = None) -> Plan:
     """Returns what `headrace run` would do with `config`.
+
+    Args:
+        from_stage: `--from`.
+        project_dir: the recipe's project folder, where the source of `model.factory` is looked for last. None: on the import path alone.
 
     Raises:
         InputError: a raw input is missing, an existing tokenizer or a pretrained model cannot be used, or `from_stage` needs stages that
             are not finished.
         UnsafeFileError: an existing tokenizer or a pretrained model holds pickles, or links that leave it.
-        ConfigError: the model cannot take the ids of the existing tokenizer.
+        ConfigError: the model cannot take the ids of the existing tokenizer, or the source of `model.factory` cannot be found.
         VerificationError: a record is damaged, or a manifest or a tokenizer that a stage to be made would read.
     """
     store = Store(open_storage(config.storage.root))
@@ -38,11 +42,11 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None) -> Plan:
                 planned.append(_depends(stage, missing))
                 continue
             contents = {source: found[source].content_hash for source in stage.inputs}
-            identity = identity_of(stage, config=config, inputs=contents, hash_file=hashes.hash)
+            identity = identity_of(stage, config=config, inputs=contents, hash_file=hashes.hash, project_dir=project_dir)
             rebuild = from_stage is not None and stage in from_stage.following
             planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
     _check_from(from_stage, planned)
-    _check_outside_inputs(config, planned)
+    _check_outside_inputs(config, planned, project_dir=project_dir)
     _check_inputs(store, planned=planned, found=found)
     shards = found.get(Stage.TOKENIZE)
     known = thaw(shards.summary) if shards is not None else {}
@@ -88,15 +92,19 @@ def _why_build(identity: Identity, store: Store) -> tuple[str, ...]:
         now = identity.inputs.get(ref.stage.value)
         if now != ref.content_hash:
             reasons.append(f"{ref.stage.value} changed: {ref.content_hash[:12]} -> {str(now)[:12]}")
+    changed = (name for name, digest in newest.outside.items() if identity.inputs.get(name, digest) != digest)
+    reasons += [_OUTSIDE_CHANGED.get(name, f"{name} changed") for name in changed]
     if newest.stage_version != identity.stage.version:
         reasons.append(f"stage version {newest.stage_version} -> {identity.stage.version}")
-    return tuple(reasons) or (_OUTSIDE_CHANGED.get(identity.stage, "its inputs changed"),)
+    return tuple(reasons) or ("its inputs changed",)
 
 
-_OUTSIDE_CHANGED: Mapping[Stage, str] = {
-    Stage.VALIDATE: "the raw files changed",
-    Stage.TOKENIZER: "the given tokenizer changed",
-    Stage.TRAIN: "the pretrained model changed",
+_OUTSIDE_CHANGED: Mapping[str, str] = {
+    "raw": "the raw files changed",
+    "existing": "the given tokenizer changed",
+    "pretrained": "the pretrained model changed",
+    "factory": "model.factory changed: its source is not what it was",
+    "registry": "the model registry is another",
 }
 
 
@@ -109,13 +117,13 @@ def _planned(identity: Identity, action: Action, key: str, reasons: tuple[str, .
     return PlannedStage(stage=identity.stage, action=action, key=key, fingerprint=identity.fingerprint, reasons=reasons, summary=dict(summary or {}))
 
 
-def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage]) -> None:
+def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage], *, project_dir: Path | None) -> None:
     """Refuses at once what the stages that are to be made would refuse later, perhaps after hours."""
     made = {stage.stage for stage in planned if stage.action is not Action.REUSE}
     if Stage.TOKENIZER in made:
         check_tokenizer(config)
     if Stage.TRAIN in made:
-        check_pretrained(config)
+        training_files(config, project_dir=project_dir)
 
 
 def _check_inputs(store: Store, *, planned: list[PlannedStage], found: Mapping[Stage, ArtifactRecord]) -> None:

@@ -26,7 +26,9 @@ class Identity:
     name: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """Content hash by input stage, and of what comes from outside the store by its own name (`raw`, `existing`, `pretrained`, `registry`)."""
+    """Content hash by input stage, and of what comes from outside by its own name (`raw`, `existing`, `pretrained`, `factory`, `registry`)."""
+    outside_files: tuple[FileEntry, ...] = ()
+    """What `pretrained` or `factory` stands for, file by file, so that ranks can check what they read. No part of the fingerprint by itself."""
     fingerprint: str = field(init=False)
 
     @property

@@ -266,10 +266,10 @@ class Tracker:
         with self.connection.reaching("written to"):
             self._log_metrics([SystemSample(f"system/{sample.name}", sample.value, sample.step, sample.at) for sample in samples])
 
-    def log_figures(self, figures: Mapping[str, float], *, at: float) -> None:
+    def log_figures(self, figures: Mapping[str, float], *, at: float, step: int = 0) -> None:
         """Records single figures, measured at `at` (seconds since the Unix epoch)."""
         with self.connection.reaching("written to"):
-            self._log_metrics([SystemSample(name, value, 0, at) for name, value in figures.items()])
+            self._log_metrics([SystemSample(name, value, step, at) for name, value in figures.items()])
 
     def log_files(self, files: Mapping[str, Path], *, folder: str) -> None:
         """Stores files under `folder` of the run's artifacts, by their relative path; the same again replaces them."""
@@ -499,8 +499,17 @@ class ModelRegistry:
         dataset = Dataset(
             name=name, digest=digest[:36], source_type="headrace", source=json.dumps({"uri": source}), profile=json.dumps(dict(profile))
         )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        client, run_id = self._connection.client, self._mlflow_run_id
+        from mlflow.exceptions import MlflowException
+
         with self._connection.reaching("written to"):
-            self._connection.client.log_inputs(self._mlflow_run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+            try:
+                client.log_inputs(run_id, inputs)
+            except MlflowException as error:
+                if "IntegrityError" not in str(error):
+                    raise
+                client.log_inputs(run_id, inputs)  # another run named the same dataset first at the same moment; by now it is found
 
 
 def _write_model(package: ModelPackage, *, logged: "LoggedModel", path: Path) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from cluster.attempt import read_heartbeats, read_incidents
+from cluster.attempt import read_heartbeats, read_incidents, read_notices
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.lease import holder_is_alive
 from cluster.storage import Storage
@@ -13,6 +13,7 @@ from schemas.journal import Event, EventKind
 from schemas.stage import Stage
 from schemas.view import JobProgress, RunState, RunView, StageState, StageView
 from tasks.runs import Run
+from tasks.train.bookkeeping import read_ledger
 
 _FRESH_S = 15.0
 """A heartbeat older than this does not show life; agents beat every second or two."""
@@ -23,6 +24,8 @@ _STATE_AFTER: dict[EventKind, StageState] = {
     EventKind.STAGE_FINISHED: StageState.MADE,
     EventKind.STAGE_FAILED: StageState.FAILED,
 }
+
+_OWN_WORK = frozenset({StageState.RUNNING, StageState.MADE, StageState.FAILED})
 
 
 def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
@@ -43,6 +46,20 @@ def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
         stages=stages,
         incidents=tuple(event.figures for event in events if event.kind is EventKind.INCIDENT),
     )
+
+
+def in_detail(view: RunView, *, storage: Storage, clock: Callable[[], float] = time.time) -> RunView:
+    """Returns the view with what takes more reading, of stages that this run makes itself: notices of jobs, and where training's time went."""
+    stages = (_stage_in_detail(stage, storage=storage, now=clock()) if stage.state in _OWN_WORK else stage for stage in view.stages)
+    return view.model_copy(update={"stages": tuple(stages)})
+
+
+def _stage_in_detail(stage: StageView, *, storage: Storage, now: float) -> StageView:
+    layout, job = ArtifactLayout(stage.artifact_key), stage.job
+    if job is not None:
+        job = job.model_copy(update={"notices": read_notices(storage, layout.attempt(job.job, job.attempt))})
+    ledger = read_ledger(storage, layout, now=now) if stage.stage is Stage.TRAIN else None
+    return stage.model_copy(update={"job": job, "ledger": ledger})
 
 
 def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgress | None:

@@ -44,6 +44,7 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
     run = Run(open_storage(handle.storage_root), handle.run_id)
     file, config = run.read(), run.config()
     journalled = {(event.artifact_key, event.figures["epoch"]) for event in run.events() if event.kind is EventKind.INCIDENT}
+    noticed = {(event.figures["at"], event.message) for event in run.events() if event.kind is EventKind.NOTE and "at" in event.figures}
     broken: list[str] = []
     began = max((event.at for event in run.events() if event.kind in (EventKind.RUN_STARTED, EventKind.RUN_RESUMED)), default=time.time())
 
@@ -61,6 +62,11 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
             message = f"rank {incident.rank}: {incident.cause.value} at step {incident.step}; {incident.decision}: {incident.reason}"
             run.append(EventKind.INCIDENT, message, stage=stage, artifact_key=place[0], figures=incident.model_dump(mode="json"))
             listener.note(message)
+        for notice in view.notices:
+            if (notice.at, notice.message) not in noticed:
+                noticed.add((notice.at, notice.message))
+                run.append(EventKind.NOTE, notice.message, stage=stage, figures=notice.model_dump(mode="json"))
+                listener.note(notice.message)
         if broken:
             return
         try:
@@ -95,7 +101,7 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
     inputs = {source: _input_record(run, bench.store, source) for source in stage.inputs}
     with FileHashes(bench.state_dir / "file-hashes.sqlite") as hashes:
         contents = {source: record.content_hash for source, record in inputs.items()}
-        identity = identity_of(stage, config=bench.config, inputs=contents, hash_file=hashes.hash)
+        identity = identity_of(stage, config=bench.config, inputs=contents, hash_file=hashes.hash, project_dir=bench.project_dir)
     from_stage = run.read().from_stage
     rebuild = from_stage is not None and stage in from_stage.following
     key = _fixed_key(run, identity, store=bench.store, rebuild=rebuild)

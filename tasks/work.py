@@ -14,6 +14,7 @@ from cluster.layout import ArtifactLayout
 from cluster.lease import PATIENCE_S, Lease
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.supervisor import JobView, run_job
+from schemas.act import OnOutOfMemory
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
@@ -199,8 +200,13 @@ class Work:
                 max_interruptions=restart.max_interruptions,
                 max_attempts_without_progress=restart.max_attempts_without_progress,
                 backoff_s=restart.backoff_s,
+                on_bad_numbers=restart.on_bad_numbers,
+                rewind_commits=restart.rewind_commits,
+                micro_batch_sizes=self._smaller_micro_batches(),
             ),
+            grace_s=self.config.cluster.grace_s,
             lost_after_s=self.config.cluster.lost_after_s,
+            time_limit_s=self.config.cluster.resources(self.stage).time_limit_s,
             storage_root=self.storage.url,
             scratch_dir=str(self.state_dir / "scratch"),
             project_dir=str(self.bench.project_dir),
@@ -208,6 +214,11 @@ class Work:
             config=self.config.model_dump(mode="json"),
             options=dict(options or {}),
         )
+
+    def _smaller_micro_batches(self) -> tuple[int, ...]:
+        """Returns what training may fall back to when memory runs out; nothing for other stages, or when the recipe says stop."""
+        lifted = self.stage is Stage.TRAIN and self.config.restart.on_out_of_memory is OnOutOfMemory.SMALLER_MICRO_BATCH
+        return self.config.training.smaller_micro_batch_sizes if lifted else ()
 
     def _run(self, request: JobSpec, *, is_complete: Callable[[], bool] = lambda: True) -> ExitRecord:
         from cluster.launchers import launcher_for

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.finished_pipeline import FinishedPipeline, finish_pipeline
+from tests.fakes.mlflow_server import MlflowServer, mlflow_serving
+from tests.fakes.tiny_pipeline import Project
+
 AMBIENT = ("PREFECT_", "MLFLOW_", "AWS_", "KUBE", "HEADRACE_", "WANDB_", "SLURM_")
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -33,6 +37,25 @@ def _own_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             folder.mkdir()
             patch.setenv(name, str(folder))
         yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One real MLflow server over HTTP; every test has experiments and models of its own there."""
+    with mlflow_serving(tmp_path_factory.mktemp("finished")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def finished_pipeline(mlflow_server: MlflowServer) -> FinishedPipeline:
+    """The pipeline that was run once. Whoever wants to change something takes a copy."""
+    return finish_pipeline(mlflow_server.folder, mlflow_server)
+
+
+@pytest.fixture(scope="session")
+def finished(finished_pipeline: FinishedPipeline) -> Project:
+    """Its project."""
+    return finished_pipeline.project
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

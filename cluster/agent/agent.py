@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.agent.allocation import Allocation
 from cluster.agent.array import run_array
 from cluster.agent.gang import follow_gang, lead_gang
 from cluster.agent.memory import OomWatch
@@ -24,7 +25,9 @@ from cluster.agent.peers import Peers
 from cluster.agent.publisher import Publisher
 from cluster.agent.scratch import NodeScratch
 from cluster.attempt import claim_attempt, counted_history
+from cluster.deadline import Costs
 from cluster.environment import compute_environment
+from cluster.failure_rate import read_exposure
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.patience import PatientStorage
 from cluster.process import started_at
@@ -81,7 +84,7 @@ def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank:
     artifact, scratch = ArtifactLayout(spec.artifact_key), NodeScratch(Path(spec.scratch_dir) / f"n{node_rank:04d}")
     scratch.folder.mkdir(parents=True, exist_ok=True)
     publisher = Publisher(open_storage(storage.url), artifact=artifact, attempt=attempt, key=spec.key, node_rank=node_rank)
-    stop.listen(publisher)
+    stop.listen(publisher, allocation=_allocation(spec))
     env = compute_environment(os.environ, extra=spec.env, project_dir=spec.project_dir, threads=spec.threads_per_rank, python=sys.executable)
     history = counted_history(storage, artifact, spec=spec)
     return Node(
@@ -93,10 +96,26 @@ def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank:
         scratch=scratch,
         nursery=Nursery(preload=spec.preload, env=env, cwd=spec.project_dir, log=scratch.zygote_log),
         publisher=publisher,
-        ledger=Ledger(publisher=publisher, attempt=attempt, spec=spec, node_rank=node_rank, history=history.incidents, baseline=history.baseline),
+        ledger=Ledger(
+            publisher=publisher,
+            attempt=attempt,
+            spec=spec,
+            node_rank=node_rank,
+            history=history.incidents,
+            baseline=history.baseline,
+            exposure=read_exposure(storage, artifact, step_name=spec.step_name, before=spec.attempt),
+        ),
         stop=stop,
         memory=OomWatch(),
     )
+
+
+def _allocation(spec: JobSpec) -> Allocation | None:
+    """The allocation, when its end is known. Items of an array commit nothing on the way: they are left as much of it as there is."""
+    if spec.time_limit_s is None:
+        return None
+    costs = Costs(save_s=0.0) if spec.kind is JobKind.ARRAY else None
+    return Allocation(spec.time_limit_s, grace_s=spec.grace_s, environment=os.environ, costs=costs)
 
 
 def _work(node: Node) -> JobEnd | None:

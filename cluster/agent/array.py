@@ -43,6 +43,17 @@ def run_array(node: Node, peers: Peers) -> JobEnd | None:
     failed = [each for each in reports if each.outcome == "failed"]
     stopped = [each for each in reports if each.outcome == "stopped"]
     chosen = failed[first_cause([each.finding() for each in failed])] if failed else (stopped or reports)[0]
+    if chosen.outcome == "stopped" and chosen.cause is not Cause.CANCELLED:  # the supervisor decides from incidents
+        node.ledger.judge(
+            chosen.finding(),
+            epoch=max(each.epoch for each in reports),
+            rank=-1,
+            step=-1,
+            committed_step=sum(each.committed_step for each in reports),
+            exit_status=0,
+            at=chosen.at,
+            idle=0,
+        )
     code = ExitCode.DONE if chosen.outcome == "finished" else chosen.stop_code or ExitCode.INTERRUPTED
     others = tuple(incident for each in reports[1:] for incident in each.incidents)
     return JobEnd(Outcome(code, chosen.cause, chosen.message, max(each.epoch for each in reports)), others)
@@ -158,9 +169,11 @@ class ArrayRun:
         return classify(Ending(name=name, exit_status=end.status, tail=tail, oom_killed=self.node.memory.struck()))
 
     def _stop(self) -> NodeReport:
-        reason = self.node.stop.reason
         self.node.end_gracefully()
-        return self._report(Finding(Cause.CANCELLED, (reason,), reason), outcome="stopped")
+        wish = self.node.why_stopped()
+        assert wish is not None
+        stop_code = None if wish.cause is Cause.CANCELLED else ExitCode.INTERRUPTED
+        return self._report(Finding(wish.cause, (wish.reason,), wish.reason, stop_code), outcome="stopped")
 
     def _has_record(self, item: WorkItem) -> bool:
         return self.node.storage.exists(self.node.artifact.item(self.node.spec.step_name, item.index))
@@ -195,6 +208,7 @@ class ArrayRun:
                 "message": finding.message,
                 "stop_code": finding.stop_code,
                 "echo": finding.echo,
+                "committed_step": self.done,
                 "at": time.time(),
                 "incidents": tuple(self.node.ledger.incidents),
             }

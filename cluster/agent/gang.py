@@ -1,35 +1,48 @@
-"""Runs a gang on a node: all ranks start, work and end together. When one dies, the others of its epoch are killed at once."""
+"""Runs a gang on a node: all ranks start, work and end together. When one dies or hangs, the others of its epoch are killed at once."""
 
 import logging
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cluster.agent.node import Node, Outcome, free_port
+from cluster.agent.node import Node, Outcome, Wish, free_port
 from cluster.agent.nursery import End, Program
 from cluster.agent.peers import NodeReport, Peers
+from cluster.agent.pulse import PulseBoard
+from cluster.agent.remedy import leave_act, past_of
 from cluster.agent.scratch import EpochScratch
+from cluster.agent.watch import Watch
 from cluster.attempt import newest_commit
-from cluster.environment import Place
+from cluster.environment import PULSE, STACKS_FILE, Place
 from cluster.epoch import take_epoch
-from cluster.restart import EVIDENCE_LINES, Ending, Finding, classify, first_cause, idle_starts
+from cluster.restart import EVIDENCE_LINES, Decision, Ending, Finding, classify, first_cause, idle_starts
+from cluster.watchdog import Hang, Pace
 from schemas.exit_code import ExitCode
 from schemas.job import Cause, EpochRecord, RankPhase, RankProgress
 
 logger = logging.getLogger(__name__)
 
-AT_WORK = frozenset({RankPhase.STEPPING, RankPhase.SAVING, RankPhase.VALIDATING, RankPhase.FINISHED})
-"""Phases in which a rank has got past its start."""
+AT_WORK = frozenset({RankPhase.COMPILING, RankPhase.STEPPING, RankPhase.SAVING, RankPhase.VALIDATING, RankPhase.FINISHED})
+"""Phases in which a rank has got past its start; `compiling` is its first step."""
+
+_STOPS = (Cause.CANCELLED, Cause.TIME_LIMIT, Cause.PREEMPTION)
+"""Why ranks stop as they were asked to, first what explains the others: ranks that were asked ask their peers on other nodes."""
+
+_YIELDED = frozenset({int(ExitCode.INTERRUPTED), -signal.SIGTERM, -signal.SIGUSR1})
+"""How ranks end that were asked to stop: the latter two before they listen."""
 
 _TICK_S = 0.2
 _RECOVERY_TICK_S = 0.02
 _SETTLE_S = 3.0
 """How long to look for the first cause when the first rank to end only echoes another's end."""
+_NOTHING_TO_COMMIT_S = 1.0
+"""Grace of ranks of which none is past its start."""
 
 
 def lead_gang(node: Node, peers: Peers) -> Outcome:
     """Runs epochs until the work is done, somebody wishes a stop, or the policy ends it. For node 0."""
-    reason = "first start"
+    reason, pace = "first start", Pace()
     node.ledger.begin(newest_commit(node.storage, node.artifact))
     while True:
         record = take_epoch(
@@ -41,14 +54,14 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
             rendezvous=f"{node.advertise}:{free_port(node.advertise)}",
             reason=reason,
         )
-        own = GangEpoch(node, peers, record).run()
+        own = GangEpoch(node, peers, record, pace).run()
         peers.tell(own, slot=record.epoch)
         reports = peers.collect(own, slot=record.epoch, settle_s=_SETTLE_S)
         since = [report.working_since for report in reports if report.working_since is not None]
         if node.ledger.open and len(since) == node.spec.num_nodes:  # too quick for the other nodes' heartbeats
             node.ledger.recovered(max(since))
         report = _account(reports)
-        if report.outcome != "failed":
+        if report.outcome == "finished" or report.cause is Cause.CANCELLED:
             code = ExitCode.DONE if report.outcome == "finished" else ExitCode.INTERRUPTED
             return Outcome(code, report.cause, report.message, record.epoch)
         finding = report.finding()
@@ -60,24 +73,27 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
             committed_step=report.committed_step,
             exit_status=report.exit_status,
             at=report.at,
+            detected_after_s=report.detected_after_s,
             idle=idle_starts(node.ledger.counted, committed_step=report.committed_step, baseline=node.ledger.baseline),
+            past=past_of(node.storage, node.artifact, cause=finding.cause),
         )
         if decision.action == "stop":
-            return Outcome(decision.exit_code, finding.cause, _told(finding, decision.reason), record.epoch)
+            return Outcome(decision.exit_code, finding.cause, _told(finding, decision), record.epoch)
+        leave_act(node.storage, node.artifact, decision, epoch=record.epoch, step=report.step, why=finding.message)
         node.pause(decision.delay_s)
-        if node.stop.reason:
-            return Outcome(ExitCode.INTERRUPTED, Cause.CANCELLED, node.stop.reason, record.epoch)
+        if (wish := node.why_stopped()) is not None:
+            return Outcome(ExitCode.INTERRUPTED, wish.cause, wish.reason, record.epoch)
         reason = finding.message
 
 
 def follow_gang(node: Node, peers: Peers) -> None:
     """Starts this node's ranks for every epoch that node 0 takes, until the attempt is over. For nodes above 0."""
-    epoch = -1
+    epoch, pace = -1, Pace()
     while not peers.over() and not node.stop.reason:
         record = peers.next_epoch(epoch)
         if record is not None:
             epoch = record.epoch
-            peers.tell(GangEpoch(node, peers, record).run(), slot=epoch)
+            peers.tell(GangEpoch(node, peers, record, pace).run(), slot=epoch)
         elif (trouble := peers.trouble(epoch + 1)) is not None:
             logger.error("%s; this node ends its part", trouble.message)
             return
@@ -88,15 +104,17 @@ def follow_gang(node: Node, peers: Peers) -> None:
 def _account(reports: tuple[NodeReport, ...]) -> NodeReport:
     """Returns the report that explains an epoch's end on all nodes: the first cause, with the furthest steps. Pure."""
     failed = sorted((report for report in reports if report.outcome == "failed"), key=lambda report: report.at)
-    if not failed:
-        return next((report for report in reports if report.outcome == "stopped"), reports[0])
     furthest = {"step": max(report.step for report in reports), "committed_step": max(report.committed_step for report in reports)}
+    if not failed:
+        stopped = sorted((report for report in reports if report.outcome == "stopped"), key=lambda report: _STOPS.index(report.cause))
+        return stopped[0].model_copy(update=furthest) if stopped else reports[0]
     return failed[first_cause([report.finding() for report in failed])].model_copy(update=furthest)
 
 
-def _told(finding: Finding, reason: str) -> str:
+def _told(finding: Finding, decision: Decision) -> str:
     """What people read when the policy stops a job. An error that says what, why and mend needs no more."""
-    return finding.message if finding.stop_code is not None else f"{finding.message}\n  why:  stopped by policy: {reason}"
+    says_it_all = decision.repeats or decision.exit_code is ExitCode.INTERRUPTED
+    return finding.message if says_it_all else f"{finding.message}\n  why:  stopped by policy: {decision.reason}"
 
 
 @dataclass
@@ -106,6 +124,7 @@ class GangEpoch:
     node: Node
     peers: Peers
     record: EpochRecord
+    pace: Pace
     _ranks: dict[int, int] = field(default_factory=dict)
     """pid → rank."""
     _working_since: dict[int, float] = field(default_factory=dict)
@@ -115,33 +134,44 @@ class GangEpoch:
     def run(self) -> NodeReport:
         """Starts the ranks and returns how the epoch ended here. No rank of it is left then."""
         scratch = self.node.prepare(self.record.epoch)
+        board = PulseBoard(self._own_ranks, folder=scratch.folder)
         try:
-            return self._run(scratch)
+            return self._run(scratch, board)
         finally:
             self.node.nursery.kill_all()
+            self.node.publisher.pulses = ()
+            board.close()
             self.node.publisher.finish(self.record.epoch)
 
-    def _run(self, scratch: EpochScratch) -> NodeReport:
-        self._start(scratch)
+    @property
+    def _own_ranks(self) -> range:
+        first = self.node.node_rank * self.node.spec.ranks_per_node
+        return range(first, first + self.node.spec.ranks_per_node)
+
+    def _run(self, scratch: EpochScratch, board: PulseBoard) -> NodeReport:
+        self._start(scratch, board)
+        watch = Watch(self.node, self.peers, epoch=self.record.epoch, board=board, pace=self.pace)
         finished: set[int] = set()
         while len(finished) < len(self._ranks):
             ended = self.node.nursery.wait(_RECOVERY_TICK_S if self.node.ledger.open else _TICK_S)
             finished |= {end.pid for end in ended if end.status == 0}
             failed = [end for end in ended if end.status != 0]
+            asked = self.node.stop.wish is not None or any(end.status == ExitCode.INTERRUPTED for end in failed)
+            if asked and all(end.status in _YIELDED for end in failed):
+                return self._stop(scratch, finished, yielded=failed)
             if failed:
                 return self._explain(scratch, failed)
-            if self.node.stop.reason:
-                return self._stop(scratch, finished)
             if (trouble := self.peers.trouble(self.record.epoch)) is not None:
                 return self._report(scratch, trouble, outcome="failed")
+            if (hang := watch.look(self._running())) is not None:
+                return self._replace_hanging(scratch, watch, hang)
             self._watch(scratch)
             self.node.memory.look()
         return self._report(scratch, Finding(Cause.FINISHED, (), "finished"), outcome="finished")
 
-    def _start(self, scratch: EpochScratch) -> None:
+    def _start(self, scratch: EpochScratch, board: PulseBoard) -> None:
         host, _, port = self.record.rendezvous.rpartition(":")
-        for local_rank in range(self.node.spec.ranks_per_node):
-            rank = self.node.node_rank * self.node.spec.ranks_per_node + local_rank
+        for local_rank, rank in enumerate(self._own_ranks):
             place = Place(
                 rank=rank,
                 world_size=self.record.world_size,
@@ -151,7 +181,8 @@ class GangEpoch:
                 master_addr=host,
                 master_port=int(port),
             )
-            env = {**self.node.variables(self.record.epoch), **place.variables()}
+            signs = {PULSE: board.place(rank), STACKS_FILE: str(scratch.stacks(rank))}
+            env = {**self.node.variables(self.record.epoch), **place.variables(), **signs}
             program = Program(name=f"rank {rank}", module=self.node.module, argv=self.node.argv(scratch), env=env, log=scratch.log(rank))
             self._ranks[self.node.nursery.start(program)] = rank
         logger.info("epoch %d: %d of %d ranks started (%s)", self.record.epoch, len(self._ranks), self.record.world_size, self.record.reason)
@@ -169,6 +200,18 @@ class GangEpoch:
         first = first_cause(findings)
         return self._report(scratch, findings[first], outcome="failed", end=failed[first], at=at)
 
+    def _running(self) -> dict[int, int]:
+        """Returns the processes of the ranks that have not ended, by rank."""
+        return {self._ranks[pid]: pid for pid in self.node.nursery.running}
+
+    def _replace_hanging(self, scratch: EpochScratch, watch: Watch, hang: Hang) -> NodeReport:
+        """Keeps what the ranks were doing, kills them, and reports who hangs."""
+        at = time.time()
+        report = watch.explain(hang, self._running(), scratch)
+        self.node.nursery.kill_all()
+        told = self._report(scratch, report.finding, outcome="failed", at=at)
+        return told.model_copy(update={"rank": report.rank, "exit_status": -signal.SIGKILL, "detected_after_s": report.detected_after_s})
+
     def _classify(self, scratch: EpochScratch, end: End) -> Finding:
         rank = self._ranks[end.pid]
         if end.zygote_died:
@@ -176,13 +219,16 @@ class GangEpoch:
         tail = scratch.tail(rank, lines=EVIDENCE_LINES)
         return classify(Ending(name=f"rank {rank}", exit_status=end.status, tail=tail, oom_killed=self.node.memory.struck()))
 
-    def _stop(self, scratch: EpochScratch, finished: set[int]) -> NodeReport:
-        """Ends the ranks because somebody wishes so. Ranks that say they are done are believed."""
-        reason = self.node.stop.reason
-        statuses = self.node.end_gracefully()
+    def _stop(self, scratch: EpochScratch, finished: set[int], *, yielded: list[End]) -> NodeReport:
+        """Ends the ranks because somebody wishes so: of this agent, or of its ranks alone. Ranks that say they are done are believed."""
+        at_work = any(progress.phase in AT_WORK for progress in scratch.progress())
+        statuses = self.node.end_gracefully(grace_s=None if at_work else min(self.node.spec.grace_s, _NOTHING_TO_COMMIT_S))
         if len(finished) + sum(status == 0 for status in statuses.values()) == len(self._ranks):
             return self._report(scratch, Finding(Cause.FINISHED, (), "finished"), outcome="finished")
-        return self._report(scratch, Finding(Cause.CANCELLED, (reason,), reason), outcome="stopped")
+        asked = ", ".join(f"rank {self._ranks[end.pid]}" for end in yielded)
+        wish = self.node.why_stopped() or Wish(Cause.PREEMPTION, f"{asked} stopped as asked by a signal")
+        stop_code = None if wish.cause is Cause.CANCELLED else ExitCode.INTERRUPTED
+        return self._report(scratch, Finding(wish.cause, (wish.reason,), wish.reason, stop_code), outcome="stopped")
 
     def _watch(self, scratch: EpochScratch) -> None:
         """Looks at the ranks' progress: whether all work again after an incident, and what the zygote should know."""

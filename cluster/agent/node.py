@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.agent.allocation import Allocation
 from cluster.agent.memory import OomWatch
 from cluster.agent.nursery import Nursery
 from cluster.agent.publisher import Publisher
+from cluster.agent.remedy import Past
 from cluster.agent.scratch import EpochScratch, NodeScratch
 from cluster.environment import ATTEMPT_KEY, EPOCH, MODULES_FILE
+from cluster.failure_rate import Exposure, failures_among, mtbf_s
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.restart import Decision, Finding, decide
 from cluster.storage import Storage, replace_local
@@ -49,33 +52,54 @@ class JobEnd:
     """Of the other nodes; node 0's own are in its ledger."""
 
 
+@dataclass(frozen=True)
+class Wish:
+    """Why an agent shall stop."""
+
+    cause: Cause
+    """`cancelled` ends the job; after `preemption` and `time limit` the next attempt goes on by itself."""
+    reason: str
+    """For people."""
+
+
 class StopWish:
-    """Whether this agent shall stop: SIGTERM, a cancel object, or the word that the attempt was declared lost."""
+    """Whether this agent shall stop: a signal, the end of its allocation, a cancel object, or the word that the attempt was declared lost."""
 
     def __init__(self) -> None:
-        """Installs handlers for SIGTERM and SIGINT; for the main thread only."""
+        """Installs handlers for SIGTERM, SIGUSR1 (what schedulers send before they take a node away) and SIGINT; for the main thread only."""
         self._publisher: Publisher | None = None
+        self._allocation: Allocation | None = None
         self._signal = ""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._ending = ""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
-    def listen(self, publisher: Publisher) -> None:
-        """Hears from storage too, from now on."""
-        self._publisher = publisher
+    def listen(self, publisher: Publisher, *, allocation: Allocation | None = None) -> None:
+        """Hears from storage too, from now on, and heeds the end of the allocation."""
+        self._publisher, self._allocation = publisher, allocation
 
     @property
     def reason(self) -> str:
-        """Why to stop; empty while nobody asked. Raises what ended the publisher, if anything did: nobody would hear of this job any more."""
-        if self._publisher is None:
-            return self._signal
-        if self._publisher.failure is not None:
-            raise self._publisher.failure
-        wishes = {
-            self._signal: bool(self._signal),
-            "cancelled": self._publisher.cancelled.is_set(),
-            "declared lost by the supervisor": self._publisher.declared_lost.is_set(),
-        }
-        return next((wish for wish, wished in wishes.items() if wished), "")
+        """Why to stop; empty while nobody asked. Raises as `wish`."""
+        return wish.reason if (wish := self.wish) is not None else ""
+
+    @property
+    def wish(self) -> Wish | None:
+        """Why to stop; None while nobody asked. Raises what ended the publisher, if anything did: nobody would hear of this job any more."""
+        if self._publisher is not None:
+            if self._publisher.failure is not None:
+                raise self._publisher.failure
+            if self._publisher.cancelled.is_set():
+                return Wish(Cause.CANCELLED, "cancelled")
+            if self._publisher.declared_lost.is_set():
+                return Wish(Cause.CANCELLED, "declared lost by the supervisor")
+        if self._signal:
+            return Wish(Cause.PREEMPTION, f"stopped by {self._signal}")
+        if not self._ending and self._allocation is not None and self._publisher is not None:
+            self._allocation.see(self._publisher.ranks)
+            if self._allocation.is_ending:
+                self._ending = f"the allocation ends in {max(0.0, self._allocation.left_s):.0f} s"
+        return Wish(Cause.TIME_LIMIT, self._ending) if self._ending else None
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signal = signal.Signals(number).name
@@ -93,6 +117,10 @@ class Ledger:
     """Incidents of earlier attempts that count against the budgets."""
     baseline: int
     """Newest committed step before them."""
+    exposure: Exposure = field(default_factory=Exposure)
+    """What earlier attempts have seen; budgets forget at times, this does not."""
+    began_at: float = field(default_factory=time.time)
+    """When this attempt began, seconds since the Unix epoch."""
     incidents: list[Incident] = field(default_factory=list)
     """Those of this attempt, oldest first."""
     _published: int = 0
@@ -102,14 +130,40 @@ class Ledger:
         """All incidents that count, oldest first."""
         return (*self.history, *self.incidents)
 
+    def mtbf_s(self, *, now: float) -> float:
+        """Returns the mean time between failures to expect, from all attempts so far. Seconds."""
+        return mtbf_s(self.exposure + Exposure(now - self.began_at, failures_among(self.incidents)))
+
     def begin(self, committed_step: int) -> None:
         """Notes where the first start begins: what was committed by then is no progress of its own."""
         if not self.history:
             self.baseline = max(self.baseline, committed_step)
 
-    def judge(self, finding: Finding, *, epoch: int, rank: int, step: int, committed_step: int, exit_status: int, at: float, idle: int) -> Decision:
-        """Decides what follows an incident, and notes it. `idle` as in `cluster.restart.decide`."""
-        decision = decide(self.counted, cause=finding.cause, idle=idle, limits=self.spec.limits, stop_code=finding.stop_code)
+    def judge(
+        self,
+        finding: Finding,
+        *,
+        epoch: int,
+        rank: int,
+        step: int,
+        committed_step: int,
+        exit_status: int,
+        at: float,
+        idle: int,
+        detected_after_s: float = 0.0,
+        past: Past | None = None,
+    ) -> Decision:
+        """Decides what follows an incident, and notes it. `idle` and `past` as in `cluster.restart.decide`."""
+        known = past or Past()
+        decision = decide(
+            self.counted,
+            cause=finding.cause,
+            idle=idle,
+            limits=self.spec.limits,
+            stop_code=finding.stop_code,
+            acts=known.acts,
+            commits=known.commits,
+        )
         self._publish_all()
         self.incidents.append(
             Incident(
@@ -123,6 +177,8 @@ class Ledger:
                 evidence=finding.evidence,
                 decision=decision.action,
                 reason=decision.reason,
+                back_to_step=decision.back_to_step,
+                detected_after_s=detected_after_s,
             )
         )
         logger.warning("epoch %d: %s; %s (%s)", epoch, finding.message, decision.action, decision.reason)
@@ -190,6 +246,7 @@ class Node:
             input_dirs={stage: str(self._local(key)) for stage, key in self.spec.inputs.items()},
             output_dir=str(self._local(self.spec.artifact_key)),
             scratch_dir=str(scratch.folder),
+            mtbf_s=self.ledger.mtbf_s(now=time.time()),
         )
         replace_local(scratch.task, canonical_json(task))
         self.publisher.follow(epoch, scratch)
@@ -209,10 +266,17 @@ class Node:
         while time.monotonic() < deadline and not self.stop.reason:
             time.sleep(0.05)
 
-    def end_gracefully(self) -> dict[int, int]:
-        """Asks all processes to stop, kills those that have not after the grace. Returns the exit statuses by pid."""
+    def why_stopped(self) -> Wish | None:
+        """Returns the wish to stop as it stands once processes have ended: a launcher that cancels also sends the signal that schedulers send."""
+        wish = self.stop.wish
+        if wish is not None and wish.cause is Cause.PREEMPTION and self.storage.exists(self.attempt.cancel):
+            return Wish(Cause.CANCELLED, "cancelled")
+        return wish
+
+    def end_gracefully(self, *, grace_s: float | None = None) -> dict[int, int]:
+        """Asks all processes to stop, kills those that have not after the grace (default: the job's). Returns the exit statuses by pid."""
         self.nursery.signal(signal.SIGTERM)
-        deadline = time.monotonic() + self.spec.grace_s
+        deadline = time.monotonic() + (self.spec.grace_s if grace_s is None else grace_s)
         ended: dict[int, int] = {}
         while self.nursery.running and time.monotonic() < deadline:
             ended |= {end.pid: end.status for end in self.nursery.wait(0.1)}

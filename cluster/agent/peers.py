@@ -17,7 +17,7 @@ from cluster.storage import Storage
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
 from schemas.frozen import Frozen
-from schemas.job import Cause, EpochRecord, Incident, JobSpec, RankProgress
+from schemas.job import Cause, EpochRecord, Heartbeat, Incident, JobSpec, RankProgress, RankPulse
 
 _REPORT = re.compile(r"^e(\d+)-n(\d+)\.json$")
 _LOOK_EVERY_S = 0.5
@@ -53,6 +53,8 @@ class NodeReport(Frozen):
     """Newest committed step that this node knows."""
     at: float
     """When it ended, seconds since the Unix epoch."""
+    detected_after_s: float = 0.0
+    """Seconds without a sign of life before it was noticed: of a hang."""
     working_since: float | None = None
     """When the last of this node's ranks got past its start, seconds since the Unix epoch; None: not all did."""
     incidents: tuple[Incident, ...] = ()
@@ -126,10 +128,11 @@ class Peers:
 
     def progress(self, epoch: int) -> tuple[RankProgress, ...]:
         """Returns what the other nodes' ranks of an epoch last said of themselves."""
-        if self.alone:
-            return ()
-        beats = read_heartbeats(self.storage, self.attempt)
-        return tuple(rank for beat in beats if beat.node_rank != self.node_rank and beat.epoch == epoch for rank in beat.ranks)
+        return tuple(rank for beat in self._beats(epoch) for rank in beat.ranks)
+
+    def pulses(self, epoch: int) -> tuple[RankPulse, ...]:
+        """Returns the last signs of life of the other nodes' ranks of an epoch, as old as their heartbeats."""
+        return tuple(pulse for beat in self._beats(epoch) for pulse in beat.pulses)
 
     def next_epoch(self, after: int) -> EpochRecord | None:
         """Returns this attempt's newest epoch above `after`, or None while there is none."""
@@ -144,6 +147,11 @@ class Peers:
     def over(self) -> bool:
         """Whether the attempt has its exit record."""
         return self.storage.exists(self.attempt.exit)
+
+    def _beats(self, epoch: int) -> tuple[Heartbeat, ...]:
+        """Returns the newest heartbeats of the other nodes that are in this epoch."""
+        beats = () if self.alone else read_heartbeats(self.storage, self.attempt)
+        return tuple(beat for beat in beats if beat.node_rank != self.node_rank and beat.epoch == epoch)
 
     def _silence(self, *, ended: set[int]) -> Finding | None:
         """Returns the loss of a node whose heartbeats, as seen from here, have not changed for `lost_after_s`."""

@@ -1,9 +1,10 @@
 """Carries what happens on a node to shared storage, in a thread of its own: a slow storage never delays a restart or a step.
 
-Heartbeats, incidents, and numbered segments of logs and metrics. It also listens: for the wish to cancel, and for the word that
+Heartbeats, incidents, notices, and numbered segments of logs and metrics. It also listens: for the wish to cancel, and for the word that
 somebody declared this attempt lost.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -18,13 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from cluster.agent.scratch import EpochScratch
 from cluster.agent.usage import UsageMeter
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, UnreachableError
-from schemas.job import Heartbeat, RankProgress
+from schemas.job import Heartbeat, Notice, RankProgress, RankPulse
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ TICK_S = 0.2
 _SEGMENT_BYTES = 1 << 20
 _MOST_SEGMENT_PAUSE_S = 15.0
 _LAST_TRIES_S = 60.0
+_MOST_NOTICES = 1000
+"""Of one node and attempt: each is an object of its own, and nobody reads more."""
 _SEQUENCE = re.compile(r"-(\d+)\.json$")
 
 
@@ -60,6 +65,8 @@ class _Epoch:
     scratch: EpochScratch
     started_at: float
     tails: dict[Path, _Tail] = field(default_factory=dict)
+    notices_taken: dict[int, int] = field(default_factory=dict)
+    """Rank → bytes of its notices that are on their way."""
     next_at: float = 0.0
     ended: bool = False
 
@@ -83,8 +90,13 @@ class Publisher:
         self._sequence = self._next_sequence()
         self._beat_at = 0.0
         self._newest_epoch = -1
+        self._notice_numbers = itertools.count()
         self.items_done = 0
         """Finished items of an array; set by the main thread."""
+        self.pulses: tuple[RankPulse, ...] = ()
+        """Last signs of life of this node's ranks; set by the main thread."""
+        self.ranks: tuple[RankProgress, ...] = ()
+        """What this node's ranks (or items) said of themselves when the last heartbeat was taken."""
         self.cancelled = threading.Event()
         """Set when `cancel.json` appears."""
         self.declared_lost = threading.Event()
@@ -105,6 +117,14 @@ class Publisher:
     def publish(self, key: str, data: bytes) -> None:
         """Publishes an object soon, in the order of calls; it is retried until it is there."""
         self._objects.append((key, data))
+
+    def notify(self, notice: Notice) -> None:
+        """Publishes a notice soon. A job that says too much is heard no more; its logs go on."""
+        number = next(self._notice_numbers)  # atomic: ranks' notices come from the publishing thread, the agent's own from the main one
+        if number < _MOST_NOTICES:
+            self.publish(self._attempt.notice(node_rank=self._node_rank, number=number), canonical_json(notice))
+        elif number == _MOST_NOTICES:
+            logger.warning("%d notices are enough; later ones are not published", _MOST_NOTICES)
 
     def finish(self, epoch: int) -> None:
         """Says that an epoch's processes have ended: the rest of its files is published, then they are removed."""
@@ -172,6 +192,7 @@ class Publisher:
         for epoch in sorted(epochs):
             if not epochs[epoch].ended:
                 progress |= {rank.rank: rank for rank in epochs[epoch].scratch.progress()}
+        self.ranks = tuple(progress[rank] for rank in sorted(progress))
         beat = Heartbeat(
             key=self._key,
             node_rank=self._node_rank,
@@ -180,7 +201,8 @@ class Publisher:
             epoch=self._newest_epoch,
             sequence=self._sequence,
             at=time.time(),
-            ranks=tuple(progress[rank] for rank in sorted(progress)),
+            ranks=self.ranks,
+            pulses=self.pulses,
             items_done=self.items_done,
             usage=self._usage.measure(),
         )
@@ -220,6 +242,21 @@ class Publisher:
             self._publish_growth(epoch.tail(path, partial(self._attempt.log_segment, epoch=number, rank=rank)), whole_lines=False)
         for rank, path in epoch.scratch.metrics().items():
             self._publish_growth(epoch.tail(path, partial(self._artifact.metric_segment, epoch=number, rank=rank)), whole_lines=True)
+        for rank, path in epoch.scratch.notices().items():
+            epoch.notices_taken[rank] = self._take_notices(path, offset=epoch.notices_taken.get(rank, 0))
+
+    def _take_notices(self, path: Path, *, offset: int) -> int:
+        """Publishes the notices that a rank appended from `offset` on, and returns where the next begin. A torn last line waits."""
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            try:
+                self.notify(Notice.model_validate_json(line))
+            except ValidationError as error:
+                logger.warning("%s holds a line that is no notice: %s", path.name, error)
+        return offset + len(whole)
 
     def _publish_growth(self, tail: _Tail, *, whole_lines: bool) -> None:
         """Publishes what a file grew by, in pieces. With `whole_lines` a last line without its end waits; a killed rank's is never published."""

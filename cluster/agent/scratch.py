@@ -7,6 +7,8 @@ task.json                        what `--spec` names
 progress-000001.json             replaced by rank (or item) 1
 log-000001.txt                   its output
 metrics-r0000.jsonl              appended by rank 0
+notices-r0001.jsonl              appended by rank 1, when it has something to say
+stacks-000001.txt                what rank 1 is doing, written when the agent asks
 """
 
 import re
@@ -20,6 +22,7 @@ from schemas.job import RankProgress
 _TAIL_BYTES = 64 << 10
 _LOG = re.compile(r"^log-(\d{6})\.txt$")
 _METRICS = re.compile(r"^metrics-r(\d{4})\.jsonl$")
+_NOTICES = re.compile(r"^notices-r(\d{4})\.jsonl$")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,18 @@ class EpochScratch:
     def metrics(self) -> dict[int, Path]:
         """Returns the metrics files by rank."""
         return self._matching(_METRICS)
+
+    def stacks(self, rank: int) -> Path:
+        """Returns the file into which a rank writes its stacks."""
+        return self.folder / f"stacks-{rank:06d}.txt"
+
+    def notice(self, rank: int) -> Path:
+        """Returns the file to which a rank appends its notices."""
+        return self.folder / f"notices-r{rank:04d}.jsonl"
+
+    def notices(self) -> dict[int, Path]:
+        """Returns the notices files by rank."""
+        return self._matching(_NOTICES)
 
     def progress(self) -> tuple[RankProgress, ...]:
         """Returns what ranks or items last said of themselves, by number. A file that makes no sense is passed over: the next one replaces it."""

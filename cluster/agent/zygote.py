@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.agent.preload import import_modules, recorded_modules
+from cluster.agent.stacks import answer_with_stacks
 from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent, set_process_name
 from schemas.exit_code import ExitCode
 
@@ -134,6 +135,7 @@ def run_program(request: Fork) -> None:
     for stream in (sys.stdout, sys.stderr):  # whole lines: processes that share a file do not tear each other's
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # a TextIOWrapper: nothing replaced it
     faulthandler.enable()
+    answer_with_stacks()
     logging.getLogger().handlers.clear()
     sys.argv = [request.module, *request.argv]
     try:

@@ -14,8 +14,8 @@ from tasks.evaluate.document import Document
 from tasks.evaluate.ngram import ORDER, NgramModel
 from tasks.evaluate.report import Baseline
 from tasks.evaluate.tally import bits_per_byte
+from tasks.recorded_file import verified_bytes
 from tasks.tokenize.shard_reader import ShardReader
-from tasks.tokenizer.corpus import verified_path
 
 MAX_NGRAM_TOKENS = 20_000_000
 """Training tokens that the 5-gram counts: about 2 GB of memory and 20 s; larger corpora are sampled evenly."""
@@ -62,7 +62,7 @@ def training_stream(tokens_dir: Path, *, manifest: FileEntry, max_tokens: int = 
     Raises:
         VerificationError: a shard's bytes are not those of its manifest.
     """
-    shards = ShardManifest.model_validate_json(verified_path(tokens_dir, manifest, subject="token shards").read_bytes())
+    shards = ShardManifest.model_validate_json(verified_bytes(tokens_dir, manifest, subject="token shards"))
     reader = ShardReader(shards, folder=tokens_dir, split="train")
     rows = _spread(reader.num_sequences, wanted=max(1, max_tokens // shards.sequence_length))
     tokens = reader.rows(rows)

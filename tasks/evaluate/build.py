@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from schemas.artifact import ArtifactRecord, FileEntry
-from schemas.errors import VerificationError
 from schemas.job import WorkItem, WorkPlan
 from schemas.stage import Stage
+from tasks.recorded_file import entry_of
+from tasks.tokenizer.corpus import MANIFEST_NAME
 from tasks.work import Draft, Work
 
 
@@ -14,8 +14,8 @@ def build(work: Work) -> Draft:
     model = work.inputs[Stage.EXPORT].files
     item = WorkItem(index=0, weight_bytes=work.config.evaluation.max_bytes, label="test split")
     options: dict[str, Any] = {
-        "corpus_manifest": _manifest(work.inputs[Stage.VALIDATE]).model_dump(mode="json"),
-        "shard_manifest": _manifest(work.inputs[Stage.TOKENIZE]).model_dump(mode="json"),
+        "corpus_manifest": entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME).model_dump(mode="json"),
+        "shard_manifest": entry_of(work.inputs[Stage.TOKENIZE], MANIFEST_NAME).model_dump(mode="json"),
         "model_files": [entry.model_dump(mode="json") for entry in model],
     }
     plan = WorkPlan(stage=Stage.EVALUATE, step_name="evaluate", items=(item,))
@@ -23,11 +23,3 @@ def build(work: Work) -> Draft:
     baselines = ", ".join(f"{name} {value:.3f}" for name, value in sorted(record.output["baselines"].items()))
     work.note(f"bits per byte {record.output['bits_per_byte']:.3f}" + (f" ({baselines})" if baselines else ""))
     return Draft(files=record.files, summary=dict(record.output))
-
-
-def _manifest(record: ArtifactRecord) -> FileEntry:
-    """Returns the entry of an input's `manifest.json`."""
-    for entry in record.files:
-        if entry.path == "manifest.json":
-            return entry
-    raise VerificationError(("manifest.json: not in the record",), subject=record.key)

@@ -9,7 +9,8 @@ import xxhash
 
 from schemas.artifact import FileEntry
 from schemas.errors import InputError
-from tasks.tokenizer.corpus import open_corpus, verified_path
+from tasks.recorded_file import verified_path
+from tasks.tokenizer.corpus import open_corpus
 
 _BATCH_ROWS = 64
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
-from cluster.storage import file_entry, publish_file, write_durably
+from cluster.storage import TEMPORARY_PREFIX, file_entry, publish_file, write_durably
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.errors import VerificationError
@@ -31,11 +31,15 @@ from tasks.evaluate.plot import draw, plot_names
 from tasks.evaluate.report import PLOTS_FOLDER, REPORT_NAME, SAMPLES_NAME, SPEED_NAME, Baseline, Report, Scores, Speed
 from tasks.evaluate.score import score
 from tasks.evaluate.tally import Tally, length_bucket, length_bucket_names
-from tasks.tokenizer.corpus import verified_path
+from tasks.export.layout import GENERATION_CONFIG_NAME, MODEL_FOLDER
+from tasks.recorded_file import verified_bytes, verified_path
+from tasks.tokenizer.existing import TOKENIZER_NAME
 
 logger = logging.getLogger(__name__)
 
 _LOADING_FINDINGS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+_READ_BY_US = (GENERATION_CONFIG_NAME, TOKENIZER_NAME)
+"""Small files of the exported model that no library opens by itself here."""
 _OVERLAP_SHARE = 4
 """Windows after a document's first repeat 1/4 of the sequence length as context."""
 
@@ -79,15 +83,18 @@ def _entry(value: Any) -> FileEntry:
 
 
 def _load(task: ItemTask) -> _Subject:
-    """Loads the exported folder after checking every file of it. Raises VerificationError."""
+    """Loads the exported folder after checking that it holds every recorded file, intact, and no other. Raises VerificationError."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     export_dir = task.input_dirs[Stage.EXPORT]
-    paths = [verified_path(export_dir, _entry(value), subject="exported model") for value in task.options["model_files"]]
-    folder = next(path for path in paths if path.name == "config.json").parent
+    entries = {entry.path: entry for entry in map(_entry, task.options["model_files"])}
+    folder = export_dir / MODEL_FOLDER
+    _refuse_unlisted(folder, listed=frozenset(entries))
+    for entry in entries.values():
+        verified_path(export_dir, entry, subject="exported model")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -95,9 +102,18 @@ def _load(task: ItemTask) -> _Subject:
     findings = tuple(f"{kind}: {', '.join(map(str, sorted(info[kind])))}" for kind in _LOADING_FINDINGS if info.get(kind))
     if findings:  # transformers would go on with random weights
         raise VerificationError(findings, subject=str(folder))
-    end_of_text_id = json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"]
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    content = {name: verified_bytes(export_dir, entries[f"{MODEL_FOLDER}/{name}"], subject="exported model") for name in _READ_BY_US}
+    end_of_text_id = json.loads(content[GENERATION_CONFIG_NAME])["eos_token_id"]
+    tokenizer = Tokenizer.from_buffer(content[TOKENIZER_NAME])
     return _Subject(model=model.to(device).eval(), tokenizer=tokenizer, folder=folder, end_of_text_id=int(end_of_text_id), device=device)
+
+
+def _refuse_unlisted(folder: Path, *, listed: frozenset[str]) -> None:
+    """Refuses files that the export did not make: transformers loads more than it is asked for (an adapter beside a model, say)."""
+    names = sorted(path.name for path in folder.glob("*") if not path.name.startswith(TEMPORARY_PREFIX))
+    findings = tuple(f"{folder / name}: is not part of the exported model" for name in names if f"{MODEL_FOLDER}/{name}" not in listed)
+    if findings:
+        raise VerificationError(findings, subject="exported model", mend="move the named files away")
 
 
 def _encode(subject: _Subject, documents: tuple[Document, ...]) -> list[npt.NDArray[np.int64]]:

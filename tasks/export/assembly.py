@@ -15,10 +15,11 @@ import numpy.typing as npt
 import xxhash
 from pydantic import ValidationError
 
+from cluster.storage import path_below
 from schemas.artifact import FileEntry
 from schemas.checkpoint import CommitRecord, Fragment, ParameterShape, RankIndex, TrainingState
 from schemas.errors import VerificationError
-from tasks.train.checkpoint.commit import STATE_NAME
+from tasks.train.checkpoint.commit import STATE_NAME, checkpoint_folder
 
 _FP32_BYTES = 4
 _MEND = "headrace resume goes on from the newest checkpoint that verifies"
@@ -44,20 +45,21 @@ class CheckpointFolder:
 
     @classmethod
     def of(cls, commit: CommitRecord, *, artifact_dir: Path) -> "CheckpointFolder":
-        """Returns the checkpoint that `commit` names, in the training artifact's local folder."""
-        return cls(path=artifact_dir / commit.folder, entries={entry.path: entry for entry in commit.files})
+        """Returns the checkpoint that `commit` names, in the training artifact's local folder. Raises UnsafeFileError for a link on the way."""
+        return cls(path=checkpoint_folder(commit, artifact_dir=artifact_dir), entries={entry.path: entry for entry in commit.files})
 
     def read_verified(self, name: str) -> bytes:
         """Returns a small file's bytes, checked against the commit.
 
         Raises:
             VerificationError: the commit does not know the file, or it is missing, or its bytes changed.
+            UnsafeFileError: it is a link, or below one.
         """
         entry = self.entries.get(name)
         if entry is None:
             raise VerificationError((f"{name}: not part of the commit",), subject=str(self.path))
         try:
-            data = (self.path / name).read_bytes()
+            data = path_below(self.path, name).read_bytes()
         except FileNotFoundError as error:
             raise VerificationError((f"{name}: missing",), subject=str(self.path)) from error
         if len(data) != entry.size or xxhash.xxh3_128(data).hexdigest() != entry.xxh3:
@@ -133,6 +135,7 @@ class FragmentReader:
 
         Raises:
             VerificationError: files that are missing, of another size, or whose bytes changed: all of them at once.
+            UnsafeFileError: one of them is a link.
         """
         self._folder = folder
         self._hashes: dict[tuple[str, int], str] = {}
@@ -157,7 +160,7 @@ class FragmentReader:
 
     def _hash_file(self, name: str, fragments: Sequence[Fragment]) -> list[str]:
         """Hashes a file and its weight fragments, whose order is that of `byte_offset`, in one pass; returns findings."""
-        entry, path = self._folder.entries.get(name), self._folder.path / name
+        entry, path = self._folder.entries.get(name), path_below(self._folder.path, name)
         if entry is None:
             return [f"{name}: not part of the commit"]
         if not path.is_file() or path.stat().st_size != entry.size:
@@ -181,7 +184,7 @@ class FragmentReader:
 
     def _blocks(self, name: str, *, start: int, size: int) -> Iterator[bytes]:
         """Yields `size` bytes of a file from `start`, in blocks; a buffered read is short only at the file's end."""
-        with open(self._folder.path / name, "rb") as file:
+        with open(path_below(self._folder.path, name), "rb") as file:
             file.seek(start)
             while size > 0:
                 block = file.read(min(size, _BLOCK_BYTES))

@@ -10,6 +10,8 @@ from schemas.errors import VerificationError
 from schemas.job import WorkItem, WorkPlan
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
+from tasks.recorded_file import entry_of, verified_bytes
+from tasks.tokenizer.existing import TOKENIZER_NAME
 from tasks.work import Draft, Work
 
 TOKENIZER_REPORT = "report.json"
@@ -57,9 +59,11 @@ def final_commit(storage: Storage, training: ArtifactRecord) -> tuple[str, Commi
 
 def _end_of_text_id(work: Work) -> int:
     """Returns the id of the end-of-text token, from the tokenizer's own file."""
-    tokenizer = json.loads((work.input_dir(Stage.TOKENIZER) / "tokenizer.json").read_bytes())
+    record = work.inputs[Stage.TOKENIZER]
+    entry = entry_of(record, TOKENIZER_NAME)
+    tokenizer = json.loads(verified_bytes(work.input_dir(Stage.TOKENIZER), entry, subject=record.key))
     name = work.config.tokenizer.end_of_text
     for token in tokenizer["added_tokens"]:
         if token["content"] == name:
             return int(token["id"])
-    raise VerificationError((f"tokenizer.json: has no token {name!r}",), subject=work.inputs[Stage.TOKENIZER].key)
+    raise VerificationError((f"tokenizer.json: has no token {name!r}",), subject=record.key)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import publish_file, write_durably
+from cluster.storage import path_below, publish_file, write_durably
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.checkpoint import CommitRecord
 from schemas.config import Precision
@@ -22,6 +22,7 @@ from tasks.export.assembly import CheckpointFolder, FragmentReader, Piece, cover
 from tasks.export.layout import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, MODEL_FOLDER, WeightFile, generation_config, plan_files, weight_index
 from tasks.export.number_format import cast, export_type, num_not_finite, torch_name
 from tasks.export.safetensors_file import SafetensorsWriter, TensorSpec, TensorType
+from tasks.recorded_file import verified_bytes
 from tasks.train.checkpoint.commit import MODEL_CONFIG_NAME
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,13 @@ def load_commit(artifact_dir: Path, *, name: str, content_hash: str) -> CommitRe
     """Returns the commit `name` of a training artifact.
 
     Raises:
-        VerificationError: it is damaged, or does not list the files that the artifact's record stands for.
+        VerificationError: it is missing or damaged, or does not list the files that the artifact's record stands for.
+        UnsafeFileError: a link is on the way to it.
     """
     try:
-        commit = CommitRecord.from_bytes((artifact_dir / name).read_bytes())
+        commit = CommitRecord.from_bytes(path_below(artifact_dir, name).read_bytes())
+    except FileNotFoundError as error:
+        raise VerificationError((f"{name}: missing",), subject=str(artifact_dir)) from error
     except SealBrokenError as error:
         raise VerificationError((f"{name}: {error}",), subject=str(artifact_dir)) from error
     if content_hash_of(commit.files) != content_hash:
@@ -111,15 +115,12 @@ def _write_metadata(task: ItemTask, *, folder: CheckpointFolder, files: tuple[We
 
 
 def _copy_tokenizer(task: ItemTask) -> list[FileEntry]:
-    """Copies the tokenizer's files, each checked against the tokenizer's record before it gets its name."""
+    """Copies the tokenizer's files: the very bytes that were checked against the tokenizer's record."""
     entries = []
     for expected in _entries(task.options["tokenizer_files"]):
         temporary = task.temporary(f"{MODEL_FOLDER}/{expected.path}")
-        write_durably(temporary, (task.input_dirs[Stage.TOKENIZER] / expected.path).read_bytes())
-        entry = _publish(task, temporary, name=expected.path)
-        if entry.xxh3 != expected.xxh3:
-            raise VerificationError((f"{expected.path}: its bytes are not what was committed",), subject=str(task.input_dirs[Stage.TOKENIZER]))
-        entries.append(entry)
+        write_durably(temporary, verified_bytes(task.input_dirs[Stage.TOKENIZER], expected, subject="tokenizer"))
+        entries.append(_publish(task, temporary, name=expected.path))
     return entries
 
 

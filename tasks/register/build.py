@@ -19,13 +19,13 @@ from schemas.errors import VerificationError
 from schemas.stage import Stage
 from tasks.evaluate.report import REPORT_NAME, SAMPLES_NAME, SPEED_NAME, Report, Samples, Speed
 from tasks.export.layout import MODEL_FOLDER
+from tasks.recorded_file import entry_of, verified_bytes, verified_path
 from tasks.register.card import render, run_metrics
 from tasks.register.gate import Verdict, judge
 from tasks.register.lineage import Lineage, trace
 from tasks.register.promotion import CANDIDATE, CHAMPION, promote
 from tasks.register.registration import REGISTRATION_NAME, Registration
 from tasks.register.registry import Registered, RegistryClaim, register_once
-from tasks.tokenizer.corpus import verified_path
 from tasks.tracking import ModelPackage, ModelRegistry, Tracker, TrackingTarget, without_credentials
 from tasks.work import Draft, Work
 
@@ -97,10 +97,7 @@ def _subject(work: Work) -> _Subject:
 
 def _read(folder: Path, record: ArtifactRecord, name: str, kind: type[_Model]) -> _Model:
     """Returns one of the evaluation's JSON files after checking it against the record."""
-    entry = next((entry for entry in record.files if entry.path == name), None)
-    if entry is None:
-        raise VerificationError((f"{name}: not in the record",), subject=record.key)
-    return kind.model_validate_json(verified_path(folder, entry, subject=record.key).read_bytes())
+    return kind.model_validate_json(verified_bytes(folder, entry_of(record, name), subject=record.key))
 
 
 def _publish_text(work: Work, name: str, text: str) -> FileEntry:

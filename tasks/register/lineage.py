@@ -1,11 +1,14 @@
 """Where a model comes from: the records of every artifact between the raw files and the export. What tags and the model card say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.artifact import ArtifactRecord
 from schemas.stage import Stage
 from tasks.store import Store
+
+_MOST_TAG_CHARS = 1000
+"""Longest tag; some MLflow stores refuse more than a few thousand characters."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Lineage:
             run_id: the run that registers.
             commit: git commit of this checkout, or empty.
         """
-        step = self[Stage.EXPORT].summary["step"]
+        step, acts = self[Stage.EXPORT].summary["step"], self[Stage.TRAIN].summary.get("acts", ())
         return {
             "headrace.dataset": self[Stage.VALIDATE].content_hash,
             "headrace.tokenizer": self[Stage.TOKENIZER].content_hash,
@@ -39,7 +42,14 @@ class Lineage:
             "headrace.export": self[Stage.EXPORT].key,
             "headrace.commit": commit or "not a git checkout",
             "headrace.run_id": run_id,
+            **({"headrace.acts": _shortened(acts)} if acts else {}),
         }
+
+
+def _shortened(acts: Sequence[str]) -> str:
+    """Returns what was done on the way that changed numbers, as a tag holds it; the training record names all of it."""
+    shown = "; ".join(acts)
+    return shown if len(shown) <= _MOST_TAG_CHARS else f"{len(acts)} acts, the first: {acts[0]}"[:_MOST_TAG_CHARS]
 
 
 def trace(store: Store, *, export: ArtifactRecord, evaluation: ArtifactRecord) -> Lineage:

@@ -11,11 +11,12 @@ from schemas.frozen import thaw
 from schemas.job import ItemRecord, WorkItem, WorkPlan
 from schemas.manifest import SPLITS, CorpusManifest, Shard, ShardManifest
 from schemas.stage import Stage
+from tasks.recorded_file import entry_of, verified_bytes
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenize.packing import id_dtype
 from tasks.tokenize.reuse import find_donors
 from tasks.tokenize.shard_file import MAX_PAYLOAD_BYTES
-from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus, verified_path
+from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus
 from tasks.tokenizer.engine import choose_engine, facts_of
 from tasks.tokenizer.existing import TOKENIZER_NAME
 from tasks.work import Draft, Work
@@ -30,9 +31,9 @@ def build(work: Work) -> Draft:
         ConfigError: gigatoken is asked for and refuses the tokenizer, or a shard would be too large.
         InputError: the corpus has no training documents.
     """
-    corpus_entry = _entry(work, Stage.VALIDATE, MANIFEST_NAME)
+    corpus_entry = entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME)
     corpus = open_corpus(work.input_dir(Stage.VALIDATE), manifest=corpus_entry)
-    tokenizer_entry = _entry(work, Stage.TOKENIZER, TOKENIZER_NAME)
+    tokenizer_entry = entry_of(work.inputs[Stage.TOKENIZER], TOKENIZER_NAME)
     facts = _decide(work, tokenizer_entry)
     plan = plan_groups(corpus.manifest)
     options = {
@@ -104,7 +105,7 @@ def manifest_of(records: tuple[ItemRecord, ...], *, facts: ShardFacts) -> ShardM
 def _decide(work: Work, tokenizer_entry: FileEntry) -> ShardFacts:
     """Returns the decisions that hold for all shards, from the recipe and the tokenizer's own file."""
     config = work.config
-    content = verified_path(work.input_dir(Stage.TOKENIZER), tokenizer_entry, subject="tokenizer").read_bytes()
+    content = verified_bytes(work.input_dir(Stage.TOKENIZER), tokenizer_entry, subject="tokenizer")
     known = facts_of(content, end_of_text=config.tokenizer.end_of_text, subject="the tokenizer")
     choice = choose_engine(content, wanted=config.tokenization.engine)
     if choice.name == "huggingface" and config.tokenization.engine == "auto":
@@ -130,8 +131,3 @@ def _refuse_large_shards(config: RunConfig, *, itemsize: int) -> None:
     if rows * length * itemsize > MAX_PAYLOAD_BYTES:
         message = f"x sequence_length ({length}) x {itemsize} bytes = {rows * length * itemsize:,} bytes; a shard holds at most {MAX_PAYLOAD_BYTES:,}"
         raise ConfigError((Problem("tokenization.sequences_per_shard", repr(rows), message, nearest=str(MAX_PAYLOAD_BYTES // (length * itemsize))),))
-
-
-def _entry(work: Work, stage: Stage, name: str) -> FileEntry:
-    """Returns the recorded entry of an input's file."""
-    return next(file for file in work.inputs[stage].files if file.path == name)

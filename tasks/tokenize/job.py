@@ -25,12 +25,13 @@ from schemas.frozen import thaw
 from schemas.manifest import SPLITS, AcceptedFile, Shard, Split
 from schemas.stage import Stage
 from tasks.entry import ItemOutcome, ItemTask, item_main
+from tasks.recorded_file import verified_bytes
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenize.packing import PackedShard, Packer
 from tasks.tokenize.reuse import Donor, Reuse, taken_by_other_bytes
 from tasks.tokenize.shadow import ShadowCheck
 from tasks.tokenize.shard_file import write_shard
-from tasks.tokenizer.corpus import Batch, Corpus, open_corpus, verified_path
+from tasks.tokenizer.corpus import Batch, Corpus, open_corpus
 from tasks.tokenizer.engine import Engine, limit_threads, open_engine
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def run(task: ItemTask) -> ItemOutcome:
     corpus = open_corpus(task.input_dirs[Stage.VALIDATE], manifest=FileEntry.model_validate(options["corpus"]))
     facts = ShardFacts.model_validate(options["facts"])
     entry = FileEntry.model_validate(options["tokenizer"])
-    tokenizer_json = verified_path(task.input_dirs[Stage.TOKENIZER], entry, subject="tokenizer").read_bytes()
+    tokenizer_json = verified_bytes(task.input_dirs[Stage.TOKENIZER], entry, subject="tokenizer")
     group = int(options["groups"][task.index])
     files = [file for split in SPLITS for file in corpus.manifest.of_split(split) if file.group == group]
     wanted = task.config.tokenization.shadow_check_documents

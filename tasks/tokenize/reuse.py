@@ -20,8 +20,9 @@ from schemas.manifest import AcceptedFile, Shard
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.entry import ItemTask
+from tasks.recorded_file import verified_bytes, verified_path
 from tasks.tokenize.facts import ShardFacts
-from tasks.tokenizer.corpus import MANIFEST_NAME, verified_path
+from tasks.tokenizer.corpus import MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Reuse:
         for donor in donors:
             folder = task.output_dir.parent / donor.folder
             try:
-                content = json.loads(verified_path(folder, donor.manifest, subject="earlier shards").read_bytes())
+                content = json.loads(verified_bytes(folder, donor.manifest, subject="earlier shards"))
             except VerificationError as error:
                 logger.info("no shards are taken from %s: %s", folder, error)
                 continue

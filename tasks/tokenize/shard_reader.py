@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cluster.layout import safe_key
+from cluster.storage import path_below
 from schemas.errors import VerificationError
 from schemas.manifest import Shard, ShardManifest, Split
 
@@ -99,7 +99,7 @@ class ShardReader:
 
     def _content(self, shard: Shard) -> mmap.mmap:
         """Maps a shard's file. A missing file, a link, or another size is a finding, not a stack trace."""
-        path = self._folder / safe_key(shard.file.path)
+        path = path_below(self._folder, shard.file.path)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:

@@ -5,6 +5,7 @@ from schemas.errors import GateError
 from schemas.frozen import thaw
 from schemas.job import WorkItem, WorkPlan
 from schemas.stage import Stage
+from tasks.recorded_file import entry_of
 from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus
 from tasks.tokenizer.job import REPORT_NAME
 from tasks.tokenizer.report import TokenizerReport, objections, remarks
@@ -19,12 +20,12 @@ def build(work: Work) -> Draft:
     Raises:
         GateError: it compresses too little, splits words too much, or does not give every document back.
     """
-    corpus_record = work.inputs[Stage.VALIDATE]
-    entry = next(file for file in corpus_record.files if file.path == MANIFEST_NAME)
+    entry = entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME)
     corpus = open_corpus(work.input_dir(Stage.VALIDATE), manifest=entry)
     weight = sum(file.text_bytes for file in corpus.manifest.of_split("train"))
     plan = WorkPlan(stage=Stage.TOKENIZER, step_name="train", items=(WorkItem(index=0, weight_bytes=weight, label="tokenizer"),))
-    (record,) = work.run_array(plan, module="tasks.tokenizer.job", options={"corpus": entry.model_dump(mode="json")})
+    options = {"corpus": entry.model_dump(mode="json"), "existing": work.identity.inputs.get("existing")}
+    (record,) = work.run_array(plan, module="tasks.tokenizer.job", options=options)
     report = TokenizerReport.model_validate(thaw(record.output))
     for remark in remarks(report):
         work.note(remark)

@@ -10,10 +10,10 @@ from pathlib import Path
 import xxhash
 from pydantic import ValidationError
 
-from cluster.storage import hash_file, path_below
 from schemas.artifact import FileEntry
 from schemas.errors import VerificationError
 from schemas.manifest import AcceptedFile, CorpusManifest, Split
+from tasks.recorded_file import verified_bytes, verified_path
 
 MANIFEST_NAME = "manifest.json"
 BATCH_BYTES = 16 << 20
@@ -103,31 +103,12 @@ def open_corpus(folder: Path, *, manifest: FileEntry) -> Corpus:
     Raises:
         VerificationError: it is missing or damaged.
     """
-    path = verified_path(folder, manifest, subject="accepted corpus")
+    content = verified_bytes(folder, manifest, subject="accepted corpus")
     try:
-        return Corpus(folder=folder, manifest=CorpusManifest.model_validate_json(path.read_bytes()))
+        return Corpus(folder=folder, manifest=CorpusManifest.model_validate_json(content))
     except ValidationError as error:
-        raise VerificationError((f"{path}: not a corpus manifest ({error.error_count()} problems)",), subject="accepted corpus") from error
-
-
-def verified_path(folder: Path, entry: FileEntry, *, subject: str) -> Path:
-    """Returns the path of a recorded file after checking size and hash.
-
-    Raises:
-        VerificationError: the file is missing, or its bytes are not those that were recorded.
-    """
-    path = path_below(folder, entry.path)
-    mend = "headrace verify lists every damaged file; run again with --from and the stage that made it"
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise VerificationError((f"{path}: {error.strerror}",), subject=subject, mend=mend) from error
-    if size != entry.size:
-        raise VerificationError((f"{path}: {size:,} bytes, the record says {entry.size:,}",), subject=subject, mend=mend)
-    found = hash_file(path)
-    if found != entry.xxh3:
-        raise VerificationError((f"{path}: xxh3 {found}, the record says {entry.xxh3}; the file is damaged",), subject=subject, mend=mend)
-    return path
+        finding = f"{folder / manifest.path}: not a corpus manifest ({error.error_count()} problems)"
+        raise VerificationError((finding,), subject="accepted corpus") from error
 
 
 def _spread(files: tuple[AcceptedFile, ...], *, max_bytes: int) -> tuple[AcceptedFile, ...]:

@@ -1,11 +1,13 @@
 """Taking over an existing tokenizer: a `tokenizer.json`, or a folder in Hugging Face layout. Its bytes are kept as they are."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.storage import looks_like_pickle
+from schemas.canonical import root_hash
 from schemas.errors import InputError, UnsafeFileError
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -51,6 +53,11 @@ def existing_files(path: Path) -> tuple[Path, ...]:
     if looks_like_pickle(path):
         raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="give a tokenizer.json")
     return (_checked(path),)
+
+
+def existing_hash(path: Path, hash_file: Callable[[Path], str]) -> str:
+    """Returns the content hash of an existing tokenizer: what its identity is. Errors are those of `existing_files`."""
+    return root_hash((file.name, file.stat().st_size, hash_file(file)) for file in existing_files(path))
 
 
 def _refuse_pickles(folder: Path) -> None:

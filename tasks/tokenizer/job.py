@@ -1,14 +1,15 @@
 """The compute half of `tokenizer`: one item that trains or takes over a tokenizer and measures it.
 
-Options: `corpus`, the file entry of the accepted corpus' manifest.
+Options: `corpus`, the file entry of the accepted corpus' manifest; `existing`, the content hash of the tokenizer that the recipe names, or null.
 """
 
 from pathlib import Path
 
-from cluster.storage import publish_file, write_durably
+from cluster.storage import hash_file, publish_file, write_durably
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.config import TokenizerConfig
+from schemas.errors import VerificationError
 from schemas.frozen import thaw
 from schemas.manifest import Split
 from schemas.stage import Stage
@@ -16,7 +17,7 @@ from tasks.entry import ItemOutcome, ItemTask, item_main
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.corpus import Corpus, open_corpus
 from tasks.tokenizer.engine import choose_engine, facts_of, limit_threads
-from tasks.tokenizer.existing import CONFIG_NAME, TOKENIZER_NAME, read_existing
+from tasks.tokenizer.existing import CONFIG_NAME, TOKENIZER_NAME, ExistingTokenizer, existing_hash, read_existing
 from tasks.tokenizer.folder import tokenizer_config
 from tasks.tokenizer.report import SAMPLE_BYTES, TokenizerReport, Trained, measure
 
@@ -39,7 +40,7 @@ def _make(task: ItemTask, *, corpus: Corpus) -> tuple[bytes, bytes, Trained]:
     """Returns (tokenizer.json, tokenizer_config.json, where they came from)."""
     config = task.config.tokenizer
     if config.path is not None:
-        existing = read_existing(Path(config.path))
+        existing = _read_existing(Path(config.path), expected=str(task.options["existing"]))
         facts = facts_of(existing.tokenizer_json, end_of_text=config.end_of_text, subject=f"the tokenizer {config.path}")
         origin = Trained(kind="existing", requested_vocab_size=facts.vocab_size)
         return existing.tokenizer_json, tokenizer_config(existing.config, end_of_text=config.end_of_text), origin
@@ -52,6 +53,15 @@ def _make(task: ItemTask, *, corpus: Corpus) -> tuple[bytes, bytes, Trained]:
     trained = train_bpe(texts, config=config)
     origin = Trained(kind="trained", trainer=trained.trainer, documents=len(texts), text_bytes=text_bytes, requested_vocab_size=config.vocab_size)
     return trained.tokenizer_json, tokenizer_config({}, end_of_text=config.end_of_text), origin
+
+
+def _read_existing(path: Path, *, expected: str) -> ExistingTokenizer:
+    """Returns the recipe's own tokenizer, which must be on this node what the artifact's name stands for. Raises VerificationError."""
+    found = existing_hash(path, hash_file)
+    if found != expected:
+        finding = f"{path}: content {found[:12]} on this node, {expected[:12]} when the tokenizer was planned"
+        raise VerificationError((finding,), subject="tokenizer.path", mend="headrace run takes the tokenizer as it is now")
+    return read_existing(path)
 
 
 def _measure(tokenizer_json: bytes, *, config: TokenizerConfig, corpus: Corpus, origin: Trained) -> TokenizerReport:

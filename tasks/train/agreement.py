@@ -6,6 +6,7 @@ Whatever follows from an `Agreement` is the same on every rank, so a decision ma
 from dataclasses import dataclass
 from enum import Enum
 
+from tasks.train.consumed import NUM_WORDS
 from tasks.train.gang import Gang
 
 
@@ -36,6 +37,8 @@ class RankWord:
     """Newest committed step. Only rank 0 knows it by itself."""
     wants_save: bool = False
     """Whether a checkpoint is due after this update. Only rank 0 is asked: it may depend on a clock."""
+    consumed: tuple[float, ...] = (0.0,) * NUM_WORDS
+    """Hash of the sequences that it trained on in this step (`ConsumedIds.words`)."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,20 @@ class Agreement:
     """Whether every rank's share of the pending checkpoint is durable."""
     any_failed: bool
     """Whether any rank could not write its share."""
+    all_settled: bool
+    """Whether no rank writes on: every share of the pending checkpoint is durable or failed."""
     committed_step: int
     """Newest committed step; -1: none."""
     save_due: bool
     """Whether a checkpoint is due after this update."""
+    consumed: tuple[float, ...]
+    """Sum of the ranks' hashes of the sequences that they trained on in this step."""
 
 
 def agree(gang: Gang, word: RankWord) -> Agreement:
-    """Returns what the ranks' words amount to, equal on every rank. Collective, one all-reduce of six numbers."""
+    """Returns what the ranks' words amount to, equal on every rank. Collective, one all-reduce of ten numbers."""
     leads = gang.rank == 0
-    loss, stops, durable, failed, committed, saves = gang.sum(
+    loss, stops, durable, failed, committed, saves, *consumed = gang.sum(
         [
             word.loss,
             float(word.stop),
@@ -67,6 +74,7 @@ def agree(gang: Gang, word: RankWord) -> Agreement:
             float(word.save is SaveState.FAILED),
             float(word.committed_step if leads else 0),
             float(word.wants_save and leads),
+            *word.consumed,
         ]
     )
     return Agreement(
@@ -74,6 +82,8 @@ def agree(gang: Gang, word: RankWord) -> Agreement:
         stopping=stops > 0,
         all_durable=durable == gang.world_size,
         any_failed=failed > 0,
+        all_settled=durable + failed == gang.world_size,
         committed_step=int(committed),
         save_due=saves > 0,
+        consumed=tuple(consumed),
     )

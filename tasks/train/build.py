@@ -1,19 +1,27 @@
 """The control half of `train`: checks that model and tokens fit, goes on from a shorter sibling where there is one, runs the gang, verifies."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from cluster.acts import read_acts
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.checkpoint import CommitRecord, TrainingState
 from schemas.config import RunConfig, TrainingConfig
 from schemas.errors import ConfigError, Problem, VerificationError
 from schemas.manifest import ShardManifest
+from schemas.sizing import training_size
 from schemas.stage import Stage
-from tasks.train.checkpoint.commit import STATE_NAME, committed_steps, parse_commit, verify
+from tasks.recorded_file import entry_of, verified_bytes
+from tasks.tokenizer.corpus import MANIFEST_NAME
+from tasks.tokenizer.existing import TOKENIZER_NAME
+from tasks.train.bookkeeping import keep_ledger
+from tasks.train.checkpoint.commit import STATE_NAME, checkpoint_folder, committed_steps, parse_commit, verify
+from tasks.train.checkpoint.room import measure_room, refuse_without_room
 from tasks.train.compatibility import check_compatibility
 from tasks.train.deepspeed_config import deepspeed_config
 from tasks.train.sibling import TRAJECTORY_NAME, Trajectory, import_from_sibling
@@ -38,10 +46,12 @@ def build(work: Work) -> Draft:
 
     Raises:
         ConfigError: model, tokens, DeepSpeed section and ranks do not fit together; nothing was run.
-        VerificationError: the final checkpoint is not what was committed.
+        VerificationError: the final checkpoint is not what was committed, or an input is not what was recorded.
+        UnreachableError: there is no room for checkpoints; nothing was run.
     """
     config = work.config
-    manifest = ShardManifest.model_validate_json((work.input_dir(Stage.TOKENIZE) / "manifest.json").read_bytes())
+    recorded = entry_of(work.inputs[Stage.TOKENIZE], MANIFEST_NAME)
+    manifest = ShardManifest.model_validate_json(verified_bytes(work.input_dir(Stage.TOKENIZE), recorded, subject=work.inputs[Stage.TOKENIZE].key))
     check_training_data(config, manifest)
     shape = gang_shape(config)
     raw = raw_deepspeed_section(config)
@@ -54,14 +64,13 @@ def build(work: Work) -> Draft:
         work.note(f"goes on from step {imported.step} of {imported.key}: under {config.training.schedule.kind.value}, how long is not what")
     final = _final_commit(work, total_steps)
     if final is None:
-        model_type = (config.model.config or {}).get("model_type", "")
-        preload = ("tasks.train.preload", *((f"transformers.models.{model_type}.modeling_{model_type}",) if model_type else ()))
+        _look_for_room(work, manifest)
         work.run_gang(
             module="tasks.train.job",
             num_nodes=shape.num_nodes,
             ranks_per_node=shape.ranks_per_node,
-            preload=preload,
-            options={"deepspeed": raw},
+            preload=_preload(config),
+            options=_options(work, raw=raw),
             is_complete=lambda: _final_commit(work, total_steps) is not None,
         )
         final = _final_commit(work, total_steps)
@@ -69,6 +78,30 @@ def build(work: Work) -> Draft:
         finding = f"{work.layout.commit(total_steps)}: missing or damaged, though the job ended well"
         raise VerificationError((finding,), subject=work.key, mend="headrace resume writes it again")
     return _draft(work, final, files=files, manifest=manifest)
+
+
+def _look_for_room(work: Work, manifest: ShardManifest) -> None:
+    """Says when checkpoints will not fit, before anything is computed. Raises UnreachableError when not even two do."""
+    size = training_size(work.config, vocab_size=manifest.vocab_size, train_sequences=manifest.num_sequences("train"))
+    room = measure_room(work.output_dir, size=size)
+    if room is not None and (warning := refuse_without_room(room, folder=work.output_dir)):
+        work.note(f"warning: {warning}")
+
+
+def _preload(config: RunConfig) -> tuple[str, ...]:
+    """Returns the modules that the zygote imports, the model's own among them."""
+    model_type = (config.model.config or {}).get("model_type", "")
+    return ("tasks.train.preload", *((f"transformers.models.{model_type}.modeling_{model_type}",) if model_type else ()))
+
+
+def _options(work: Work, *, raw: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Returns what ranks need beyond the config: see `tasks.train.job`."""
+    return {
+        "deepspeed": raw,
+        "manifest": entry_of(work.inputs[Stage.TOKENIZE], MANIFEST_NAME).model_dump(mode="json"),
+        "tokenizer": entry_of(work.inputs[Stage.TOKENIZER], TOKENIZER_NAME).model_dump(mode="json"),
+        "outside_files": [entry.model_dump(mode="json") for entry in work.identity.outside_files],
+    }
 
 
 def check_training_data(config: RunConfig, manifest: ShardManifest) -> None:
@@ -121,12 +154,17 @@ def _final_commit(work: Work, total_steps: int) -> CommitRecord | None:
     if total_steps not in committed_steps(work.storage, work.layout):
         return None
     commit = parse_commit(work.storage.read(work.layout.commit(total_steps)), step=total_steps)
-    return commit if commit is not None and not verify(commit, folder=work.output_dir / commit.folder) else None
+    return commit if commit is not None and not verify(commit, folder=_folder(work, commit)) else None
+
+
+def _folder(work: Work, commit: CommitRecord) -> Path:
+    return checkpoint_folder(commit, artifact_dir=work.output_dir)
 
 
 def _draft(work: Work, commit: CommitRecord, *, files: tuple[FileEntry, ...], manifest: ShardManifest) -> Draft:
     """Returns the draft; its content hash is over paths relative to the checkpoint, so that epoch numbers do not matter."""
-    state = TrainingState.model_validate_json((work.output_dir / commit.folder / STATE_NAME).read_bytes())
+    committed = next(entry for entry in commit.files if entry.path == STATE_NAME)
+    state = TrainingState.model_validate_json(verified_bytes(_folder(work, commit), committed, subject=work.key))
     entries = tuple(entry.model_copy(update={"path": f"{commit.folder}/{entry.path}"}) for entry in commit.files)
     training = work.config.training
     summary = {
@@ -142,6 +180,8 @@ def _draft(work: Work, commit: CommitRecord, *, files: tuple[FileEntry, ...], ma
         "world_size": commit.world_size,
         "zero_stage": state.zero_stage,
         "precision": state.precision,
+        **({"acts": [str(act) for act in acts]} if (acts := read_acts(work.storage, work.layout)) else {}),
+        **({"goodput": ledger.goodput} if (ledger := keep_ledger(work.storage, work.layout, now=time.time())) is not None else {}),
         "num_restarts": max(0, len(work.storage.names(work.layout.epochs)) - 1),
     }
     return Draft(files=(*files, *entries), summary=summary, content_hash=content_hash_of(commit.files))

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from schemas.act import batch_number
+from schemas.checkpoint import BatchWindow
 from schemas.manifest import ShardManifest, Split
 from tasks.train.order import Indices, global_batch, rank_slice
 
@@ -34,6 +36,8 @@ class Rows(Protocol):
 class Batch:
     """One micro-batch on the CPU."""
 
+    indices: Indices
+    """Which sequences of the split, int64 [B]."""
     tokens: torch.Tensor
     """Ids, int64 [B, L]."""
     labels: torch.Tensor
@@ -61,21 +65,31 @@ class BatchSource:
         num_rows, length = tokens.shape
         padded = np.flatnonzero(np.isin(indices, self._short_rows))
         if not padded.size:
-            return Batch(tokens, tokens, num_targets=num_rows * (length - 1))
+            return Batch(indices, tokens, tokens, num_targets=num_rows * (length - 1))
         labels, missing = tokens.clone(), 0
         for row in padded:
             num_tokens = int(self._short_lengths[np.searchsorted(self._short_rows, indices[row])])
             labels[row, num_tokens:] = IGNORED
             missing += length - max(num_tokens, 1)
-        return Batch(tokens, labels, num_targets=num_rows * (length - 1) - missing)
+        return Batch(indices, tokens, labels, num_targets=num_rows * (length - 1) - missing)
 
 
 class TrainingBatches:
     """The micro-batches of this rank, step by step. A thread reads one step ahead, so a slow file system is waited for only once."""
 
-    def __init__(self, source: BatchSource, *, global_batch_size: int, micro_batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        """Args: source: the training split."""
-        self._source = source
+    def __init__(
+        self,
+        source: BatchSource,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        skipped: Sequence[BatchWindow] = (),
+    ) -> None:
+        """Args: source: the training split. skipped: batches that are never used, ascending and disjoint."""
+        self._source, self._skipped = source, skipped
         self._global_batch_size, self._micro_batch_size, self._seed = global_batch_size, micro_batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
@@ -93,6 +107,7 @@ class TrainingBatches:
         self._executor.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> Sequence[Batch]:
-        batch = global_batch(step, num_sequences=self._source.num_sequences, global_batch_size=self._global_batch_size, seed=self._seed)
+        number = batch_number(step, self._skipped)
+        batch = global_batch(number, num_sequences=self._source.num_sequences, global_batch_size=self._global_batch_size, seed=self._seed)
         own = rank_slice(batch, rank=self._rank, world_size=self._world_size, micro_batch_size=self._micro_batch_size)
         return [self._source.batch(indices) for indices in own]

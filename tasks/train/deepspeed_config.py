@@ -9,12 +9,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.config import Precision, RunConfig
+from schemas.config import OptimizerName, Precision, RunConfig
 from schemas.deepspeed_options import AUTO
 from schemas.errors import ConfigError, Problem
 from schemas.frozen import thaw
 
 _NEVER_PRINT = 1_000_000_000
+
+_OPTIMIZER_TYPES: Mapping[OptimizerName, str] = {OptimizerName.ADAMW: "AdamW", OptimizerName.MUON: "Muon"}
 
 _RECIPE_KEYS: Mapping[str, str] = {
     "train_batch_size": "training.global_batch_size",
@@ -131,12 +133,20 @@ def deepspeed_config(config: RunConfig, *, world_size: int, options: Mapping[str
     assert not isinstance(raw, str), "a path is read by the control side"
     derived = _derived(config, world_size=world_size)
     if raw is None:
-        return derived
+        return _with_optimizer_of_ours(derived) if config.training.optimizer.name is OptimizerName.MUON else derived
     merger = _Merger(config, derived)
     merged = merger.merge(derived, _without_auto_scheduler(thaw(raw)), section="")
     if merger.problems:
         raise ConfigError(tuple(merger.problems), source="the section deepspeed")
-    return merged
+    return _with_optimizer_of_ours(merged) if config.training.optimizer.name is OptimizerName.MUON else merged
+
+
+def _with_optimizer_of_ours(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `options` for an optimizer that DeepSpeed is handed: it makes none, and lets ZeRO drive one that is not on its list.
+
+    With the type Muon left in, it would mark the matrices for its own, and orthogonalise them a first time before ours does.
+    """
+    return {key: value for key, value in options.items() if key != "optimizer"} | {"zero_allow_untested_optimizer": True}
 
 
 def _derived(config: RunConfig, *, world_size: int) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def _derived(config: RunConfig, *, world_size: int) -> dict[str, Any]:
         "steps_per_print": _NEVER_PRINT,
         "wall_clock_breakdown": False,
         "optimizer": {
-            "type": "AdamW",
+            "type": _OPTIMIZER_TYPES[optimizer.name],
             "params": {
                 "lr": optimizer.learning_rate,
                 "betas": [optimizer.beta1, optimizer.beta2],
@@ -216,8 +226,10 @@ class _Merger:
             return self._filled(key)
         if key.endswith((".offload_optimizer.device", ".offload_param.device")) and value not in ("cpu", "none"):
             self._refuse(key, value, "not supported: state on NVMe cannot be read locally for checkpoints", nearest="cpu")
+        elif key.endswith(".offload_optimizer.device") and value == "cpu" and training.optimizer.name is OptimizerName.MUON:
+            self._refuse(key, value, "contradicts training.optimizer.name (muon): DeepSpeed offloads its own optimizers only", nearest="none")
         elif key == "optimizer.params.adam_w_mode" and value is not True:
-            self._refuse(key, value, "contradicts training.optimizer.name (adamw)", nearest="True")
+            self._refuse(key, value, f"contradicts training.optimizer.name ({training.optimizer.name.value})", nearest="True")
         elif key == "data_types.grad_accum_dtype" and training.zero_stage == 0 and value != training.precision.value:
             self._refuse(key, value, "needs ZeRO: without it gradients accumulate in training.precision", nearest=training.precision.value)
         return value

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from schemas.config import Precision, RunConfig
+from schemas.config import OptimizerName, Precision, RunConfig
 from schemas.errors import ConfigError, Problem
 from tasks.train.data import Batch
+from tasks.train.discard import discarding, skip_invalid_norms
 from tasks.train.gang import Gang
 from tasks.train.model import BuiltModel, optimizer_groups
+from tasks.train.muon import RATE_FACTOR, Muon
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class StepResult:
     """What an optimizer step did."""
 
     applied: bool
-    """False when the update was skipped: the gradients overflowed."""
+    """False when the update was skipped: gradients overflowed, their norm is not finite, or `skip` was asked for."""
     gradient_norm: float
     """Global norm before clipping; infinite when the update was skipped."""
 
@@ -33,6 +35,7 @@ class Engine:
         """Args: deepspeed_engine: what `deepspeed.initialize` returned."""
         self.deepspeed = deepspeed_engine
         self.gang = gang
+        skip_invalid_norms(deepspeed_engine.optimizer)
         self._reports_norm = hasattr(deepspeed_engine.optimizer, "_global_grad_norm") or self.zero_stage > 0
 
     @property
@@ -77,15 +80,23 @@ class Engine:
             self.deepspeed.step()  # only counts micro-batches, until the last one
 
     def step(self, *, learning_rate: float) -> StepResult:
-        """Updates the weights from the accumulated gradients."""
+        """Updates the weights from the accumulated gradients, unless their global norm is not finite; the same on all ranks."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
         own_norm = None if self._reports_norm else self._norm_of_gradients()
+        if own_norm is not None and not math.isfinite(own_norm):
+            return self.skip()
         skipped_before = self.deepspeed.skipped_steps
         self.deepspeed.step()
         applied = self.deepspeed.skipped_steps == skipped_before
         norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if own_norm is None else own_norm
         return StepResult(applied=applied, gradient_norm=norm if applied else math.inf)
+
+    def skip(self) -> StepResult:
+        """Drops the accumulated gradients: weights, moments and loss scale stay as they are. To be called on all ranks."""
+        with discarding(self.optimizer, zero_stage=self.zero_stage):
+            self.deepspeed.step()
+        return StepResult(applied=False, gradient_norm=math.inf)
 
     def _norm_of_gradients(self) -> float:
         """Returns the global norm where DeepSpeed computes none (fp32 without ZeRO): after backward every rank holds the mean gradients."""
@@ -127,8 +138,22 @@ def start_engine(built: BuiltModel, *, config: RunConfig, options: Mapping[str, 
     """
     import deepspeed
 
-    groups = optimizer_groups(built.module, weight_decay=config.training.optimizer.weight_decay)
+    optimizer = config.training.optimizer
+    groups = optimizer_groups(built.module, weight_decay=optimizer.weight_decay, orthogonal=optimizer.name is OptimizerName.MUON)
+    chosen = {"optimizer": _muon(groups, config=config)} if optimizer.name is OptimizerName.MUON else {"model_parameters": groups}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine, *_ = deepspeed.initialize(model=built.module, model_parameters=groups, config=dict(options), dist_init_required=False)
+        engine, *_ = deepspeed.initialize(model=built.module, config=dict(options), dist_init_required=False, **chosen)
     return Engine(engine, gang=gang)
+
+
+def _muon(groups: list[dict[str, Any]], *, config: RunConfig) -> Muon:
+    optimizer = config.training.optimizer
+    return Muon(
+        groups,
+        learning_rate=optimizer.learning_rate,
+        rate_factor=(optimizer.matrix_learning_rate or optimizer.learning_rate) / optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        epsilon=optimizer.epsilon,
+        dtype=torch.bfloat16 if config.training.precision is Precision.BF16 else torch.float32,
+    )

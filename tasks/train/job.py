@@ -1,6 +1,7 @@
 """The compute half of `train`: one rank. `python -m tasks.train.job --spec FILE`, with RANK, WORLD_SIZE, … in the environment.
 
-Options (from `tasks.train.build`): `deepspeed` (the raw section, where the recipe names a JSON file).
+Options (from `tasks.train.build`): `deepspeed` (the raw section, where the recipe names a JSON file), `manifest` and `tokenizer` (entries of the
+inputs' files), `outside_files` (entries of what a pretrained model or a factory's source consists of): every byte that is read is checked first.
 """
 
 import logging

@@ -25,16 +25,22 @@ _PAGE_BYTES = resource.getpagesize()
 class MetricsFile:
     """The metric points of one epoch."""
 
-    def __init__(self, scratch_dir: Path, *, epoch: int, rank: int = 0) -> None:
-        """Args: scratch_dir: node-local folder of this epoch."""
-        self._epoch = epoch
+    def __init__(self, scratch_dir: Path, *, epoch: int, from_step: int = 0, rank: int = 0) -> None:
+        """Args: scratch_dir: node-local folder of this epoch. from_step: updates applied when it starts."""
+        self._epoch, self._from_step = epoch, from_step
+        self._seconds: dict[str, float] = {}
         self._file = open(scratch_dir / f"metrics-r{rank:04d}.jsonl", "ab", buffering=0)  # noqa: SIM115  # lives as long as the epoch
 
     def append(
         self, step: int, values: Mapping[str, float], *, text: Mapping[str, str] | None = None, seconds: Mapping[str, float] | None = None
     ) -> None:
-        """Writes one line at once: a killed rank loses no point. `seconds`: where the time since the last line went."""
-        point = MetricPoint(step=step, at=time.time(), epoch=self._epoch, values=dict(values), text=dict(text or {}), seconds=dict(seconds or {}))
+        """Writes one line at once: a killed rank loses no point. `seconds`: where the time since the last line went; the file counts on."""
+        for part, passed in (seconds or {}).items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + passed
+        counters = {part: round(total, 6) for part, total in self._seconds.items()}
+        point = MetricPoint(
+            step=step, at=time.time(), epoch=self._epoch, values=dict(values), text=dict(text or {}), seconds=counters, from_step=self._from_step
+        )
         self._file.write(point.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from schemas.errors import ConfigError, InputError, Problem, UnsafeFileError
 from schemas.frozen import thaw
 from schemas.manifest import ShardManifest
 from tasks.train.compatibility import ATTENTION_KEY, attention_of
+from tasks.train.muon import ORTHOGONAL
 from tasks.train.order import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -77,16 +78,40 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def optimizer_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns AdamW's parameter groups: matrices decay; biases, norms and embeddings (also tied ones) do not."""
+def optimizer_groups(module: nn.Module, *, weight_decay: float, orthogonal: bool = False) -> list[dict[str, Any]]:
+    """Returns the optimizer's parameter groups: matrices decay; biases, norms and embeddings (also tied ones) do not.
+
+    Args:
+        module: the model.
+        weight_decay: of matrices.
+        orthogonal: whether the optimizer is Muon: then the matrices inside of the model, without the output matrix, are a group of their own.
+    """
     embeddings = {id(parameter) for part in module.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters(recurse=False)}
+    output = _output_matrix(module) if orthogonal else None
+    inner: list[nn.Parameter] = []
     decaying: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
-            (decaying if len(full_shape(parameter)) >= 2 and id(parameter) not in embeddings else spared).append(parameter)
-    groups = ({"params": decaying, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0})
+            decays = len(full_shape(parameter)) >= 2 and id(parameter) not in embeddings
+            (spared if not decays else inner if orthogonal and parameter is not output else decaying).append(parameter)
+    marks = ({ORTHOGONAL: True}, {ORTHOGONAL: False}) if orthogonal else ({}, {})
+    groups: tuple[dict[str, Any], ...] = (
+        {"params": inner, "weight_decay": weight_decay, **marks[0]},
+        {"params": decaying, "weight_decay": weight_decay, **marks[1]},
+        {"params": spared, "weight_decay": 0.0, **marks[1]},
+    )
     return [group for group in groups if group["params"]]
+
+
+def _output_matrix(module: nn.Module) -> nn.Parameter | None:
+    """Returns the matrix that makes logits: the one that a transformers model names, or else the last matrix of the module."""
+    named = getattr(module, "get_output_embeddings", None)
+    if named is not None:
+        head = named()
+        return cast(nn.Parameter, head.weight) if head is not None else None
+    matrices = [parameter for parameter in module.parameters() if len(full_shape(parameter)) >= 2]
+    return matrices[-1] if matrices else None
 
 
 def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:

@@ -44,7 +44,7 @@ def permute(positions: Indices, *, size: int, key: int) -> Indices:
 
 
 def global_batch(step: int, *, num_sequences: int, global_batch_size: int, seed: int) -> Indices:
-    """Returns the sequences of the batch of update `step`, 0-based: int64 [global_batch_size].
+    """Returns the sequences of batch `step`, 0-based: int64 [global_batch_size]. Where batches are left out, `schemas.act.batch_number` says which.
 
     Position step × global_batch_size + i lies in pass p = position // num_sequences, which has a key of its own; a batch may span passes.
     """

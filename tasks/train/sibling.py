@@ -16,14 +16,17 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from cluster.acts import add_act, read_acts
 from cluster.layout import ArtifactLayout, parse_artifact_folder, step_name
-from cluster.storage import Storage, hash_file, make_folder, sync_folder
+from cluster.storage import Storage, hash_file, make_folder, path_below, sync_folder
+from schemas.act import acts_behind
 from schemas.canonical import hash_of
 from schemas.checkpoint import CommitRecord
 from schemas.config import RunConfig
+from schemas.errors import UnsafeFileError
 from schemas.frozen import Frozen
 from schemas.stage import Stage
-from tasks.train.checkpoint.commit import committed_steps, parse_commit, verify
+from tasks.train.checkpoint.commit import checkpoint_folder, committed_steps, parse_commit, verify
 from tasks.train.schedule import shared_steps
 
 logger = logging.getLogger(__name__)
@@ -84,7 +87,7 @@ def import_from_sibling(storage: Storage, *, layout: ArtifactLayout, name: str, 
     candidates = sorted(_candidates(storage, layout=layout, name=name, trajectory=trajectory), key=lambda candidate: (-candidate.step, candidate.key))
     for candidate in candidates:
         try:
-            commit = _take_over(storage, candidate, target=target)
+            commit = _take_over(storage, candidate, layout=layout, target=target)
         except FileNotFoundError as error:  # the sibling trains too, and its retention has removed the checkpoint meanwhile
             logger.info("step %d of %s is gone, the next one is tried: %s", candidate.step, candidate.key, error)
             storage.delete(f"{layout.key}/{_imported_folder(candidate.step)}")
@@ -99,19 +102,37 @@ def _imported_folder(step: int) -> str:
     return f"checkpoints/{step_name(step)}.imported"
 
 
-def _take_over(storage: Storage, candidate: Imported, *, target: Path) -> CommitRecord | None:
+def _take_over(storage: Storage, candidate: Imported, *, layout: ArtifactLayout, target: Path) -> CommitRecord | None:
     """Links a sibling's checkpoint into the artifact's folder `target` and returns the commit to write; None when it does not verify.
 
     Raises:
         FileNotFoundError: the checkpoint was removed meanwhile.
+        UnsafeFileError: a symbolic link lies where ours would go.
     """
     commit = parse_commit(storage.read(ArtifactLayout(candidate.key).commit(candidate.step)), step=candidate.step)
     source = storage.local_path(candidate.key)
-    if commit is None or source is None or verify(commit, folder=source / commit.folder):
+    if commit is None or source is None:
+        return None
+    try:
+        place = checkpoint_folder(commit, artifact_dir=source)
+        if verify(commit, folder=place):
+            return None
+    except UnsafeFileError as error:  # the sibling's own run, or `headrace verify`, refuses it aloud
+        logger.warning("step %d of %s is passed over: %s", candidate.step, candidate.key, error.what)
         return None
     folder = _imported_folder(commit.step)
-    _link_files(commit, source=source / commit.folder, target=target / folder)
+    _link_files(commit, source=place, target=path_below(target, folder))
+    _take_over_acts(storage, ArtifactLayout(candidate.key), commit=commit, layout=layout)
     return commit.model_copy(update={"folder": folder, "epoch": IMPORTED_EPOCH, "committed_at": time.time(), "record_hash": ""}).sealed()
+
+
+def _take_over_acts(storage: Storage, sibling: ArtifactLayout, *, commit: CommitRecord, layout: ArtifactLayout) -> None:
+    """Makes what a sibling did before its commit, and what changed numbers, our own; what a killed import left is not written twice."""
+    ours = {act.model_copy(update={"record_hash": ""}) for act in read_acts(storage, layout)}
+    for act in acts_behind(read_acts(storage, sibling), step=commit.step, epoch=commit.epoch):
+        imported = act.model_copy(update={"epoch": IMPORTED_EPOCH - 1, "record_hash": ""})  # older than the imported commit, so no rewind voids it
+        if imported not in ours:
+            add_act(storage, layout, imported)
 
 
 def _candidates(storage: Storage, *, layout: ArtifactLayout, name: str, trajectory: Trajectory) -> Iterator[Imported]:

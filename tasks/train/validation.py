@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,12 +69,12 @@ class Validator:
 class Sampler:
     """Continues a prompt, with random numbers of its own."""
 
-    def __init__(self, engine: Engine, *, tokenizer_file: Path, manifest: ShardManifest, tracking: TrackingConfig, seed: int) -> None:
-        """Args: tokenizer_file: a `tokenizer.json`."""
+    def __init__(self, engine: Engine, *, tokenizer_json: bytes, manifest: ShardManifest, tracking: TrackingConfig, seed: int) -> None:
+        """Args: tokenizer_json: content of a `tokenizer.json`."""
         from tokenizers import Tokenizer
 
         self._engine, self._seed, self._num_tokens = engine, seed, tracking.sample_tokens
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
         self._end = manifest.end_of_text_id
         ids: Sequence[int] = self._tokenizer.encode(tracking.sample_prompt, add_special_tokens=False).ids
         self._prompt = list(ids) or [self._end]

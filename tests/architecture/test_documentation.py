@@ -19,6 +19,7 @@ import yaml
 
 from flows import cli
 from schemas.exit_code import ExitCode
+from schemas.ledger import Spent
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks.tokenize.shard_file import write_shard
@@ -125,7 +126,7 @@ def test_tables_of_exit_codes_are_complete(page: Path) -> None:
 
 def test_time_outs_are_those_of_the_code() -> None:
     rows = re.findall(r"\| `([\w/]+\.py)` `(\w+)` \| ([\d.]+) \|", (ROOT / "docs" / "fault-tolerance.md").read_text(encoding="utf-8"))
-    assert len(rows) == 10
+    assert len(rows) == 17
     assert [(file, name, float(value)) for file, name, value in rows] == [(file, name, first_number(ROOT / file, name)) for file, name, _ in rows]
 
 
@@ -138,6 +139,19 @@ def first_number(path: Path, name: str) -> float:
             assert node.value is not None
             return next(float(part.value) for part in ast.walk(node.value) if isinstance(part, ast.Constant) and isinstance(part.value, int | float))
     raise AssertionError(f"{path} has no {name}")
+
+
+def test_tests_and_modules_that_pages_name_exist() -> None:
+    """No test, no claim."""
+    named = [(page.name, path) for page in PAGES for path in re.findall(r"`((?:tests|schemas|cluster|tasks|flows)/[\w/]+\.py)`", page.read_text("utf-8"))]
+    assert len({path for _, path in named if path.startswith("tests/")}) > 20
+    assert [pair for pair in named if not (ROOT / pair[1]).is_file()] == []
+
+
+def test_the_categories_of_the_ledger_are_the_code_s() -> None:
+    section = (ROOT / "docs" / "fault-tolerance.md").read_text(encoding="utf-8").partition("## The ledger")[2].partition("\n## ")[0]
+    first_cells = "".join(re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE))
+    assert re.findall(r"`([^`]+)`", first_cells) == [category.value for category in Spent]
 
 
 def test_the_diagram_of_stages_is_the_code_s() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks.harness import busy_warning, report
 
-NAMES = ("noop",)
+NAMES = ("noop", "checkpoint", "hang", "resume", "recovery", "goodput")
 
 
 def main() -> int:

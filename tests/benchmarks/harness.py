@@ -103,9 +103,10 @@ def versions_of(*packages: str) -> dict[str, str]:
 
 def report(outcome: Outcome, *, json_file: Path | None) -> int:
     """Prints the table and the verdict, writes the JSON, and returns the exit code: 0 when the goal is met."""
-    print(f"{'':24} {'median':>9} {'min':>9} {'max':>9} {'cpu':>9}   seconds")
+    width = max([24, *(len(figure.name) for figure in outcome.figures)])
+    print(f"{'':{width}} {'median':>9} {'min':>9} {'max':>9} {'cpu':>9}   seconds")
     for figure in outcome.figures:
-        print(f"{figure.name:24} {figure.median_wall_s:9.3f} {figure.min_wall_s:9.3f} {figure.max_wall_s:9.3f} {figure.median_cpu_s:9.3f}")
+        print(f"{figure.name:{width}} {figure.median_wall_s:9.3f} {figure.min_wall_s:9.3f} {figure.max_wall_s:9.3f} {figure.median_cpu_s:9.3f}")
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
     print(outcome.verdict)

@@ -22,7 +22,7 @@ from tasks.runs import create_run
 from tasks.validate import judge as judging
 from tasks.validate.checks import Verdict
 from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
-from tests.fakes.tiny_pipeline import Project, make_project
+from tests.fakes.tiny_pipeline import TEXT_STAGES, Project, make_project
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +41,7 @@ def write_tokenizer(path: Path, *, vocab_size: int) -> None:
     path.write_bytes(train_bpe(texts, config=TokenizerConfig(vocab_size=vocab_size, min_frequency=1)).tokenizer_json)
 
 
-@pytest.fixture
-def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def judge_leniently(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for Great Expectations, whose import takes seconds, where a test is about the scan."""
 
     def judge(*_: Any, docs_dir: Path, **__: Any) -> judging.Judgement:
@@ -51,6 +50,21 @@ def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(judging, "judge", judge)
     monkeypatch.setattr(judging, "preload", lambda: None)
+
+
+@pytest.fixture
+def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_leniently(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose text stages are finished, for tests that take copies."""
+    project = make_project(tmp_path_factory.mktemp("prepared") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        judge_leniently(patch)
+        make_stages(project, until=Stage.TOKENIZE)
+    return project
 
 
 def make_stages(project: Project, *assignments: str, until: Stage) -> list[ArtifactRecord]:
@@ -145,8 +159,9 @@ def test_a_missing_column_stops_the_run_and_names_file_and_column(tmp_path: Path
 
 
 @pytest.mark.usefixtures("lenient_judge")
-def test_text_that_changed_after_validation_is_validated_again(tmp_path: Path) -> None:
+def test_text_that_changed_after_validation_is_validated_again(prepared: Project, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
+    project.take(prepared, *TEXT_STAGES)
     first, *_ = make_stages(project, until=Stage.TOKENIZE)
     victim = next((project.folder / "text").iterdir())
     victim.write_text("changed = 'after it was validated'\n")
@@ -154,7 +169,7 @@ def test_text_that_changed_after_validation_is_validated_again(tmp_path: Path) -
     plan = make_plan(config)
     assert plan.stage(Stage.VALIDATE).action is Action.BUILD
     assert plan.stage(Stage.VALIDATE).reasons == ("the raw files changed",)
-    again, *_ = make_stages(project, until=Stage.TOKENIZE)
+    (again,) = make_stages(project, until=Stage.VALIDATE)
     assert again.key != first.key
     texts = [text for path in (project.root / again.key / "accepted").iterdir() for text in pq.read_table(path)["text"].to_pylist()]
     assert "changed = 'after it was validated'\n" in texts
@@ -197,8 +212,9 @@ def test_copies_of_a_held_out_document_never_reach_the_training_split(tmp_path: 
 
 
 @pytest.mark.usefixtures("lenient_judge")
-def test_a_tokenizer_that_was_swapped_is_found_before_its_ids_are_used(tmp_path: Path) -> None:
+def test_a_tokenizer_that_was_swapped_is_found_before_its_ids_are_used(prepared: Project, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
+    project.take(prepared, "validate", "tokenizer")
     _, tokenizer = make_stages(project, until=Stage.TOKENIZER)
     path = project.root / tokenizer.key / "tokenizer.json"
     kept = path.read_bytes()
@@ -218,8 +234,9 @@ def test_a_tokenizer_that_was_swapped_is_found_before_its_ids_are_used(tmp_path:
 
 
 @pytest.mark.usefixtures("lenient_judge")
-def test_a_given_tokenizer_that_was_swapped_tokenizes_anew(tmp_path: Path) -> None:
+def test_a_given_tokenizer_that_was_swapped_tokenizes_anew(prepared: Project, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", changes={"tokenizer.path": "given.json"})
+    project.take(prepared, "validate")
     changes = ("tokenizer.min_bytes_per_token=0.1", "tokenizer.max_tokens_per_word=100")
     write_tokenizer(project.folder / "given.json", vocab_size=270)
     make_stages(project, *changes, until=Stage.TOKENIZE)

@@ -25,9 +25,9 @@ from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks import verify as verify_module
 from tasks.planning import make_plan
+from tasks.recorded_file import verified_path
 from tasks.runs import Pointer, Run
 from tasks.store import Store
-from tasks.tokenizer.corpus import verified_path
 from tasks.verify import VerifyReport, verify_model
 from tests.fakes.in_process_work import write_corpus
 from tests.fakes.tiny_pipeline import ROOT, Project, make_project

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.layout import ArtifactLayout
-from cluster.metrics import MetricReader, current_series, read_metrics
+from cluster.metrics import MetricEdges, MetricReader, current_series, read_metrics
 from cluster.storage import FileStorage
 from schemas.job import MetricPoint
 
@@ -54,6 +54,21 @@ def test_a_reader_sees_what_is_new(tmp_path: Path) -> None:
     assert [each.step for each in reader.read()] == [1]
     publish(storage, point(2, epoch=0), epoch=0, sequence=1)
     assert [each.step for each in reader.read(after_step=1)] == [2]
+
+
+def test_edges_are_the_newest_point_and_those_next_to_a_step(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    for sequence, steps in enumerate([(2, 4), (6, 8), (10, 12)]):
+        publish(storage, *(point(step, epoch=0) for step in steps), epoch=0, sequence=sequence)
+    publish(storage, point(99, epoch=0), epoch=0, sequence=3, rank=1)
+    edges = MetricEdges(storage, LAYOUT)
+    last = edges.last(0)
+    assert last is not None
+    assert last.step == 12
+    assert edges.last(1) is None
+    around = {step: [each.step for each in edges.around(0, step)] for step in (1, 4, 5, 9, 12, 20)}
+    assert around == {1: [2], 4: [4, 6], 5: [4, 6], 9: [8, 10], 12: [12], 20: [12]}
+    assert edges.around(1, 5) == ()
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 10)), max_size=5))

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 from cluster.process import ProcessId, is_dead, process_table, started_at, this_process, wait_dead
+from tests.fakes.child_process import running
 
 
 def test_this_process_lives() -> None:
@@ -12,15 +13,14 @@ def test_this_process_lives() -> None:
 
 
 def test_an_ended_process_is_dead_and_a_zombie_too() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = started_at(child.pid)
-    assert started is not None
-    identity = ProcessId(host="here", table=process_table(), pid=child.pid, started=started)
-    assert not is_dead(identity)
-    child.kill()
-    assert wait_dead(identity, timeout_s=30.0)
-    assert started_at(child.pid) is None
-    child.communicate()
+    with running(sys.executable, "-c", "input()", stdin=subprocess.PIPE) as child:
+        started = started_at(child.pid)
+        assert started is not None
+        identity = ProcessId(host="here", table=process_table(), pid=child.pid, started=started)
+        assert not is_dead(identity)
+        child.kill()
+        assert wait_dead(identity, timeout_s=30.0)
+        assert started_at(child.pid) is None
     assert is_dead(identity)
 
 

@@ -5,8 +5,9 @@ import signal
 import pytest
 
 from cluster.restart import Ending, Finding, classify, decide, error_lines, first_cause, idle_starts
+from schemas.act import Act, ActKind, OnBadNumbers
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Incident, RestartLimits
+from schemas.job import Answer, Cause, Incident, RestartLimits
 
 LIMITS = RestartLimits(max_failures=2, max_interruptions=5, max_attempts_without_progress=3, backoff_s=0.0)
 
@@ -25,6 +26,7 @@ PORT = (
         (-signal.SIGTERM, (), Cause.KILLED, None, False),
         (-signal.SIGSEGV, ("Fatal Python error: Segmentation fault",), Cause.USER_CODE, None, False),
         (-signal.SIGABRT, (), Cause.USER_CODE, None, False),
+        (-signal.SIGBUS, ("Fatal Python error: Bus error",), Cause.STORAGE, None, False),
         (-signal.SIGABRT, ("terminate called after throwing an instance of 'gloo::IoException'", GLOO), Cause.NODE, None, True),
         (-signal.SIGABRT, ("terminate called after throwing an instance of 'std::bad_alloc'",), Cause.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, False),
         (1, (*TRACEBACK, "ValueError: no such column"), Cause.USER_CODE, None, False),
@@ -36,6 +38,9 @@ PORT = (
         (1, (*TRACEBACK, PORT), Cause.NODE, None, False),
         (1, (*TRACEBACK, "OSError: [Errno 28] No space left on device"), Cause.STORAGE, None, False),
         (1, (*TRACEBACK, "OSError: [Errno 5] Input/output error: '/data/x'"), Cause.STORAGE, None, False),
+        (ExitCode.POLICY, ("NumericError: update 8: the loss is not finite", "  why:  the same"), Cause.NUMERIC, ExitCode.POLICY, False),
+        (ExitCode.POLICY, ("PolicyStopError: no progress",), Cause.USER_CODE, ExitCode.POLICY, False),
+        (ExitCode.BUG, ("CorruptStateError: rank 1, after update 12: changed",), Cause.NUMERIC, None, False),
         (ExitCode.USAGE, ("ConfigError: 1 problem",), Cause.USER_CODE, ExitCode.USAGE, False),
         (ExitCode.DATA_VERDICT, (), Cause.DATA, ExitCode.DATA_VERDICT, False),
         (ExitCode.GATE, (), Cause.DATA, ExitCode.GATE, False),
@@ -98,7 +103,7 @@ def test_first_cause_is_the_first_that_is_no_echo(echoes: tuple[bool, ...], expe
     assert first_cause([finding(echo=echo) for echo in echoes]) == expected
 
 
-def incident(cause: Cause, *, committed_step: int = -1, rank: int = 0) -> Incident:
+def incident(cause: Cause, *, committed_step: int = -1, rank: int = 0, decision: Answer = "restart", back_to_step: int | None = None) -> Incident:
     return Incident(
         epoch=0,
         at=0.0,
@@ -108,8 +113,9 @@ def incident(cause: Cause, *, committed_step: int = -1, rank: int = 0) -> Incide
         committed_step=committed_step,
         exit_status=1,
         evidence=(),
-        decision="restart",
+        decision=decision,
         reason="",
+        back_to_step=back_to_step,
     )
 
 
@@ -168,3 +174,68 @@ def test_backoff_doubles_after_failures_up_to_a_minute_and_never_delays_interrup
     delays = [decide(failures[:used], cause=Cause.USER_CODE, idle=0, limits=limits).delay_s for used in range(6)]
     assert delays == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     assert decide(failures, cause=Cause.KILLED, idle=0, limits=limits).delay_s == 0.0
+
+
+def smaller(size: int) -> Act:
+    return Act(kind=ActKind.SMALLER_MICRO_BATCH, epoch=0, step=0, detail="", at=0.0, micro_batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "acts", "action", "size"),
+    [
+        ((), (), "stop", None),
+        ((4, 2, 1), (), "smaller micro-batch", 4),
+        ((4, 2, 1), (smaller(4),), "smaller micro-batch", 2),
+        ((4, 2, 1), (smaller(4), smaller(2), smaller(1)), "stop", None),
+    ],
+)
+def test_out_of_memory_tries_smaller_micro_batches_until_none_is_left(sizes: tuple[int, ...], acts: tuple[Act, ...], action: str, size: int) -> None:
+    """No budget stands in the way: the sizes are few by themselves."""
+    limits = RestartLimits(max_failures=0, max_interruptions=0, max_attempts_without_progress=1, backoff_s=0.0, micro_batch_sizes=sizes)
+    decision = decide([], cause=Cause.OUT_OF_MEMORY, idle=9, limits=limits, stop_code=ExitCode.OUT_OF_MEMORY, acts=acts)
+    assert (decision.action, decision.micro_batch_size) == (action, size)
+    assert decision.exit_code == (ExitCode.DONE if size else ExitCode.OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize(("commits", "count", "back"), [((), 1, 0), ((5, 10), 1, 10), ((5, 10), 2, 5), ((5, 10), 3, 5)])
+def test_bad_numbers_rewind_where_the_recipe_says_so(commits: tuple[int, ...], count: int, back: int) -> None:
+    limits = LIMITS.model_copy(update={"on_bad_numbers": OnBadNumbers.REWIND, "rewind_commits": count})
+    decision = decide([], cause=Cause.NUMERIC, idle=0, limits=limits, stop_code=ExitCode.POLICY, commits=commits)
+    assert (decision.action, decision.back_to_step) == ("rewind", back)
+
+
+@pytest.mark.parametrize("policy", [OnBadNumbers.STOP, OnBadNumbers.SKIP])
+def test_bad_numbers_stop_otherwise(policy: OnBadNumbers) -> None:
+    """Under `skip` the ranks answer themselves; what they give up on is final."""
+    limits = LIMITS.model_copy(update={"on_bad_numbers": policy})
+    decision = decide([], cause=Cause.NUMERIC, idle=0, limits=limits, stop_code=ExitCode.POLICY, commits=(5,))
+    assert (decision.action, decision.exit_code, decision.repeats) == ("stop", ExitCode.POLICY, True)
+
+
+def test_weights_that_changed_by_themselves_restart_whatever_the_recipe_says_of_bad_numbers() -> None:
+    limits = LIMITS.model_copy(update={"on_bad_numbers": OnBadNumbers.REWIND})
+    assert decide([], cause=Cause.NUMERIC, idle=0, limits=limits, commits=(5,)).action == "restart"
+
+
+def test_rewinds_use_up_failures_and_end_without_progress() -> None:
+    limits = LIMITS.model_copy(update={"on_bad_numbers": OnBadNumbers.REWIND})
+    history = [incident(Cause.NUMERIC, decision="rewind", back_to_step=5)] * limits.max_failures
+    for past, idle in ((history, 0), ([], limits.max_attempts_without_progress)):
+        decision = decide(past, cause=Cause.NUMERIC, idle=idle, limits=limits, stop_code=ExitCode.POLICY, commits=(5,))
+        assert (decision.action, decision.exit_code, decision.repeats) == ("stop", ExitCode.POLICY, False)
+
+
+def test_sizes_to_try_use_up_no_budget() -> None:
+    history = [incident(Cause.OUT_OF_MEMORY, decision="smaller micro-batch")] * 9
+    assert decide(history, cause=Cause.USER_CODE, idle=0, limits=LIMITS).action == "restart"
+
+
+def test_after_a_rewind_progress_counts_from_where_it_went_back_to() -> None:
+    rewind = incident(Cause.NUMERIC, committed_step=40, decision="rewind", back_to_step=30)
+    assert idle_starts([rewind], committed_step=30, baseline=-1) == 1
+    assert idle_starts([rewind], committed_step=35, baseline=-1) == 0
+
+
+def test_a_smaller_micro_batch_begins_the_count_anew() -> None:
+    history = [incident(Cause.KILLED), incident(Cause.OUT_OF_MEMORY, decision="smaller micro-batch")]
+    assert idle_starts(history, committed_step=-1, baseline=-1) == 1

@@ -18,7 +18,7 @@ from schemas.canonical import canonical_json
 from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import Cause, Claim, ExitRecord, Heartbeat, Incident, ItemRecord, JobSpec, RankPhase, RankProgress
-from tests.fakes.job_request import ARTIFACT, array_request, gang_request
+from tests.fakes.job_request import ARTIFACT, LIMITS, array_request, gang_request
 from tests.fakes.scripted_launcher import Script, ScriptedLauncher, StillClock
 
 LAYOUT = ArtifactLayout(ARTIFACT)
@@ -320,6 +320,21 @@ def test_budgets_outlive_the_supervisor(stage: Stage) -> None:
     assert record.exit_code is ExitCode.POLICY
     assert "2 interruptions" in record.message
     assert len(stage.launcher.submitted) == 2
+
+
+def test_allocations_that_end_are_chained_for_as_long_as_each_commits_something(stage: Stage) -> None:
+    ended = [ends(stage, ExitCode.INTERRUPTED, Cause.TIME_LIMIT, committed_step=step) for step in (10, 20, 30, 40)]
+    stage.request = gang_request(Path(stage.storage.url).parent, limits=LIMITS.model_copy(update={"max_interruptions": 0}))
+    stage.launcher.scripts = [*ended, ends(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    assert len(stage.launcher.submitted) == 5
+
+
+def test_allocations_that_end_without_a_commit_are_not_asked_for_for_ever(stage: Stage) -> None:
+    stage.launcher.scripts = [ends(stage, ExitCode.INTERRUPTED, Cause.TIME_LIMIT, committed_step=step) for step in (10, 10, 10, 10)]
+    record = stage.run()
+    assert record.exit_code is ExitCode.POLICY
+    assert len(stage.launcher.submitted) == 4
 
 
 def test_a_stop_is_asked_of_the_job_and_its_end_awaited(stage: Stage) -> None:

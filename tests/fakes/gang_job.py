@@ -2,8 +2,10 @@
 
     python -m tests.fakes.gang_job --spec FILE
 
-`options`: steps, step_s, commit_every, and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`, `exit:N`,
-`oom`, `segv`, `port`, `hang`, or `echo` (answer to another's end); it strikes in the first `times` epochs that reach the step (default 1).
+`options`: steps, step_s, commit_every, later_step_s (seconds of a step after the first epoch; default: step_s), busy_s (seconds by
+rank, of a step before the ranks meet), and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`, `exit:N`, `oom`,
+`segv`, `port`, `hang`, `stop`, `gil`, `deadlock`, or `echo` (answer to another's end); it strikes in the first `times` epochs that reach the step
+(default 1).
 """
 
 import argparse
@@ -13,10 +15,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 from cluster.agent.preload import record_modules
+from cluster.agent.pulse import own_pulse
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, replace_local
 from schemas.exit_code import ExitCode
@@ -29,6 +33,7 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, required=True)
     spec = TaskSpec.model_validate_json(parser.parse_args().spec.read_bytes())
     options = spec.job.options
+    step_s = options.get("later_step_s", options["step_s"]) if spec.epoch else options["step_s"]
     rank, output = int(os.environ["RANK"]), Path(spec.output_dir)
     layout, storage = ArtifactLayout(output.name), FileStorage(output.parent)
     committed = max((int(name[5:13]) for name in storage.names(layout.commits)), default=-1)
@@ -39,10 +44,13 @@ def main() -> None:
         _progress(spec, rank, RankPhase.STEPPING, step=step - 1, committed=committed, total=options["steps"])
         if step == max(0, committed) + 1:
             record_modules()
+        own_pulse().begin_step(step)
         for fault in options.get("faults", ()):
             if fault["rank"] == rank and fault["step"] == step and strikes(output, fault, spec.epoch):
                 strike(fault["kind"])
-        time.sleep(options["step_s"])
+        busy_s = options.get("busy_s", {}).get(str(rank), step_s)
+        time.sleep(busy_s)
+        own_pulse().finish_part("forward_s", busy_s)
         _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank)
         if rank == 0:
             point = MetricPoint(step=step, at=time.time(), epoch=spec.epoch, values={"loss": 1.0 / step})
@@ -74,6 +82,7 @@ class _Flag:
 
 
 def _progress(spec: TaskSpec, rank: int, phase: RankPhase, *, step: int, committed: int, total: int) -> None:
+    own_pulse().enter(phase)
     progress = RankProgress(rank=rank, pid=os.getpid(), phase=phase, step=step, committed_step=committed, total_steps=total, at=time.time())
     replace_local(Path(spec.scratch_dir) / f"progress-{rank:06d}.json", progress.model_dump_json().encode())
 
@@ -108,6 +117,14 @@ def strike(kind: str) -> None:
     if kind == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(3600)
+    if kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if kind == "gil":
+        ctypes.PyDLL(None).sleep(3600)
+    if kind == "deadlock":
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
     sys.exit(int(kind.removeprefix("exit:")))
 
 

@@ -1,7 +1,6 @@
 """A real job of a test: real supervisor, local launcher and agents, fake programs. Whatever is left when the test ends is killed, by pid."""
 
-import signal
-import threading
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +65,7 @@ class LiveJob:
 
     def family(self) -> list[psutil.Process]:
         """Agents, zygotes, ranks."""
-        return [process for agent in self.agents() for process in (agent, *agent.children(recursive=True))]
+        return [process for agent in self.agents() for process in (agent, *_descendants(agent))]
 
     def rank_pid(self, rank: int) -> int:
         """The pid that a rank told in its progress."""
@@ -76,15 +75,8 @@ class LiveJob:
     def sweep(self) -> None:
         """Kills what is left."""
         for process in self.family():
-            with_suppressed(process)
-
-
-def with_suppressed(process: psutil.Process) -> None:
-    """Kills a process that may have ended."""
-    try:
-        process.send_signal(signal.SIGKILL)
-    except psutil.NoSuchProcess:
-        return
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -95,11 +87,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def in_background(act: Callable[[], None]) -> threading.Thread:
-    """Runs something beside the test."""
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    return thread
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    """The processes below one; none when it has just ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _command_line(process: psutil.Process) -> list[str]:

@@ -1,21 +1,38 @@
 """A whole pipeline on a little real text, small enough to run in tests: the recipe, and the command line as a user calls it."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 _TEXT_BYTES = 400_000
 _LARGEST_BYTES = 15_000
+
+TEXT_STAGES = ("validate", "tokenizer", "tokenize")
+"""The stages before training, which no setting of the training changes."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
 
 
 @dataclass(frozen=True)
@@ -23,8 +40,10 @@ class Project:
     """A user's folder with a recipe in it."""
 
     folder: Path
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """What the user's shell holds besides."""
     started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
-    """Commands that run by themselves; the fixture that made the project ends them."""
+    """Commands that run by themselves; whoever made the project ends them with `end`."""
 
     @property
     def recipe(self) -> Path:
@@ -49,11 +68,56 @@ class Project:
         self.started.append(process)
         return process
 
-    def answer(self, *arguments: str, timeout_s: float = 240.0) -> Any:
-        """Returns what a command that must succeed says with `--json`."""
-        done = self.headrace(*arguments, "--json", timeout_s=timeout_s)
-        assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return json.loads(done.stdout)
+    def answer(self, *arguments: str) -> Any:
+        """Returns what a command that must succeed says with `--json`; it runs in this process."""
+        done = self.here(*arguments, "--json")
+        assert done.code == 0, f"{arguments}: exit {done.code}\n{done.out}\n{done.err}"
+        return json.loads(done.out)
+
+    def here(self, *arguments: str) -> Answer:
+        """Runs a `headrace` that starts nothing in this process: all of the command line but the second that a new process takes to import."""
+        from flows import cli
+
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "argv", ["headrace", *arguments]),
+            mock.patch.dict(os.environ, self.environment()),
+        ):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Answer(code, out.getvalue(), err.getvalue())
+
+    def end(self) -> None:
+        """Kills the commands that still run, and waits for them: a test that failed midway leaves them."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+    def processes(self) -> list[str]:
+        """Command lines of the live processes that work for the project."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "status"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if str(self.folder) in line and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(line)
+        return found
+
+    def left_behind(self) -> list[str]:
+        """What `processes` still finds after a while: the Prefect server ends a little after its last user."""
+        deadline = time.monotonic() + 30
+        while (found := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+    def take(self, other: "Project", *stages: str) -> None:
+        """Copies what another project with the same text has finished: a run finds it."""
+        for stage in stages:
+            shutil.copytree(other.root / stage, self.root / stage)
 
     def run_ids(self) -> list[str]:
         """The ids of all runs, oldest first."""
@@ -69,17 +133,17 @@ class Project:
         """The command line of a call."""
         return [sys.executable, "-P", "-c", "from flows.cli import main; main()", *arguments]
 
-    @staticmethod
-    def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a call: this checkout first, no terminal."""
-        return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **(extra or {})}
+        return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **self.secrets, **(extra or {})}
 
 
-def make_project(folder: Path, *, changes: Mapping[str, Any] | None = None) -> Project:
+def make_project(folder: Path, *, changes: Mapping[str, Any] | None = None, secrets: Mapping[str, str] | None = None) -> Project:
     """Writes real text and a tiny recipe into `folder`.
 
     Args:
         changes: dotted key → value, over the recipe.
+        secrets: name → value, what the user's environment holds besides.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _copy_text(folder / "text")
@@ -92,7 +156,7 @@ def make_project(folder: Path, *, changes: Mapping[str, Any] | None = None) -> P
         section[last] = value
     (folder / ".headrace").mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return Project(folder)
+    return Project(folder, secrets=secrets or {})
 
 
 def _copy_text(target: Path) -> None:

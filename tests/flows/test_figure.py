@@ -1,10 +1,12 @@
 """Numbers and lines as people read them."""
 
+import re
 from typing import Any
 
 import pytest
 
-from flows.figure import comparison_lines, incident_line, model_uri, of_bytes, of_count, of_seconds, stage_detail, table
+from flows.figure import comparison_lines, incident_line, ledger_line, model_uri, of_bytes, of_count, of_seconds, stage_detail, table
+from schemas.ledger import GoodputLedger, Spent
 from schemas.stage import Stage
 
 
@@ -68,6 +70,14 @@ def test_model_uri(figures: dict[str, Any], uri: str) -> None:
         ({"recovered_after_s": -1.0, "cause": "hang"}, "rank 1 hung at step 80, started again, 4 steps redone"),
         ({"rank": -1, "cause": "node", "step": -1}, "the job failed (node), running again after 1.9 s, 0 steps redone"),
         ({"decision": "stop", "reason": "no progress", "cause": "user code"}, "rank 1 crashed at step 80; stopped: no progress"),
+        (
+            {"decision": "stop", "rank": -1, "cause": "preemption", "committed_step": 80},
+            "the job preempted at step 80; the next one goes on from step 80",
+        ),
+        (
+            {"decision": "stop", "rank": -1, "cause": "time limit", "committed_step": 80},
+            "the job stopped before its time limit at step 80; the next one goes on from step 80",
+        ),
     ],
 )
 def test_incidents(change: dict[str, Any], line: str) -> None:
@@ -93,3 +103,38 @@ def test_a_model_that_is_no_better_is_called_so(baselines: dict[str, float], end
 def test_a_stage_without_figures_shows_none(stage: Stage) -> None:
     assert stage_detail(stage, {}) == ""
     assert stage_detail(stage, {"seconds": 3.0, "unheard_of": 1}) == ""
+
+
+def ledger(**seconds: float) -> GoodputLedger:
+    spent = {what: seconds.get(what.name.lower(), 0.0) for what in Spent}
+    wall_s = sum(spent.values())
+    return GoodputLedger(
+        since=0.0,
+        until=wall_s,
+        complete=True,
+        wall_s=wall_s,
+        away_s=0.0,
+        seconds=spent,
+        goodput=spent[Spent.USEFUL] / wall_s if wall_s else 0.0,
+        steps=100,
+        steps_redone=0,
+        attempts=1,
+        restarts=0,
+        mtbf_s=60.0,
+    )
+
+
+def test_the_ledger_names_what_the_time_went_into_most_first_and_leaves_out_what_is_nothing() -> None:
+    calm = ledger(useful=90.0, start_up=6.0, checkpoint=0.04, data=3.96)
+    assert ledger_line(calm) == "90.0 % of 1 min 40 s went into useful steps; start-up 6.0 %, data wait 4.0 %"
+    restarted = calm.model_copy(update={"restarts": 2, "steps_redone": 14})
+    assert ledger_line(restarted).endswith("data wait 4.0 %; 2 restarts, 14 steps redone")
+    acted = restarted.model_copy(update={"restarts": 1, "acts": ("rewind at step 7: the loss is not finite",)})
+    assert ledger_line(acted).endswith("1 restart, 14 steps redone; numbers changed by 1 act, the last: rewind at step 7: the loss is not finite")
+    assert ledger_line(ledger()) == "0.0 % of 0.0 s went into useful steps"
+
+
+def test_the_ledgers_figures_have_names_that_mlflow_takes() -> None:
+    figures = ledger(useful=90.0, hang_detection=10.0).figures()
+    assert (figures["goodput/ratio"], figures["goodput/useful_step_s"], figures["goodput/hang_detection_s"]) == (0.9, 90.0, 10.0)
+    assert all(re.fullmatch(r"goodput/[a-z_]+", name) for name in figures)

@@ -15,6 +15,7 @@ from schemas.journal import Event, EventKind
 from schemas.stage import Stage
 from schemas.view import JobProgress
 from tasks.runs import Run
+from tests.fakes.live_job import wait_until
 
 INCIDENT = {"rank": 1, "step": 80, "committed_step": 76, "cause": "killed", "decision": "restart", "reason": "", "recovered_after_s": 1.9}
 
@@ -100,8 +101,7 @@ def test_a_job_speaks_now_and_then(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     stream = io.StringIO()
     with follow.following(run, stream=stream):
         run.append(EventKind.STAGE_STARTED, stage=Stage.TRAIN, artifact_key="train/demo-0123456789ab")
-        time.sleep(0.3)
-    assert "          step 10/100" in stream.getvalue().splitlines()
+        wait_until(lambda: "          step 10/100" in stream.getvalue().splitlines())
 
 
 def test_storage_that_fails_for_a_moment_does_not_end_the_display(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +116,5 @@ def test_storage_that_fails_for_a_moment_does_not_end_the_display(run: Run, monk
     monkeypatch.setattr(run, "events", flaky)
     with follow.following(run, stream=stream):
         play(run)
-        time.sleep(0.1)
-    assert failures == []
+        wait_until(lambda: not failures)
     assert "3 documents" in stream.getvalue()

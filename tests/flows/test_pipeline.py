@@ -1,7 +1,6 @@
 """The whole pipeline as a user runs it, on real text, through a real Prefect server and a real MLflow server."""
 
 import json
-import os
 import shutil
 import urllib.parse
 import urllib.request
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.stage import Stage
+from tests.fakes.finished_pipeline import TRAINING
 from tests.fakes.mlflow_server import MlflowServer
 from tests.fakes.tiny_pipeline import Project
 
@@ -57,7 +57,7 @@ def test_mlflow_holds_one_run_with_its_curves_and_one_version(finished: Project,
     (run,) = post(mlflow_server, "runs/search", {"experiment_ids": [experiment]})["runs"]
     assert run["info"]["status"] == "FINISHED"
     history = get(mlflow_server, "metrics/get-history", run_id=run["info"]["run_id"], metric_key="loss")["metrics"]
-    assert sorted(int(point["step"]) for point in history) == list(range(1, 13))
+    assert sorted(int(point["step"]) for point in history) == list(range(1, TRAINING["training.steps"] + 1))
     (version,) = get(mlflow_server, "model-versions/search", filter="name='tiny'")["model_versions"]
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
     root = json.loads((finished.artifact("export") / "record.json").read_text())["content_hash"]
@@ -70,7 +70,7 @@ def test_verify_passes_and_names_every_damaged_file(finished: Project, tmp_path:
     victims = [
         next((finished.artifact("tokenize") / "shards").iterdir()),
         next((finished.artifact("train") / "checkpoints").glob("*/rank-0001.bin")),
-        next((finished.artifact("train") / "commits").iterdir()),
+        max((finished.artifact("train") / "commits").iterdir()),
         finished.artifact("export") / "model" / "model.safetensors",
         finished.artifact("evaluate") / "report.json",
         *(finished.artifact(stage.value) / "record.json" for stage in Stage if stage is not Stage.REGISTER),
@@ -78,10 +78,10 @@ def test_verify_passes_and_names_every_damaged_file(finished: Project, tmp_path:
     for victim in victims:
         kept = shutil.copy(victim, tmp_path / "kept")
         flip(victim, victim.stat().st_size // 2)
-        found = finished.headrace("verify", "tiny")
+        found = finished.here("verify", "tiny")
         shutil.copy(kept, victim)
-        assert found.returncode == 7, f"{victim}: exit {found.returncode}\n{found.stdout}"
-        assert victim.name in found.stderr, victim
+        assert found.code == 7, f"{victim}: exit {found.code}\n{found.out}"
+        assert victim.name in found.err, victim
 
 
 def test_status_logs_and_resume_of_a_finished_run(finished: Project) -> None:
@@ -98,19 +98,6 @@ def test_ambient_settings_of_others_are_ignored(finished: Project) -> None:
     """A stale profile or a dead server in the shell must not reach a pipeline that has its own."""
     done = finished.headrace("run", "tiny.yaml", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "AWS_PROFILE": "no-such"})
     assert done.returncode == 0, done.stderr
-
-
-def test_no_secret_reaches_any_file(finished: Project) -> None:
-    """The environment's values are not written down: neither in the run, nor in records, logs or parameters."""
-    canary = "canary-4f0c1d9e"
-    os.environ["HEADRACE_TEST_TOKEN"] = canary
-    try:
-        done = finished.headrace("plan", "tiny.yaml", "--set", "tracking.mlflow_uri=http://user:${env:HEADRACE_TEST_TOKEN}@127.0.0.1:9")
-    finally:
-        del os.environ["HEADRACE_TEST_TOKEN"]
-    assert canary not in done.stdout + done.stderr
-    holders = [path for path in (finished.folder / ".headrace").rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
-    assert holders == []
 
 
 def flip(path: Path, position: int) -> None:

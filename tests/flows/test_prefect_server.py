@@ -1,5 +1,6 @@
 """One Prefect server per state folder: joined by its users, gone after the last, however they end."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from flows import prefect_server_process
 from flows.prefect_server import client_environment, ensure_server, is_healthy, prefect_home, wait_until_ready
 from flows.prefect_server_process import prepare_database
 from schemas.errors import UnreachableError
+from tests.fakes.child_process import running
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 USER = """
@@ -40,16 +42,23 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> bool:
     return True
 
 
-def start_user(state: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", USER, str(state)], cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+UserProcess = subprocess.Popen[str]
 
 
-def url_of(user: subprocess.Popen[str]) -> str:
+@pytest.fixture
+def start_user() -> Iterator[Callable[[Path], UserProcess]]:
+    """Returns a function that starts a user of a state folder; those that are left when the test ends are killed."""
+    with contextlib.ExitStack() as left:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        yield lambda state: left.enter_context(running(sys.executable, "-c", USER, str(state), cwd=CHECKOUT, text=True, **pipes))
+
+
+def url_of(user: UserProcess) -> str:
     assert user.stdout is not None
     return user.stdout.readline().strip()
 
 
-def end(user: subprocess.Popen[str], number: int = signal.SIGTERM) -> None:
+def end(user: UserProcess, number: int = signal.SIGTERM) -> None:
     user.send_signal(number)
     user.communicate()
 
@@ -60,7 +69,7 @@ def server_pid(state: Path) -> int:
 
 
 @pytest.mark.slow
-def test_users_share_one_server_which_ends_with_the_last(tmp_path: Path) -> None:
+def test_users_share_one_server_which_ends_with_the_last(tmp_path: Path, start_user: Callable[[Path], UserProcess]) -> None:
     users = [start_user(tmp_path) for _ in range(4)]
     (url,) = {url_of(user) for user in users}  # all at once, and one server
     pid = server_pid(tmp_path)
@@ -83,7 +92,7 @@ def test_users_share_one_server_which_ends_with_the_last(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_server_is_replaced_and_a_removed_state_folder_ends_it(tmp_path: Path) -> None:
+def test_a_killed_server_is_replaced_and_a_removed_state_folder_ends_it(tmp_path: Path, start_user: Callable[[Path], UserProcess]) -> None:
     state = tmp_path / "state"
     user = start_user(state)
     assert url_of(user)
@@ -129,7 +138,7 @@ def test_an_answer_is_health_unless_the_server_says_that_it_is_ill(status: int, 
 
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for our own machine
     with HTTPServer(("127.0.0.1", 0), Api) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         assert is_healthy(f"http://127.0.0.1:{server.server_port}/api") is healthy
         server.shutdown()
     assert not is_healthy("not a url")

@@ -9,7 +9,8 @@ import pytest
 
 from flows.screens import demo_screen, plan_screen, runs_screen, status_screen
 from schemas.config import RunConfig
-from schemas.job import Heartbeat, RankPhase, RankProgress
+from schemas.job import Heartbeat, Notice, NoticeKind, RankPhase, RankProgress
+from schemas.ledger import GoodputLedger, Spent
 from schemas.plan import Action, Plan, PlannedStage
 from schemas.sizing import training_size
 from schemas.stage import Stage
@@ -111,6 +112,35 @@ def test_status_of_a_running_run(monkeypatch: pytest.MonkeyPatch) -> None:
         time.tzset()
         assert_golden("status_running.txt", status_screen(running_view()))
     time.tzset()
+
+
+def test_status_shows_the_newest_notices_and_where_the_time_went() -> None:
+    notices = tuple(
+        Notice(at=1e9 + step, kind=NoticeKind.CHECKPOINT_SKIPPED, epoch=0, rank=-1, step=step, message=f"that of step {step} is still being written")
+        for step in range(7)
+    )
+    ledger = GoodputLedger(
+        since=0.0,
+        until=100.0,
+        complete=False,
+        wall_s=100.0,
+        away_s=0.0,
+        seconds={what: 90.0 if what is Spent.USEFUL else 10.0 if what is Spent.RECOVERY else 0.0 for what in Spent},
+        goodput=0.9,
+        steps=9,
+        steps_redone=1,
+        attempts=1,
+        restarts=1,
+        mtbf_s=60.0,
+    )
+    view = running_view()
+    train = view.stages[3].model_copy(update={"job": training_job(notices=notices), "ledger": ledger})
+    lines = status_screen(view.model_copy(update={"stages": (*view.stages[:3], train, *view.stages[4:])}))
+    assert [line for line in lines if "still being written" in line] == [
+        f"  checkpoint skipped: that of step {step} is still being written" for step in range(2, 7)
+    ]
+    assert "  2 earlier notices are in --json" in lines
+    assert "  90.0 % of 1 min 40 s went into useful steps; recovery 10.0 %; 1 restart, 1 step redone" in lines
 
 
 def test_status_of_a_failed_run_says_why_and_what_to_do() -> None:

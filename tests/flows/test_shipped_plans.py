@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.piloting import load_checked, plan_checked, prove, run_recipe
+from flows.piloting import load_checked, plan_checked, run_recipe
+from flows.proving import prove
 from flows.screens import plan_screen
 from schemas.config import ClusterKind
 from schemas.errors import ConfigError
@@ -41,7 +42,7 @@ def test_a_cluster_without_a_launcher_is_refused_before_anything_is_made(recipe:
     with pytest.raises(ConfigError) as run:
         run_recipe(recipe, assignments, from_stage=None, as_json=False)
     with pytest.raises(ConfigError) as proof:
-        prove(recipe, assignments, kills=1, seed=0, keep=False, as_json=False)
+        prove(recipe, assignments, kills=1, world=None, seed=0, keep=False, as_json=False)
     for caught in (run, proof):
         (problem,) = caught.value.problems
         assert (problem.key, problem.nearest) == ("cluster.kind", "local")

@@ -1,14 +1,13 @@
 """`headrace verify-resume` as a user calls it: stopped in the middle, then to its end; nothing of it stays."""
 
-import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.fakes.tiny_pipeline import Project, make_project
+from tests.fakes.tiny_pipeline import TEXT_STAGES, Project, make_project
 
 pytestmark = pytest.mark.slow
 
@@ -16,14 +15,17 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     changes = {
         "training.steps": STEPS,
         "checkpoint.every_steps": 20,
         "tracking.validate_every_steps": STEPS,
         "restart.max_attempts_without_progress": 1,
     }
-    return make_project(tmp_path_factory.mktemp("proof") / "project", changes=changes)
+    made = make_project(tmp_path_factory.mktemp("proof") / "project", changes=changes)
+    made.take(finished, *TEXT_STAGES)
+    yield made
+    made.end()
 
 
 def scratch(project: Project) -> list[Path]:
@@ -34,14 +36,6 @@ def scratch(project: Project) -> list[Path]:
 def at_work(project: Project) -> bool:
     """Whether the undisturbed training's agent has told how far it is."""
     return any(beat for folder in scratch(project) for beat in folder.glob("calm/train/*/attempts/*/heartbeats/*.json"))
-
-
-def live(project: Project) -> list[int]:
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        ours = str(project.folder) in " ".join(process.info["cmdline"] or []) and process.pid != os.getpid()
-        found += [process.pid] if ours and process.info["status"] != psutil.STATUS_ZOMBIE else []
-    return found
 
 
 def test_ctrl_c_stops_the_job_and_leaves_nothing(project: Project) -> None:
@@ -57,10 +51,7 @@ def test_ctrl_c_stops_the_job_and_leaves_nothing(project: Project) -> None:
     assert "Traceback" not in output
     assert "headrace resume" not in output, "there is no run to resume"
     assert scratch(project) == []
-    deadline = time.monotonic() + 30
-    while live(project):
-        assert time.monotonic() < deadline, live(project)
-        time.sleep(0.1)
+    assert project.left_behind() == []
 
 
 def test_two_kills_change_no_byte_and_leave_no_run(project: Project) -> None:
@@ -68,6 +59,24 @@ def test_two_kills_change_no_byte_and_leave_no_run(project: Project) -> None:
     proof = project.answer("verify-resume", "tiny.yaml", "--kills", "2")
     assert proof["equal"]
     assert proof["calm_hash"] == proof["disturbed_hash"]
+    assert proof["calm_ids"] == proof["disturbed_ids"] == proof["prescribed_ids"]
     assert (proof["steps"], len(proof["kills"])) == (STEPS, 2)
+    assert (proof["ledger"]["steps"], proof["ledger"]["restarts"]) == (STEPS, 2)
+    assert project.run_ids() == []
+    assert scratch(project) == []
+
+
+def test_another_number_of_ranks_goes_on_where_the_first_was_killed(project: Project) -> None:
+    steps = {"training.steps": 240, "tracking.sample_tokens": 0, "tracking.validate_every_steps": 240}
+    proof = project.answer("verify-resume", "tiny.yaml", "--world", "2,1", *(f"--set={key}={value}" for key, value in steps.items()))
+    assert proof["proven"]
+    assert proof["findings"] == []
+    assert proof["calm_ids"] == proof["resized_ids"] == proof["prescribed_ids"]
+    (change,) = proof["transitions"]
+    assert (change["was"], change["now"]) == (2, 1)
+    assert 0 < change["resumed_from"] < change["killed_at"] < proof["steps"] == 240
+    assert change["committed_state"] == change["loaded_state"] != ""
+    assert change["loss_after"] == pytest.approx(change["loss_before"], rel=1e-3)
+    assert len(proof["calm_validation_losses"]) == 3
     assert project.run_ids() == []
     assert scratch(project) == []

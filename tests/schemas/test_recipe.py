@@ -152,11 +152,10 @@ def test_the_hash_is_of_the_text(project: Path) -> None:
 
 
 def test_options_without_effect_are_named(project: Path) -> None:
-    text = TEXT + "cluster: {time_limit: 4h, stages: {train: {queue: gpu}}}\nevaluation: {temperature: 0.5}\n"
+    text = TEXT + "cluster: {stages: {train: {queue: gpu}}}\nevaluation: {temperature: 0.5}\n"
     warnings = load_recipe(write(project, text), ["training.schedule.kind=constant", "training.schedule.final_fraction=0.5"]).warnings
     assert [warning.split(" =")[0] for warning in warnings] == [
         "training.schedule.final_fraction",
-        "cluster.time_limit",
         "cluster.stages.train.queue",
         "evaluation.temperature",
     ]

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +27,9 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
     child.wait()
 
 
-def progress(pid: int, *, at: float | None = None, step: int = 7) -> RankProgress:
+def progress(pid: int, *, at: float | None = None, step: int = 7, committed_step: int = -1) -> RankProgress:
     at = time.time() + 1 if at is None else at
-    return RankProgress(rank=1, pid=pid, phase=RankPhase.STEPPING, step=step, committed_step=-1, total_steps=9, at=at)
+    return RankProgress(rank=1, pid=pid, phase=RankPhase.STEPPING, step=step, committed_step=committed_step, total_steps=9, at=at)
 
 
 class Looks:
@@ -50,18 +50,23 @@ class Looks:
         return None if answer is None else SimpleNamespace(progress=lambda: (answer,))
 
 
-def kill(looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kill | None:
+def kill(looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, when: Callable[[RankProgress], bool] = disturbance.at_once) -> Kill | None:
     for pause in ("_LOOK_S", "_POLL_S"):
         monkeypatch.setattr(disturbance, pause, 0.0)
     monkeypatch.setattr(disturbance, "_WATCH_S", 0.05)
     monkeypatch.setattr(disturbance, "_scratch", looks)
-    return kill_rank(FileStorage(tmp_path), artifact_key=lambda: "train/x", rank=1, at_step=5, epoch=0, cancelled=looks.cancelled)
+    return kill_rank(FileStorage(tmp_path), artifact_key=lambda: "train/x", rank=1, at_step=5, epoch=0, cancelled=looks.cancelled, when=when)
 
 
 def test_a_rank_that_has_come_so_far_is_killed(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = Looks(None, progress(process.pid, step=4), progress(process.pid))
     assert kill(looks, tmp_path, monkeypatch) == Kill(rank=1, step=7, pid=process.pid)
     assert process.wait(timeout=10) == -9
+
+
+def test_it_is_killed_when_the_condition_holds(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(progress(process.pid, step=6), progress(process.pid, step=8, committed_step=6))
+    assert kill(looks, tmp_path, monkeypatch, when=lambda told: told.committed_step >= 0) == Kill(rank=1, step=8, pid=process.pid)
 
 
 def test_another_process_with_its_pid_is_left_alone(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

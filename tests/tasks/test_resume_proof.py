@@ -21,9 +21,10 @@ from schemas.errors import InterruptedRunError
 from schemas.job import Cause, ExitRecord
 from schemas.journal import EventKind
 from schemas.stage import Stage
-from tasks import resume_proof, wiring
-from tasks.resume_proof import Audience, prove_resume, with_kills
+from tasks import scratch_training, wiring
+from tasks.resume_proof import prove_resume, with_kills
 from tasks.runs import Run, list_runs
+from tasks.scratch_training import Audience, Origin
 from tasks.work import Bench, Draft, Work
 from tests.fakes.in_process_work import config_with
 from tests.fakes.job_request import gang_request
@@ -69,7 +70,8 @@ def begin_attempt(bench: Bench, *, ended: bool, claimed: bool = True) -> None:
 
 def prove(config: RunConfig, *, notes: list[str] | None = None, watch: Callable[[Run], AbstractContextManager[None]] | None = None) -> None:
     audience = Audience(note=(notes if notes is not None else []).append, watch=watch or (lambda run: nullcontext()))
-    prove_resume(config, project_dir=Path(config.state).parent, recipe="r.yaml", kills=1, seed=0, audience=audience)
+    origin = Origin(config, project_dir=Path(config.state).parent, recipe="r.yaml")
+    prove_resume(origin, kills=1, seed=0, audience=audience)
 
 
 def interrupted(*_: Any, bench: Bench, **__: Any) -> ArtifactRecord:
@@ -79,7 +81,7 @@ def interrupted(*_: Any, bench: Bench, **__: Any) -> ArtifactRecord:
 
 def test_the_recipe_s_storage_gets_artifacts_and_no_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """`status` and `resume last` must not meet what a proof does."""
-    monkeypatch.setattr(resume_proof, "find_or_make", interrupted)
+    monkeypatch.setattr(scratch_training, "find_or_make", interrupted)
     seen: list[list[tuple[EventKind, Stage | None]]] = []
 
     def watch(run: Run) -> AbstractContextManager[None]:
@@ -107,7 +109,7 @@ def test_a_signal_asks_the_training_to_stop_and_the_scratch_goes_once_it_has(con
         return interrupted(bench=bench)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(resume_proof, "find_or_make", train)
+    monkeypatch.setattr(scratch_training, "find_or_make", train)
     with pytest.raises(InterruptedRunError) as caught:
         prove(config)
     assert "resume" not in caught.value.mend, "there is no run to resume"
@@ -121,7 +123,7 @@ def test_scratch_is_never_removed_under_a_live_agent(config: RunConfig, monkeypa
         begin_attempt(bench, ended=False, claimed=claimed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume_proof, "find_or_make", leave)
+    monkeypatch.setattr(scratch_training, "find_or_make", leave)
     notes: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         prove(config, notes=notes)

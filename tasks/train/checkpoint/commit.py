@@ -1,30 +1,25 @@
 """Commits of a training artifact: which there are, what they name, and whether a committed checkpoint is still what was committed."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cluster.layout import ArtifactLayout, step_name
-from cluster.storage import FileStorage, Storage, hash_file
+from cluster.storage import AlreadyExistsError, FileStorage, Storage, hash_file, path_below
 from schemas.artifact import FileEntry
-from schemas.checkpoint import CommitRecord
+from schemas.canonical import canonical_json
+from schemas.checkpoint import CommitRecord, QuarantineRecord
 from schemas.sealed import SealBrokenError
+from tasks.train.checkpoint.files import MODEL_CONFIG_NAME as MODEL_CONFIG_NAME
+from tasks.train.checkpoint.files import STATE_NAME as STATE_NAME
+from tasks.train.checkpoint.files import data_name as data_name
+from tasks.train.checkpoint.files import index_name as index_name
+
+logger = logging.getLogger(__name__)
 
 FileState = Literal["intact", "missing", "wrong size", "wrong content"]
 FILE_STATES: tuple[FileState, ...] = ("intact", "missing", "wrong size", "wrong content")
-
-STATE_NAME = "state.json"
-MODEL_CONFIG_NAME = "model_config.json"
-
-
-def data_name(rank: int) -> str:
-    """Returns the name of a rank's fragments."""
-    return f"rank-{rank:04d}.bin"
-
-
-def index_name(rank: int) -> str:
-    """Returns the name of a rank's index."""
-    return f"rank-{rank:04d}.json"
 
 
 @dataclass(frozen=True)
@@ -53,12 +48,23 @@ class CheckpointStore:
         return parse_commit(self.storage.read(self.layout.commit(step)), step=step)
 
     def folder(self, commit: CommitRecord) -> Path:
-        """Returns where the commit's files lie."""
-        return self.artifact_dir / commit.folder
+        """Returns where the commit's files lie. Raises UnsafeFileError for a link on the way."""
+        return checkpoint_folder(commit, artifact_dir=self.artifact_dir)
 
     def quarantine_key(self, commit_step: int, *, epoch: int) -> str:
         """Returns the key of the marker for a damaged commit, found in `epoch`."""
         return f"{self.layout.key}/quarantine/{step_name(commit_step)}.e{epoch:06d}.json"
+
+    def withdraw(self, step: int, *, epoch: int, findings: tuple[str, ...]) -> None:
+        """Marks the damaged commit of `step`, then removes it, so that the step can be committed again; its data stay as evidence."""
+        key = self.layout.commit(step)
+        raw = self.storage.read(key).decode(errors="backslashreplace") if self.storage.exists(key) else ""
+        record = QuarantineRecord(step=step, found_in_epoch=epoch, findings=findings, commit=raw)
+        try:
+            self.storage.create_exclusive(self.quarantine_key(step, epoch=epoch), canonical_json(record))
+        except AlreadyExistsError:
+            logger.warning("step %d is marked as damaged already", step)
+        self.storage.delete(key)
 
     def num_quarantined(self) -> int:
         """Returns the number of commits that were ever withdrawn."""
@@ -80,9 +86,22 @@ def parse_commit(data: bytes, *, step: int) -> CommitRecord | None:
     return commit if commit.step == step else None
 
 
+def checkpoint_folder(commit: CommitRecord, *, artifact_dir: Path) -> Path:
+    """Returns where the files of a commit lie.
+
+    Raises:
+        UnsafeFileError: a symbolic link is on the way, which could lead out of the artifact: no damage to fall back from, but for people to see.
+    """
+    return path_below(artifact_dir, commit.folder)
+
+
 def file_state(folder: Path, entry: FileEntry) -> FileState:
-    """Returns whether a committed file is what was committed. Other errors than absence are raised: "could not ask" is not "damaged"."""
-    path = folder / entry.path
+    """Returns whether a committed file is what was committed. Other errors than absence are raised: "could not ask" is not "damaged".
+
+    Raises:
+        UnsafeFileError: it is a symbolic link, or below one that lies in `folder` (for `folder` itself: `checkpoint_folder`).
+    """
+    path = path_below(folder, entry.path)
     try:
         size = path.stat().st_size
         if size != entry.size:

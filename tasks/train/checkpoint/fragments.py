@@ -1,6 +1,6 @@
 """The fp32 training state that this rank holds, as named flat views into DeepSpeed's own memory.
 
-DeepSpeed keeps the master weights and AdamW's moments in three ways: whole on every rank (ZeRO 0), as flat partitions of
+DeepSpeed keeps the master weights and the optimizer's moments in three ways: whole on every rank (ZeRO 0), as flat partitions of
 parameter groups (ZeRO 1 and 2, and its BF16 optimizer), or as partitions of single parameters (ZeRO 3). This module is the
 only one that knows the difference. Reading a checkpoint and writing one are copies out of and into these views.
 All names with an underscore are DeepSpeed 0.19's; the tests of this module fail when a version moves them.
@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 
 from schemas.checkpoint import SLOTS, ParameterShape, Slot
 from tasks.train.engine import Engine
 from tasks.train.model import full_shape, full_size
+from tasks.train.muon import ORTHOGONAL, Muon, Piece
+
+_PIECE = 1 << 18
+"""Elements that are compared at a time on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,21 @@ class LocalFragment:
         return self.low_precision.numel()
 
     def is_fresh(self) -> bool:
-        """Whether the forward copy is cast(master weight), bit for bit; NaNs of equal bits are equal."""
-        wanted = self.slots["weight"].to(self.low_precision.dtype)
-        return bool(torch.equal(wanted.contiguous().view(torch.uint8), self.low_precision.contiguous().view(torch.uint8)))
+        """Whether the forward copy is cast(master weight), bit for bit; NaNs of equal bits are equal.
+
+        In pieces that stay in the cache: 13 ms for 22 M parameters on a core, where one cast and one comparison of all take 120.
+        """
+        master, low = self.slots["weight"], self.low_precision
+        if master.data_ptr() == low.data_ptr():
+            return True  # fp32 without ZeRO: there is no copy
+        piece = _PIECE if low.device.type == "cpu" else self.count
+        scratch = torch.empty(min(piece, self.count), dtype=low.dtype, device=low.device)
+        for first in range(0, self.count, piece):
+            present = low[first : first + piece]
+            wanted = scratch[: present.numel()].copy_(master[first : first + piece])
+            if bits_hash(wanted) != bits_hash(present):
+                return False
+        return True
 
     def part(self, first: int, last: int) -> "LocalFragment":
         """Returns the elements [first, last) of this fragment."""
@@ -48,11 +65,22 @@ class LocalFragment:
         return LocalFragment(self.name, start=self.start + first, slots=slots, low_precision=self.low_precision[first:last])
 
 
+def bits_hash(flat: torch.Tensor) -> int:
+    """Returns 64 bits that any single flipped bit of a flat tensor changes: xxh3 on the CPU, on a GPU a sum of words, which stays there."""
+    if flat.device.type != "cpu":
+        words = flat.detach().view(torch.int16 if flat.element_size() == 2 else torch.int32)
+        return int(words.sum(dtype=torch.int64)) & ((1 << 64) - 1)
+    return xxhash.xxh3_64_intdigest(flat.detach().view(torch.uint8).numpy().data)
+
+
 class TrainingTensors:
     """The fp32 state of an engine: what this rank holds, and which share of it this rank writes."""
 
     def __init__(self, engine: Engine) -> None:
-        """Materialises AdamW's state as it is before the first update; DeepSpeed and torch would make it lazily, or by a step without gradients."""
+        """Materialises the optimizer's state as it is before the first update, and tells Muon where its matrices lie. Collective.
+
+        DeepSpeed and torch would make the state lazily, or by a step without gradients.
+        """
         self._engine = engine
         self._base = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self._names = {id(parameter): name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
@@ -60,6 +88,8 @@ class TrainingTensors:
         order = {name: position for position, name in enumerate(self._names.values())}
         self.held: tuple[LocalFragment, ...] = tuple(sorted(self._fragments(), key=lambda fragment: (order[fragment.name], fragment.start)))
         """All fragments on this rank, in the model's order."""
+        if isinstance(self._base, Muon):
+            self._lay_out(self._base)
 
     @property
     def parameters(self) -> tuple[ParameterShape, ...]:
@@ -84,7 +114,7 @@ class TrainingTensors:
         return tuple(owned)
 
     def set_optimizer_step(self, optimizer_step: int) -> None:
-        """Sets AdamW's own counters, which correct the bias of the moments."""
+        """Sets the optimizer's own counters, with which AdamW corrects the bias of the moments."""
         for tensor in self._masters():
             self._base.state[tensor]["step"].fill_(optimizer_step)
 
@@ -119,11 +149,27 @@ class TrainingTensors:
             self._base.state[tensor] = {
                 "step": torch.zeros((), dtype=torch.float32, device=device),
                 "exp_avg": torch.zeros_like(tensor),
-                "exp_avg_sq": torch.zeros_like(tensor),
+                "exp_avg_sq": torch.zeros_like(tensor),  # of Muon's matrices too, where it stays zero: every parameter has the same slots
             }
 
+    def _lay_out(self, muon: Muon) -> None:
+        """Tells Muon where its matrices lie; whether one is cut, every rank must know."""
+        held = {fragment.name: fragment for fragment in self.held}  # at most one of each, since ZeRO 3 is refused
+        masters = {id(low): master for low, master in self._replicas()}
+        flat = [tensor for group in muon.param_groups if group[ORTHOGONAL] for tensor in group["params"]]
+        pieces = []
+        for parameter in muon.matrices:
+            master = flat[0] if self._engine.zero_stage > 0 else masters.get(id(parameter), parameter)
+            fragment = held.get(self._names[id(parameter)])
+            offset = int(fragment.slots["weight"].storage_offset() - master.storage_offset()) if fragment is not None else 0
+            start, count = (fragment.start, fragment.count) if fragment is not None else (0, 0)
+            rows, numel = full_shape(parameter)[0], full_size(parameter)
+            pieces.append(Piece(master, offset=offset, shape=(rows, numel // rows), start=start, count=count))
+        flags_by_rank = self._engine.gang.gather([int(piece.count > 0 and not piece.is_whole) for piece in pieces]) if pieces else []
+        muon.lay_out(pieces, cut=[any(flags) for flags in zip(*flags_by_rank, strict=True)])
+
     def _masters(self) -> list[torch.Tensor]:
-        """Returns the fp32 tensors that AdamW updates on this rank."""
+        """Returns the fp32 tensors that the optimizer updates on this rank."""
         if self._engine.zero_stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [tensor for group in self._base.param_groups for tensor in group["params"]]

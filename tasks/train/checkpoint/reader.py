@@ -5,8 +5,11 @@ none verifies, training stops: it never begins again at step 0 on its own.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,11 +17,11 @@ import numpy.typing as npt
 import torch
 import xxhash
 
-from cluster.storage import AlreadyExistsError
-from schemas.canonical import canonical_json
-from schemas.checkpoint import SLOTS, CommitRecord, Fragment, QuarantineRecord, RankIndex, Slot, TrainingState
+from cluster.storage import open_regular, path_below
+from schemas.artifact import FileEntry
+from schemas.checkpoint import SLOTS, CommitRecord, Fragment, RankIndex, Slot, TrainingState
 from schemas.errors import VerificationError
-from tasks.train.checkpoint.commit import FILE_STATES, STATE_NAME, CheckpointStore, data_name, file_state, findings_of, index_name
+from tasks.train.checkpoint.commit import FILE_STATES, STATE_NAME, CheckpointStore, FileState, data_name, findings_of, index_name
 from tasks.train.checkpoint.fragments import LocalFragment, TrainingTensors
 from tasks.train.gang import Gang
 
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _Content = TypeVar("_Content", bytes, npt.NDArray[np.float32])
 _NONE = -1
+_BLOCK_BYTES = 4 << 20
 _MEND = "restore the named files from a copy, or build the model anew with --from train"
 
 
@@ -39,23 +43,77 @@ class _Candidate:
     """What is wrong with it, as far as this rank knows; on rank 0 complete."""
 
 
-def newest_verified(store: CheckpointStore, *, gang: Gang, epoch: int) -> CommitRecord | None:
+class Content:
+    """The files that this rank read while it verified them, so that it need not read them again to load them."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, npt.NDArray[np.uint8]] = {}
+
+    def examine(self, folder: Path, entry: FileEntry) -> FileState:
+        """Returns whether a committed file is what was committed, and keeps what it holds. Otherwise as `commit.file_state`."""
+        path = path_below(folder, entry.path)
+        try:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size != entry.size:
+                    return "wrong size"
+                data = np.empty(entry.size, dtype=np.uint8)
+                digest = _read_hashed(file, data)
+        except FileNotFoundError:
+            return "missing"
+        if digest != entry.xxh3:
+            return "wrong content"
+        self._held[path] = data
+        return "intact"
+
+    def of(self, path: Path) -> npt.NDArray[np.uint8] | None:
+        """Returns what an intact file held, or None when this rank has not read it."""
+        return self._held.get(path)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._held.clear()
+
+
+def _read_hashed(file: FileIO, data: npt.NDArray[np.uint8]) -> str:
+    """Fills `data` from the file and returns its xxh3-128, hex; of less when the file turns out shorter."""
+    state, view, position = xxhash.xxh3_128(), data.data, 0
+    while count := file.readinto(view[position : position + _BLOCK_BYTES]):
+        state.update(view[position : position + count])
+        position += count
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Elements of a fragment that lie in one rank's data."""
+
+    rank: int
+    start: int
+    """First of them, counted in the fragment."""
+    count: int
+    offset: int
+    """Where they begin in the data, in elements."""
+
+
+def newest_verified(store: CheckpointStore, *, gang: Gang, epoch: int, content: Content | None = None) -> CommitRecord | None:
     """Returns the newest commit whose every file has its hash, or None when nothing was ever committed. Collective: equal on every rank.
 
-    The ranks share the hashing. Damaged commits that are newer are quarantined: a marker with the findings, then the commit's
-    removal, so that the step can be committed again; their data stay.
+    The ranks share the hashing, each what it is going to load; `content` keeps what it read. Damaged commits that are newer are
+    quarantined: a marker with the findings, then the commit's removal, so that the step can be committed again; their data stay.
 
     Raises:
         VerificationError: there are commits, but none verifies. Nothing is changed then.
     """
+    content = content or Content()
     damaged: list[_Candidate] = []
     steps = list(reversed(store.steps())) if gang.rank == 0 else []
     while (step := gang.gather([steps.pop(0) if steps else _NONE])[0][0]) != _NONE:
-        candidate = _examine(store, step, gang=gang)
+        content.clear()
+        candidate = _examine(store, step, gang=gang, content=content)
         if candidate.commit is not None and not candidate.findings:
             if gang.rank == 0:
                 for other in damaged:
-                    _quarantine(store, other, epoch=epoch)
+                    store.withdraw(other.step, epoch=epoch, findings=other.findings)
             gang.gather([0])  # nobody reads on before the withdrawal is done
             return candidate.commit
         damaged.append(candidate)
@@ -71,50 +129,65 @@ def newest_verified(store: CheckpointStore, *, gang: Gang, epoch: int) -> Commit
 class CheckpointReader:
     """The fragments of one committed checkpoint, by parameter and slot."""
 
-    def __init__(self, store: CheckpointStore, commit: CommitRecord) -> None:
-        """Reads all indexes; data are mapped when they are needed, and each rank hashes again what it uses itself."""
-        self._folder = store.folder(commit)
+    def __init__(self, store: CheckpointStore, commit: CommitRecord, *, content: Content | None = None, state_name: str = STATE_NAME) -> None:
+        """Reads all indexes that the commit names. Data that are not in `content` are mapped when needed, and hashed before they are used."""
+        self._folder, self._content = store.folder(commit), content or Content()
         self._hashes = {entry.path: entry.xxh3 for entry in commit.files}
-        self.state = TrainingState.model_validate_json(self._checked(STATE_NAME, (self._folder / STATE_NAME).read_bytes()))
+        self.state = TrainingState.model_validate_json(self._checked(state_name, (self._folder / state_name).read_bytes()))
         self._places: dict[tuple[str, Slot], list[tuple[int, Fragment]]] = {}
-        for rank in range(commit.world_size):
+        for rank in (rank for rank in range(commit.world_size) if index_name(rank) in self._hashes):
             name = index_name(rank)
             index = RankIndex.model_validate_json(self._checked(name, (self._folder / name).read_bytes()))
             for fragment in index.fragments:
                 self._places.setdefault((fragment.name, fragment.slot), []).append((rank, fragment))
         self._maps: dict[int, npt.NDArray[np.float32]] = {}
 
+    @torch.no_grad()
     def load(self, tensors: TrainingTensors) -> None:
         """Fills all fragments of this rank, whatever layout wrote the checkpoint. Follow with `refresh`.
 
         Raises:
             VerificationError: other parameters or shapes than the model's, or elements that no fragment holds.
         """
-        findings = _differences({item.name: item.shape for item in self.state.parameters}, {item.name: item.shape for item in tensors.parameters})
-        if not findings:
-            findings = [finding for fragment in tensors.held for finding in self._fill(fragment)]
-        if findings:
-            raise VerificationError(tuple(findings), subject=str(self._folder), mend=_MEND)
+        if findings := self.lacking(tensors):
+            raise VerificationError(findings, subject=str(self._folder), mend=_MEND)
+        for fragment in tensors.held:
+            for slot in SLOTS:
+                for overlap in self._overlaps(fragment, slot):
+                    values = torch.from_numpy(self._data(overlap.rank)[overlap.offset : overlap.offset + overlap.count])
+                    fragment.slots[slot][overlap.start : overlap.start + overlap.count].copy_(values)
 
-    @torch.no_grad()
-    def _fill(self, fragment: LocalFragment) -> Iterable[str]:
-        """Copies what overlaps into the fragment's slots; returns what is missing."""
-        findings, stop = [], fragment.start + fragment.count
+    def lacking(self, tensors: TrainingTensors) -> tuple[str, ...]:
+        """Returns what `load` would miss: other parameters or shapes than the model's, or elements that no fragment holds."""
+        stored, wanted = ({item.name: item.shape for item in shapes} for shapes in (self.state.parameters, tensors.parameters))
+        findings = _differences(stored, wanted)
+        return tuple(findings or (finding for fragment in tensors.held for finding in self._holes(fragment)))
+
+    def sources(self, tensors: TrainingTensors) -> frozenset[int]:
+        """Returns the ranks whose data `load` reads."""
+        return frozenset(overlap.rank for fragment in tensors.held for slot in SLOTS for overlap in self._overlaps(fragment, slot))
+
+    def _holes(self, fragment: LocalFragment) -> Iterable[str]:
         for slot in SLOTS:
-            filled = 0
-            for rank, piece in self._places.get((fragment.name, slot), []):
-                first, last = max(fragment.start, piece.start), min(stop, piece.start + piece.count)
-                if first < last:
-                    offset = piece.byte_offset // 4 + first - piece.start
-                    values = torch.from_numpy(self._data(rank)[offset : offset + last - first])
-                    fragment.slots[slot][first - fragment.start : last - fragment.start].copy_(values)
-                    filled += last - first
-            if filled != fragment.count:
-                findings.append(f"{fragment.name} ({slot}): {filled} of elements {fragment.start} to {stop} are in the checkpoint")
-        return findings
+            found = sum(overlap.count for overlap in self._overlaps(fragment, slot))
+            if found != fragment.count:
+                stop = fragment.start + fragment.count
+                yield f"{fragment.name} ({slot}): {found} of elements {fragment.start} to {stop} are in the checkpoint"
+
+    def _overlaps(self, fragment: LocalFragment, slot: Slot) -> Iterable[_Overlap]:
+        """Yields what of `fragment` lies where."""
+        stop = fragment.start + fragment.count
+        for rank, piece in self._places.get((fragment.name, slot), []):
+            first, last = max(fragment.start, piece.start), min(stop, piece.start + piece.count)
+            if first < last:
+                offset = piece.byte_offset // 4 + first - piece.start
+                yield _Overlap(rank, start=first - fragment.start, count=last - first, offset=offset)
 
     def _data(self, rank: int) -> npt.NDArray[np.float32]:
         """Returns a rank's data, mapped and checked."""
+        held = self._content.of(self._folder / data_name(rank))
+        if held is not None:
+            return held.view("<f4")
         if rank not in self._maps:
             # private and writable in memory only: torch wants writable arrays, and nothing reaches the file
             mapped = np.memmap(self._folder / data_name(rank), dtype="<f4", mode="c")
@@ -129,16 +202,15 @@ class CheckpointReader:
         return content
 
 
-def _examine(store: CheckpointStore, step: int, *, gang: Gang) -> _Candidate:
+def _examine(store: CheckpointStore, step: int, *, gang: Gang, content: Content) -> _Candidate:
     """Verifies one commit, each rank its share of the files. Collective."""
     commit = _read(store, step)
     if not gang.all(commit is not None):
         return _Candidate(step, commit, findings=(f"{store.layout.commit(step)}: the record is damaged or missing",))
     assert commit is not None
     folder = store.folder(commit)
-    own = [
-        FILE_STATES.index(file_state(folder, entry)) if position % gang.world_size == gang.rank else 0 for position, entry in enumerate(commit.files)
-    ]
+    readers = {name: rank % gang.world_size for rank in range(commit.world_size) for name in (data_name(rank), index_name(rank))}
+    own = [FILE_STATES.index(content.examine(folder, entry)) if readers.get(entry.path, 0) == gang.rank else 0 for entry in commit.files]
     worst = [max(states) for states in zip(*gang.gather(own), strict=True)]
     findings = findings_of(commit, {entry.path: FILE_STATES[state] for entry, state in zip(commit.files, worst, strict=True)})
     return _Candidate(step, commit, findings)
@@ -149,18 +221,6 @@ def _read(store: CheckpointStore, step: int) -> CommitRecord | None:
         return store.read(step)
     except FileNotFoundError:
         return None
-
-
-def _quarantine(store: CheckpointStore, candidate: _Candidate, *, epoch: int) -> None:
-    """Marks a damaged commit, then withdraws it."""
-    key = store.layout.commit(candidate.step)
-    raw = store.storage.read(key).decode(errors="backslashreplace") if store.storage.exists(key) else ""
-    record = QuarantineRecord(step=candidate.step, found_in_epoch=epoch, findings=candidate.findings, commit=raw)
-    try:
-        store.storage.create_exclusive(store.quarantine_key(candidate.step, epoch=epoch), canonical_json(record))
-    except AlreadyExistsError:
-        logger.warning("step %d is marked as damaged already", candidate.step)
-    store.storage.delete(key)
 
 
 def _differences(stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.agent.array import order, share
+from cluster.attempt import read_exit
 from cluster.logs import read_logs
 from schemas.exit_code import ExitCode
 from schemas.job import Cause, WorkItem
@@ -135,6 +136,21 @@ def test_a_killed_agent_leaves_what_is_finished(array: Callable[..., LiveJob]) -
     assert record.exit_code is ExitCode.DONE
     assert job.attempts == (0, 1)
     assert 0 < len(starts(job, 1)) <= 4
+
+
+@pytest.mark.slow
+def test_a_preempted_array_keeps_what_is_finished_and_the_next_attempt_goes_on(array: Callable[..., LiveJob]) -> None:
+    job = array(items=8, item_s=0.3)
+    job.when(lambda view: view.items_done >= 2, lambda: job.agents()[0].terminate())
+    record = job.run()
+    first = read_exit(job.storage, job.attempt(0))
+    assert first is not None
+    assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
+    (incident,) = first.incidents
+    assert (incident.rank, incident.decision, incident.committed_step >= 2) == (-1, "stop", True)
+    assert (record.exit_code, job.attempts) == (ExitCode.DONE, (0, 1))
+    assert finished(job) == set(range(8))
+    assert len(starts(job, 1)) <= 8 - incident.committed_step
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from cluster.logs import read_logs
 from cluster.metrics import read_metrics
 from schemas.exit_code import ExitCode
 from schemas.job import Cause
-from tests.fakes.job_request import gang_request
+from tests.fakes.job_request import LIMITS, gang_request
 from tests.fakes.live_job import LiveJob, wait_until
 
 pytestmark = pytest.mark.slow
@@ -32,6 +32,18 @@ def gang(tmp_path: Path) -> Iterator[Callable[..., LiveJob]]:
     yield make
     for job in jobs:
         job.sweep()
+
+
+LONG = {"steps": 400, "later_step_s": 0.0}
+"""Ten seconds, so that it is under way when something happens to it, on a slow machine, too; what is left after a restart is quick."""
+
+
+def is_live(process: psutil.Process) -> bool:
+    """Whether it runs: a process that nobody has waited for does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def fault(kind: str, *, rank: int = 1, step: int = 12, times: int = 1) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def test_a_second_kill_while_recovering(gang: Callable[..., LiveJob]) -> None:
 
 
 def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=400)
+    job = gang(**LONG)
 
     def kill_zygote() -> None:
         [agent] = job.agents()
@@ -126,7 +138,7 @@ def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
 
 
 def test_a_killed_agent_leaves_no_orphan_and_a_new_attempt_goes_on(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=400)
+    job = gang(**LONG)
     family: list[psutil.Process] = []
 
     def kill_agent() -> None:
@@ -141,18 +153,68 @@ def test_a_killed_agent_leaves_no_orphan_and_a_new_attempt_goes_on(gang: Callabl
     first = read_exit(job.storage, job.attempt(0))
     assert first is not None
     assert (first.cause, first.exit_code) == (Cause.KILLED, ExitCode.INTERRUPTED)
-    wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
+    wait_until(lambda: not any(is_live(process) for process in family))
     starts = [line.text for line in read_logs(job.storage, job.attempt(1), rank=0)]
     assert starts[0].startswith("rank 0 of 2 starts epoch 1 from ")
     assert starts[0] != "rank 0 of 2 starts epoch 1 from -1"
 
 
-def test_sigterm_lets_ranks_commit_and_says_resumable(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=400)
-    job.when(lambda view: view.step >= 5, lambda: os.kill(job.agents()[0].pid, signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preempted_agent_lets_ranks_commit_and_the_next_attempt_goes_on(gang: Callable[..., LiveJob], number: signal.Signals) -> None:
+    job = gang(steps=60)
+    job.when(lambda view: view.step >= 5, lambda: os.kill(job.agents()[0].pid, number))
     record = job.run()
+    first = read_exit(job.storage, job.attempt(0))
+    assert first is not None
+    assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
+    (incident,) = first.incidents
+    assert incident.committed_step >= incident.step > 0
+    assert incident.decision == "stop"
+    assert number.name in first.message
+    assert (record.exit_code, job.attempts) == (ExitCode.DONE, (0, 1))
+    starts = [line.text for line in read_logs(job.storage, job.attempt(1), rank=0)]
+    assert starts[0] == f"rank 0 of 2 starts epoch 1 from {incident.committed_step}"
+    wait_until(lambda: job.family() == [])
+
+
+def test_a_cancelled_job_is_not_taken_for_a_preempted_one(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=400)
+    wished: list[bool] = []
+    job.when(lambda view: view.step >= 5, lambda: wished.append(True))
+    record = job.run(stop_requested=lambda: bool(wished))
     assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
     assert newest_commit(job.storage, job.layout) >= 5
+    assert job.attempts == (0,)
+    wait_until(lambda: job.family() == [])
+
+
+def test_ranks_that_are_asked_by_a_signal_of_their_own_commit_and_the_next_attempt_goes_on(gang: Callable[..., LiveJob]) -> None:
+    job = gang(steps=60)
+
+    def ask_all() -> None:
+        for rank in (0, 1):
+            os.kill(job.rank_pid(rank), signal.SIGTERM)
+
+    job.when(lambda view: view.step >= 5, ask_all)
+    record = job.run()
+    first = read_exit(job.storage, job.attempt(0))
+    assert first is not None
+    assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
+    assert (record.exit_code, job.attempts) == (ExitCode.DONE, (0, 1))
+
+
+def test_ranks_are_asked_to_stop_before_their_allocation_ends_and_the_chain_goes_on_by_itself(gang: Callable[..., LiveJob]) -> None:
+    """The work needs more than what one allocation leaves for it; none of them uses up the budget of interruptions, which is empty."""
+    limits = LIMITS.model_copy(update={"max_interruptions": 0})
+    job = gang(steps=200, step_s=0.05, changes={"time_limit_s": 14.0, "grace_s": 0.5, "limits": limits})
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert len(job.attempts) > 1
+    for number in job.attempts[:-1]:
+        ended = read_exit(job.storage, job.attempt(number))
+        assert ended is not None
+        assert (ended.exit_code, ended.cause) == (ExitCode.INTERRUPTED, Cause.TIME_LIMIT)
+        assert ended.incidents[-1].committed_step >= ended.incidents[-1].step > 0
     wait_until(lambda: job.family() == [])
 
 
@@ -178,7 +240,7 @@ def test_two_nodes_restart_together_and_name_the_rank(gang: Callable[..., LiveJo
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_node_ends_the_attempt_and_the_next_goes_on(gang: Callable[..., LiveJob], victim: int) -> None:
     """Node 0's agent is known to be dead from the process table; node 1's is missed by node 0 after a while of silence."""
-    job = gang(num_nodes=2, ranks=1, steps=400, changes={"lost_after_s": 3.0})
+    job = gang(num_nodes=2, ranks=1, **LONG, changes={"lost_after_s": 3.0})
 
     def kill_agent() -> None:
         agents = {agent.cmdline()[agent.cmdline().index("--node-rank") + 1]: agent for agent in job.agents()}

@@ -11,10 +11,10 @@ import pytest
 from cluster.agent import publisher as publisher_module
 from cluster.agent.publisher import Publisher
 from cluster.agent.scratch import NodeScratch
-from cluster.attempt import read_heartbeats
+from cluster.attempt import read_heartbeats, read_notices
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage, replace_local
-from schemas.job import RankPhase, RankProgress
+from schemas.job import Notice, NoticeKind, RankPhase, RankProgress
 from tests.fakes.live_job import wait_until
 
 ARTIFACT = ArtifactLayout("train/x-0123456789ab")
@@ -76,6 +76,10 @@ def progress(*, rank: int, step: int) -> RankProgress:
     return RankProgress(rank=rank, pid=1, phase=RankPhase.STEPPING, step=step, committed_step=-1, total_steps=9, at=1.0)
 
 
+def notice(*, at: float, rank: int) -> Notice:
+    return Notice(at=at, kind=NoticeKind.STRAGGLER, epoch=2, rank=rank, step=7, message="slow", figures={"factor": 2.0})
+
+
 def test_logs_are_published_as_they_grow(publisher: Publisher, storage: Moody, scratch: NodeScratch) -> None:
     publisher.follow(2, scratch.epoch(2))
     scratch.epoch(2).log(1).write_bytes(b"one\ntw")
@@ -92,6 +96,26 @@ def test_metrics_wait_for_the_end_of_their_line_and_a_torn_last_line_is_dropped(
     publisher.finish(2)
     wait_until(lambda: not scratch.epoch(2).folder.exists())
     assert segments(storage, ARTIFACT.metrics) == b'{"a": 1}\n'
+
+
+def test_notices_of_ranks_and_of_the_agent_are_objects_in_order_of_time(publisher: Publisher, storage: Moody, scratch: NodeScratch) -> None:
+    publisher.follow(2, scratch.epoch(2))
+    own, ranks = notice(at=2.0, rank=-1), notice(at=1.0, rank=3)
+    publisher.notify(own)
+    scratch.epoch(2).notice(3).write_bytes(b"no notice\n" + ranks.model_dump_json().encode() + b'\n{"at": 3')
+    wait_until(lambda: len(read_notices(storage, ATTEMPT)) == 2)
+    publisher.finish(2)
+    wait_until(lambda: not scratch.epoch(2).folder.exists())
+    assert read_notices(storage, ATTEMPT) == (ranks, own)
+
+
+def test_a_job_that_says_too_much_is_heard_no_more(publisher: Publisher, storage: Moody, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "_MOST_NOTICES", 3)
+    for moment in range(5):
+        publisher.notify(notice(at=float(moment), rank=0))
+    publisher.publish(ATTEMPT.incident(0), b"{}")
+    wait_until(reads(storage, ATTEMPT.incident(0)))
+    assert [found.at for found in read_notices(storage, ATTEMPT)] == [0.0, 1.0, 2.0]
 
 
 def test_an_ended_epoch_is_published_whole_before_its_files_go(publisher: Publisher, storage: Moody, scratch: NodeScratch) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from cluster.agent.usage import UsageMeter
+from tests.fakes.child_process import running
 from tests.fakes.live_job import wait_until
 
 BUSY = "import os, sys; b = b'x' * (64 << 20); print('ready', flush=True)\nwhile True: pass"
@@ -12,14 +13,12 @@ BUSY = "import os, sys; b = b'x' * (64 << 20); print('ready', flush=True)\nwhile
 def test_children_are_measured_and_what_they_wrote_is_not_forgotten() -> None:
     meter = UsageMeter()
     idle = meter.measure()
-    child = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    child.stdout.readline()
-    busy = meter.measure()
-    assert busy.memory_used_bytes - idle.memory_used_bytes > 64 << 20
-    wait_until(lambda: meter.measure().cpu_percent > 0)
-    child.kill()
-    child.communicate()
+    with running(sys.executable, "-c", BUSY, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        busy = meter.measure()
+        assert busy.memory_used_bytes - idle.memory_used_bytes > 64 << 20
+        wait_until(lambda: meter.measure().cpu_percent > 0)
     after = meter.measure()
     assert after.memory_used_bytes < busy.memory_used_bytes
     assert after.written_bytes >= busy.written_bytes

@@ -131,6 +131,7 @@ def test_sampling_is_seeded(chain: Chain) -> None:
         (Stage.EXPORT, "model/model.safetensors"),
         (Stage.EXPORT, "model/config.json"),
         (Stage.EXPORT, "model/tokenizer.json"),
+        (Stage.EXPORT, "model/generation_config.json"),
         (Stage.VALIDATE, "accepted/g0001-test.parquet"),
         (Stage.TOKENIZE, "manifest.json"),
     ],
@@ -170,3 +171,17 @@ def test_an_empty_test_split_is_a_clear_error(chain: Chain, tmp_path: Path) -> N
     manifest = next(entry for entry in corpus.files if entry.path == "manifest.json")
     with pytest.raises(InputError, match="test split is empty"):
         list(read_test_split(tmp_path / corpus.key, manifest=manifest))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "custom_generate"])
+def test_a_file_beside_the_model_that_the_export_did_not_make_is_refused(chain: Chain, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "root"
+    shutil.copytree(chain.root, copy)
+    folder = copy / chain.records[Stage.EXPORT].key / "model"
+    (folder / ".tmp-e000000-1-config.json").write_text("left by a start that was killed")
+    (folder / name).write_text("{}")
+    work = Chain(copy, chain.config, chain.records).work(Stage.EVALUATE, key="evaluate/test-000000000022")
+    with pytest.raises(VerificationError, match=f"{name}: is not part of the exported model"):
+        build(work)
+    (folder / name).unlink()
+    build(work)

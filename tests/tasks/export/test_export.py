@@ -11,10 +11,12 @@ import pytest
 from schemas.artifact import ArtifactRecord
 from schemas.canonical import canonical_json
 from schemas.checkpoint import RankIndex
-from schemas.errors import GateError, InputError, VerificationError
+from schemas.errors import GateError, InputError, UnsafeFileError, VerificationError
+from schemas.exit_code import ExitCode
 from schemas.stage import Stage
 from tasks.export import layout
 from tasks.export.build import build
+from tasks.export.job import load_commit
 from tests.fakes.in_process_work import InProcessWork, config_with
 from tests.fakes.training_artifact import FOLDER, Weights, commit_files, halves, slices, tiny_llama, write_tokenizer, write_training
 
@@ -200,3 +202,50 @@ def test_a_changed_tokenizer_file_is_named(tmp_path: Path) -> None:
     (work.input_dir(Stage.TOKENIZER) / "tokenizer_config.json").write_bytes(b"{}")
     with pytest.raises(VerificationError, match=r"tokenizer_config\.json"):
         build(work)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_flipped_byte_of_the_tokenizer_is_found_before_it_gets_a_name_and_can_be_mended(tmp_path: Path, name: str) -> None:
+    weights = small()
+    work = work_on(tmp_path, write_training(tmp_path, weights, cuts=halves(weights), model_config={"model_type": "llama"}))
+    path = work.input_dir(Stage.TOKENIZER) / name
+    kept = path.read_bytes()
+    path.write_bytes(kept.replace(b"\n", b" ", 1))
+    with pytest.raises(VerificationError, match=name.replace(".", r"\.")) as caught:
+        build(work)
+    assert caught.value.exit_code is ExitCode.VERIFICATION
+    assert not (work.output_dir / "model" / name).exists()
+    path.write_bytes(kept)
+    build(work)
+    assert (work.output_dir / "model" / name).read_bytes() == kept
+
+
+PLACES = ("checkpoints", FOLDER, f"{FOLDER}/state.json", f"{FOLDER}/rank-0000.json", f"{FOLDER}/rank-0001.bin", f"{FOLDER}/model_config.json")
+
+
+@pytest.mark.parametrize("place", [*PLACES, "commits", "commits/step-00000040.json"])
+def test_nothing_is_read_through_a_link(tmp_path: Path, place: str) -> None:
+    weights = small()
+    training = write_training(tmp_path / "data", weights, cuts=halves(weights), model_config={"model_type": "llama"})
+    (tmp_path / "data" / training.key / place).rename(tmp_path / "outside")
+    (tmp_path / "data" / training.key / place).symlink_to(tmp_path / "outside")
+    work = work_on(tmp_path / "data", training)
+    with pytest.raises(UnsafeFileError, match="is a symbolic link") as caught:
+        build(work)
+    assert caught.value.exit_code is ExitCode.VERIFICATION
+    assert not (work.output_dir / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("place", ["commits", "commits/step-00000040.json"])
+def test_the_job_itself_reads_no_commit_through_a_link(tmp_path: Path, place: str) -> None:
+    """The control half refuses first; a node may see another folder."""
+    weights = small()
+    training = write_training(tmp_path / "data", weights, cuts=halves(weights))
+    folder = tmp_path / "data" / training.key
+    load_commit(folder, name="commits/step-00000040.json", content_hash=training.content_hash)
+    (folder / place).rename(tmp_path / "outside")
+    with pytest.raises(VerificationError, match=r"step-00000040\.json: missing"):
+        load_commit(folder, name="commits/step-00000040.json", content_hash=training.content_hash)
+    (folder / place).symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafeFileError, match="is a symbolic link"):
+        load_commit(folder, name="commits/step-00000040.json", content_hash=training.content_hash)

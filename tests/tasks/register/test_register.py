@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,11 @@ from tests.tasks.register.conftest import RegisterWork
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning", "ignore::DeprecationWarning")]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def tracking(server: MlflowServer, request: pytest.FixtureRequest) -> dict[str, Any]:
+def tracking(mlflow_server: MlflowServer, request: pytest.FixtureRequest) -> dict[str, Any]:
     """The recipe sections of a test: an experiment and a model of its own on the shared server."""
     name = request.node.name.partition("[")[0]
-    return {"tracking": {"mlflow_uri": server.uri, "experiment": name}, "registration": {"model_name": name}}
+    return {"tracking": {"mlflow_uri": mlflow_server.uri, "experiment": name}, "registration": {"model_name": name}}
 
 
 def registration_of(work: InProcessWork) -> Registration:
@@ -130,6 +121,7 @@ def test_a_crash_between_log_and_record_leads_to_one_version(
     register_work: RegisterWork, tracking: dict[str, Any], monkeypatch: pytest.MonkeyPatch, method: str, run_id: str
 ) -> None:
     name = f"crash-{method}"
+    monkeypatch.setattr("tasks.register.registry._PATIENCE_S", 0.5)  # for the claimant that crashed
     sections = {"tracking": tracking["tracking"] | {"experiment": name}, "registration": {"model_name": name}}
     with monkeypatch.context() as patch:
         patch.setattr(ModelRegistry, method, crash)
@@ -150,7 +142,7 @@ def crash(*arguments: object, **named: object) -> None:
 
 def test_two_registrars_at_once_leave_one_version(register_work: RegisterWork, tracking: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have searched, found nothing and logged the model before either creates its version."""
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=20)
     create = ModelRegistry.create_version
 
     def meet(self: ModelRegistry, *arguments: Any, **named: Any) -> int:
@@ -179,12 +171,12 @@ def test_two_registrars_at_once_leave_one_version(register_work: RegisterWork, t
     assert aliases(works[0]) == {"candidate": lowest, "champion": lowest}
 
 
-def test_a_server_that_is_down_says_so_and_the_same_folder_goes_on_later(register_work: RegisterWork) -> None:
-    down = register_work(tracking={"mlflow_uri": "http://127.0.0.1:9"})
+def test_a_server_that_is_down_says_so_and_the_same_folder_goes_on_later(register_work: RegisterWork, tracking: dict[str, Any]) -> None:
+    down = register_work(**tracking | {"tracking": {"mlflow_uri": "http://127.0.0.1:9"}})
     with pytest.raises(UnreachableError, match="MLflow"):
         build(down)
     assert not (down.output_dir / "registration.json").exists()
-    work = register_work()
+    work = register_work(**tracking)
     build(work)
     assert list(versions(work)) == [1]
 
@@ -200,8 +192,8 @@ def test_a_changed_model_file_is_never_registered(register_work: RegisterWork, t
     assert versions(work) == {}
 
 
-def test_registration_says_what_the_record_needs(register_work: RegisterWork) -> None:
-    work = register_work()
+def test_registration_says_what_the_record_needs(register_work: RegisterWork, tracking: dict[str, Any]) -> None:
+    work = register_work(**tracking)
     draft = build(work)
     assert {entry.path for entry in draft.files} == {"README.md", "registration.json"}
     assert set(draft.summary) >= {"model_name", "version", "model_uri", "aliases", "gate_passed", "gate_reasons"}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from schemas.manifest import SPLITS, ShardManifest, Split
 from tasks.tokenize.build import build
 from tasks.tokenize.shard_reader import ShardReader
 from tasks.tokenizer.engine import HuggingFaceEngine
+from tests.fakes.child_process import running
 from tests.fakes.in_process_work import doc_id, write_corpus
 
 SITE = Any  # the fixture's class lives in conftest, which is not importable
@@ -158,10 +158,9 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_calm_bytes(site: SITE) -> Non
         path = work.root / f"spec-{epoch}.json"
         path.write_text(work.task_spec("group", options=options).model_dump_json())
         argv = [sys.executable, "-m", "tasks.tokenize.job", "--spec", str(path), "--index", "0"]
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _wait_for(lambda epoch=epoch: len(list((work.output_dir / "shards").glob("train-*"))) > 15 * (epoch + 1), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with running(*argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            _wait_for(lambda epoch=epoch: len(list((work.output_dir / "shards").glob("train-*"))) > 15 * (epoch + 1), process)
+            process.kill()
     work.epoch = 3
     build(work)
     assert shard_bytes(work.output_dir) == shard_bytes(calm.output_dir)

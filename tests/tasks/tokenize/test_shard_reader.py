@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import file_entry
-from schemas.errors import VerificationError
+from schemas.errors import UnsafeFileError, VerificationError
 from schemas.manifest import Shard, ShardManifest
 from tasks.tokenize import shard_reader
 from tasks.tokenize.shard_file import write_shard
@@ -137,3 +137,15 @@ def test_all_damaged_shards_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(VerificationError) as caught:
         ShardReader(manifest, folder=tmp_path, split="train").verify_all()
     assert len(caught.value.findings) == 2
+
+
+def test_a_folder_of_shards_that_is_a_link_is_refused_though_the_shards_are_right(tmp_path: Path) -> None:
+    (tmp_path / "artifact").mkdir()
+    manifest, _ = make(tmp_path / "artifact")
+    folder = (tmp_path / "artifact" / manifest.shards[0].file.path).parent
+    assert folder != tmp_path / "artifact", "shards lie in a folder of their own"
+    folder.rename(tmp_path / "outside")
+    folder.symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafeFileError, match="is a symbolic link") as caught:
+        ShardReader(manifest, folder=tmp_path / "artifact", split="train").rows(np.array([0]))
+    assert int(caught.value.exit_code) == 7

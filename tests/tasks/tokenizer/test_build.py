@@ -7,9 +7,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from schemas.artifact import content_hash_of
-from schemas.errors import GateError, InputError
+from schemas.errors import GateError, InputError, VerificationError
+from schemas.exit_code import ExitCode
 from schemas.stage import Stage
+from tasks.entry import run_item
+from tasks.recorded_file import entry_of
 from tasks.tokenizer.build import build
+from tasks.tokenizer.job import run
 from tests.fakes.in_process_work import Documents, InProcessWork, config_with, write_corpus
 
 CHINESE = ["水车是利用水流的动力来工作的机械。磨坊里的石磨把谷物磨成面粉,水渠把河水引到水车上。" * 3, "水流推动水车,水车带动石磨。"]
@@ -148,3 +152,21 @@ def test_an_existing_lossy_tokenizer_is_noted_and_not_refused(tmp_path: Path) ->
     assert summary["engine"] == "huggingface"
     assert any("lossy" in note for note in work.notes)
     assert any("slow" in note for note in work.notes)
+
+
+def test_a_given_tokenizer_that_is_another_on_the_node_is_refused(tmp_path: Path, texts: list[str]) -> None:
+    """The artifact is named after the tokenizer as it was planned."""
+    made = work_on(tmp_path / "made", {(0, "train"): texts})
+    build(made)
+    given = tmp_path / "tokenizer.json"
+    given.write_bytes((made.output_dir / "tokenizer.json").read_bytes())
+    work = work_on(tmp_path / "given", {(0, "train"): texts}, path=str(given))
+    corpus = entry_of(work.inputs[Stage.VALIDATE], "manifest.json").model_dump(mode="json")
+    spec = work.task_spec("train", options={"corpus": corpus, "existing": work.identity.inputs["existing"]})
+    given.write_bytes(given.read_bytes().replace(b"\n", b" ", 1) + b" ")
+    with pytest.raises(VerificationError, match=r"tokenizer\.json: content \w+ on this node") as caught:
+        run_item(run, spec=spec, index=0)
+    assert caught.value.exit_code is ExitCode.VERIFICATION
+    assert not (work.output_dir / "tokenizer.json").exists()
+    build(work)
+    assert (work.output_dir / "tokenizer.json").read_bytes() == given.read_bytes(), "planned anew, it is taken as it is"

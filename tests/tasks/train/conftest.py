@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.storage import file_entry
+from cluster.storage import file_entry, hash_file
+from schemas.artifact import FileEntry
 from schemas.config import RunConfig
 from schemas.job import JobKind, JobSpec, RestartLimits, TaskSpec
 from schemas.manifest import Shard, ShardManifest, Split
 from schemas.stage import Stage
+from tasks.outside_inputs import training_entries
 from tasks.tokenize.shard_file import write_shard
 
 HERE = Path(__file__).parent
@@ -55,7 +57,7 @@ def small_config(folder: Path, **changes: Any) -> RunConfig:
             "optimizer": {"learning_rate": 0.01},
             "schedule": {"kind": "constant", "warmup_steps": 2},
         },
-        "checkpoint": {"every_steps": 2},
+        "checkpoint": {"every_steps": 2, "background": False},  # steps take milliseconds here: a second checkpoint would be skipped
         "tracking": {"validate_every_steps": 3, "validation_sequences": 8, "sample_tokens": 4},
         "cluster": {"ranks_per_node": 1},
     }
@@ -124,6 +126,15 @@ class Inputs:
 
     dirs: Mapping[Stage, Path]
     manifest: ShardManifest
+    entries: Mapping[Stage, FileEntry]
+    """Of the one file of each that ranks read by its entry."""
+
+    def options(self, config: RunConfig, *, project_dir: Path = HERE / "project") -> dict[str, Any]:
+        """Returns what `tasks.train.build` hands to ranks for these inputs."""
+        files = training_entries(config, project_dir=project_dir, hash_file=hash_file)
+        names = {"manifest": Stage.TOKENIZE, "tokenizer": Stage.TOKENIZER}
+        named = {name: self.entries[stage].model_dump(mode="json") for name, stage in names.items()}
+        return {**named, "outside_files": [entry.model_dump(mode="json") for entry in files]}
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +143,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
     make_tokenizer(folder / "tokenizer")
     manifest = make_shards(folder / "tokenize", rows={"train": (23, 18), "validation": (11,)})
-    return Inputs({Stage.TOKENIZER: folder / "tokenizer", Stage.TOKENIZE: folder / "tokenize"}, manifest)
+    dirs = {Stage.TOKENIZER: folder / "tokenizer", Stage.TOKENIZE: folder / "tokenize"}
+    names = {Stage.TOKENIZER: "tokenizer.json", Stage.TOKENIZE: "manifest.json"}
+    return Inputs(dirs, manifest, {stage: file_entry(dirs[stage] / name, relative_to=dirs[stage]) for stage, name in names.items()})
 
 
 class RankServer:
@@ -199,13 +212,15 @@ class Gang:
     inputs: Inputs
     artifact_dir: Path
     epoch: int = -1
+    pids: list[int] = dataclasses.field(default_factory=list)
+    """Of the present epoch's ranks."""
 
     def start(
         self, config: RunConfig, *, world_size: int, program: str = "tasks.train.job:run", options: Mapping[str, Any] | None = None
     ) -> list[int]:
         """Starts the next epoch and returns the ranks' pids."""
         self.epoch += 1
-        scratch = self.scratch
+        scratch, given = self.scratch, dict(options or {})
         scratch.mkdir(parents=True)
         self.artifact_dir.mkdir(exist_ok=True)
         job = JobSpec(
@@ -223,7 +238,7 @@ class Gang:
             project_dir=str(self.artifact_dir.parent),
             inputs={},
             config=config.model_dump(mode="json"),
-            options=dict(options or {}),
+            options=given if "outside_files" in given else {**self.inputs.options(config), **given},
         )
         spec = TaskSpec(
             job=job,
@@ -233,7 +248,8 @@ class Gang:
             scratch_dir=str(scratch),
         )
         (scratch / "spec.json").write_text(spec.model_dump_json())
-        return self.server.start(scratch / "spec.json", world_size=world_size, program=program, log_dir=scratch)
+        self.pids = self.server.start(scratch / "spec.json", world_size=world_size, program=program, log_dir=scratch)
+        return self.pids
 
     def run(
         self,
@@ -258,6 +274,23 @@ class Gang:
             for pid in pids:
                 if pid != pids[rank]:
                     os.kill(pid, signal.SIGKILL)
+        return self.server.wait()
+
+    def kill(self) -> list[int]:
+        """Kills all ranks of the present epoch and returns their statuses."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+        return self.server.wait()
+
+    def kill_in_save(self, config: RunConfig, *, rank: int, program: str, number: int = signal.SIGKILL) -> list[int]:
+        """Starts an epoch of two ranks, sends a signal to `rank` while the first checkpoint is being written, and returns the statuses."""
+        pids = self.start(config, world_size=2, program=program)
+        deadline = time.monotonic() + 120.0
+        while not any(self.artifact_dir.glob(f"checkpoints/*.e{self.epoch:06d}/rank-{rank:04d}.bin")):
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.001)
+        for pid in pids if number == signal.SIGKILL else [pids[rank]]:
+            os.kill(pid, number)
         return self.server.wait()
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], *, rank: int, within_s: float = 120.0) -> None:

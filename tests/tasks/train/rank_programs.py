@@ -1,13 +1,18 @@
 """What ranks run in tests besides training itself; see rank_server.py."""
 
-import errno
+import os
 from pathlib import Path
 
-import tasks.train.checkpoint.writer as writer_module
+import torch
+
+import tasks.train.checkpoint.process as process_module
 from cluster.storage import make_folder
 from tasks.entry import RankTask
 from tasks.train.checkpoint.commit import CheckpointStore
-from tasks.train.checkpoint.writer import CheckpointWriter, Snapshot
+from tasks.train.checkpoint.fragments import TrainingTensors
+from tasks.train.checkpoint.reader import CheckpointReader
+from tasks.train.checkpoint.snapshot import Snapshot
+from tasks.train.checkpoint.writer import CheckpointFacts, CheckpointWriter
 from tasks.train.job import run
 from tasks.train.libraries import prepare_libraries
 from tasks.train.session import open_session
@@ -19,23 +24,34 @@ def resave(task: RankTask) -> None:
     session = open_session(task, options=None)
     store = CheckpointStore(task.output_dir.with_name(f"{task.output_dir.name}-resaved"))
     make_folder(store.artifact_dir)
-    writer = CheckpointWriter(store, gang=session.engine.gang, epoch=task.spec.epoch, snapshot=Snapshot(session.tensors.owned()), model_config={})
+    facts = CheckpointFacts(session.base_state, model_config={}, rules=task.config.checkpoint, shared_steps=0, verified_step=None)
+    writer = CheckpointWriter(
+        store, gang=session.engine.gang, epoch=task.spec.epoch, snapshot=Snapshot(session.tensors.owned()), facts=facts, tell=task.notice
+    )
     state = session.base_state.model_copy(update={"step": session.progress.step, "optimizer_step": session.progress.optimizer_step})
-    assert writer.save(state)
+    writer.begin(state)
+    writer.settle(on_wait=lambda: None)
+    assert writer.committed_step == state.step
+    writer.close()
 
 
 def full_disk(task: RankTask) -> None:
     """Trains with a disk that is full while rank 1 saves step 2."""
-    genuine = writer_module.write_durably
-
-    def refuse(path: Path, data: bytes) -> None:
-        if task.rank == 1 and path.name == "rank-0001.bin" and "step-00000002" in str(path):
-            genuine(path, data[:100])
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        genuine(path, data)
-
-    writer_module.write_durably = refuse
+    if task.rank == 1:
+        fail_in_writer("pwrite", step=2)
     run(task)
+
+
+def slow_disk(task: RankTask) -> None:
+    """Trains with storage that takes as long for a checkpoint as training does for some steps."""
+    fail_in_writer("slow", step=0)
+    run(task)
+
+
+def fail_in_writer(call: str, *, step: int) -> None:
+    """Lets a call of the writer process's operating system fail, for files of one step; see faulty_stream.py."""
+    os.environ["FAULTY_CALL"], os.environ["FAULTY_STEP"] = call, str(step)
+    process_module.PROGRAM = (str(Path(__file__).with_name("faulty_stream.py")),)
 
 
 def fp16_anyway(task: RankTask) -> None:
@@ -44,4 +60,17 @@ def fp16_anyway(task: RankTask) -> None:
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator().is_fp16_supported = lambda: True
+    run(task)
+
+
+def one_bit_off(task: RankTask) -> None:
+    """Trains from a checkpoint of which one element is not loaded as it was written."""
+    load = CheckpointReader.load
+
+    def load_wrongly(self: CheckpointReader, tensors: TrainingTensors) -> None:
+        load(self, tensors)
+        value = tensors.held[-1].slots["exp_avg_sq"].view(torch.int32)
+        value[-1] ^= 1
+
+    CheckpointReader.load = load_wrongly  # type: ignore[method-assign]
     run(task)

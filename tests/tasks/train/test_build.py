@@ -16,7 +16,8 @@ from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord, TrainingState
 from schemas.config import RunConfig
-from schemas.errors import ConfigError, VerificationError
+from schemas.errors import ConfigError, UnsafeFileError, VerificationError
+from schemas.exit_code import ExitCode
 from schemas.stage import Stage
 from tasks.train.build import GangShape, build, check_training_data, gang_shape, raw_deepspeed_section
 
@@ -65,8 +66,8 @@ class GangWork:
 
     def __init__(self, gang: Any, config: RunConfig, inputs: Any) -> None:
         self.config, self.gang, self._inputs = config, gang, inputs
-        self.inputs = {stage: SimpleNamespace(content_hash=stage.value) for stage in inputs.dirs}
-        self.identity = SimpleNamespace(inputs={stage.value: stage.value for stage in inputs.dirs})
+        self.inputs = {stage: SimpleNamespace(key=stage.value, content_hash=stage.value, files=(inputs.entries[stage],)) for stage in inputs.dirs}
+        self.identity = SimpleNamespace(inputs={stage.value: stage.value for stage in inputs.dirs}, outside_files=())
         self.storage = FileStorage(gang.artifact_dir.parent.parent)
         self.key = f"train/{gang.artifact_dir.name}"
         self.layout = ArtifactLayout(self.key)
@@ -177,3 +178,38 @@ def test_a_final_checkpoint_that_was_damaged_is_written_again(train_gang: Callab
     work.run_gang = lambda **_: None  # type: ignore[method-assign]
     with pytest.raises(VerificationError, match="missing or damaged"):
         build(work)  # type: ignore[arg-type]
+
+
+def test_a_manifest_that_changed_is_refused_before_any_rank_is_started(make_config: MakeConfig, inputs: Any, tmp_path: Path) -> None:
+    dirs = {stage: shutil.copytree(folder, tmp_path / "inputs" / stage.value) for stage, folder in inputs.dirs.items()}
+    manifest = dirs[Stage.TOKENIZE] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"vocab_size":64', b'"vocab_size":65'))
+    other = SimpleNamespace(dirs=dirs, entries=inputs.entries)
+    work = GangWork(WritingGang(tmp_path / "train" / "tiny-000000000001", step=4), make_config(training__steps=4), other)
+    with pytest.raises(VerificationError, match=r"manifest\.json") as caught:
+        build(work)  # type: ignore[arg-type]  # a stand-in
+    assert caught.value.exit_code is ExitCode.VERIFICATION
+    assert work.gangs == []
+
+
+def test_ranks_are_told_what_every_input_must_be(make_config: MakeConfig, inputs: Any, tmp_path: Path) -> None:
+    work = GangWork(WritingGang(tmp_path / "train" / "tiny-000000000001", step=4), make_config(training__steps=4), inputs)
+    code = FileEntry(path="models.py", size=1, xxh3="0")
+    work.identity.outside_files = (code,)
+    build(work)  # type: ignore[arg-type]  # a stand-in
+    options = work.gangs[0]["options"]
+    assert FileEntry.model_validate(options["manifest"]) == inputs.entries[Stage.TOKENIZE]
+    assert FileEntry.model_validate(options["tokenizer"]) == inputs.entries[Stage.TOKENIZER]
+    assert [FileEntry.model_validate(entry) for entry in options["outside_files"]] == [code]
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-00000004.e000000"])
+def test_a_final_checkpoint_behind_a_link_is_refused(make_config: MakeConfig, inputs: Any, tmp_path: Path, place: str) -> None:
+    gang = WritingGang(tmp_path / "train" / "tiny-000000000001", step=4)
+    work = GangWork(gang, make_config(training__steps=4), inputs)
+    build(work)  # type: ignore[arg-type]  # a stand-in
+    (work.output_dir / place).rename(tmp_path / "outside")
+    (work.output_dir / place).symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafeFileError, match="is a symbolic link"):
+        build(work)  # type: ignore[arg-type]
+    assert gang.starts == 1

@@ -144,6 +144,32 @@ def test_fp16_needs_zero(make_config: MakeConfig) -> None:
         deepspeed_config(make_config(training__precision="fp16", training__zero_stage=0), world_size=2)
 
 
+MUON: dict[str, Any] = {"training__optimizer": {"name": "muon", "learning_rate": 0.01}}
+
+
+def test_muon_is_handed_to_deepspeed(make_config: MakeConfig) -> None:
+    expected = {key: value for key, value in GOLDEN.items() if key != "optimizer"} | {"zero_allow_untested_optimizer": True}
+    assert deepspeed_config(make_config(**MUON), world_size=2) == expected
+    auto = {"optimizer": {"type": "auto", "params": {"lr": "auto", "betas": "auto"}}}
+    assert deepspeed_config(make_config(**MUON, deepspeed=auto), world_size=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "words"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "deepspeed.optimizer.type", ("training.optimizer.name", "Muon")),
+        ({"optimizer": {"params": {"lr": 1.0}}}, "deepspeed.optimizer.params.lr", ("training.optimizer.learning_rate", "0.01")),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "deepspeed.zero_optimization.offload_optimizer.device", ("muon", "none")),
+    ],
+)
+def test_what_muon_refuses(make_config: MakeConfig, raw: dict[str, Any], key: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(make_config(**MUON, deepspeed=raw), world_size=2)
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert all(word in str(problem) for word in words), str(problem)
+
+
 def test_all_problems_at_once(make_config: MakeConfig) -> None:
     raw = {"gradient_clipping": 2.0, "nebula": {}, "zero_optimization": {"stage": 1, "nonsense": 1}}
     with pytest.raises(ConfigError) as caught:

@@ -72,6 +72,23 @@ def test_decay_spares_biases_norms_and_embeddings(build: Callable[[RunConfig], A
         assert len(decaying["params"]) + len(spared["params"]) == len(names)
 
 
+def test_muon_moves_the_matrices_inside_of_the_model(
+    build: Callable[[RunConfig], Any], make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.train.model import optimizer_groups
+    from tasks.train.muon import ORTHOGONAL
+
+    small = dict(make_config().model.config or {})
+    monkeypatch.syspath_prepend(Path(__file__).parent / "project")
+    for model in ({"config": small}, {"config": small | {"tie_word_embeddings": False}}, {"factory": "bigram_model:build"}):
+        module = build(make_config(model=model)).module
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        groups = optimizer_groups(module, weight_decay=0.1, orthogonal=True)
+        inner = [names[id(parameter)] for group in groups if group[ORTHOGONAL] for parameter in group["params"]]
+        assert inner == [name for name in names.values() if name.endswith("_proj.weight")], "no embedding, no head, no norm"
+        assert sum(len(group["params"]) for group in groups) == len(names)
+
+
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from cluster.acts import add_act, read_acts
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage, file_entry, make_folder
+from schemas.act import Act, ActKind, standing_of
 from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord
 from schemas.config import RunConfig
+from schemas.errors import UnsafeFileError
 from schemas.stage import Stage
 from tasks.train import sibling
 from tasks.train.checkpoint.commit import parse_commit, verify
-from tasks.train.sibling import Imported, Trajectory, import_from_sibling
+from tasks.train.sibling import IMPORTED_EPOCH, Imported, Trajectory, import_from_sibling
 
 MakeConfig = Callable[..., RunConfig]
 INPUTS = {"tokenize": "content"}
@@ -106,6 +109,22 @@ def test_a_rebuild_gives_its_own_base_nothing(storage: FileStorage, make_config:
     assert take_over(storage, trajectory) is None
 
 
+def test_what_changed_numbers_before_the_checkpoint_is_taken_over_with_it(storage: FileStorage, make_config: MakeConfig) -> None:
+    """So that the model made from it is tagged; and an imported rewind leaves the imported commit alone."""
+    add_sibling(storage, Trajectory.of(make_config(training__steps=6), inputs=INPUTS, total_steps=6), steps=(2, 4, 6))
+    for step in (3, 7):
+        add_act(storage, SIBLING, Act(kind=ActKind.SKIPPED_UPDATE, epoch=0, step=step, detail="", at=0.0))
+    rewind = Act(kind=ActKind.REWIND, epoch=-1, step=3, detail="", at=0.0, back_to_step=2)
+    add_act(storage, SIBLING, rewind)
+    longer = Trajectory.of(make_config(training__steps=10), inputs=INPUTS, total_steps=10)
+    assert take_over(storage, longer) == Imported(6, SIBLING.key)
+    storage.delete(OURS.commit(6))  # as if it had been killed before the commit
+    assert take_over(storage, longer) == Imported(6, SIBLING.key)
+    acts = read_acts(storage, OURS)
+    assert [(act.kind, act.step) for act in acts] == [(ActKind.SKIPPED_UPDATE, 3), (ActKind.REWIND, 3)]
+    assert not standing_of(acts).voids(step=6, epoch=IMPORTED_EPOCH)
+
+
 def test_a_checkpoint_that_retention_removes_meanwhile_is_passed_over(
     storage: FileStorage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,3 +173,27 @@ def test_an_import_that_was_killed_is_finished(storage: FileStorage, make_config
     commit = parse_commit(storage.read(OURS.commit(2)), step=2)
     assert commit is not None
     assert verify(commit, folder=storage.root / OURS.key / commit.folder) == ()
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-00000004.e000000", "checkpoints/step-00000004.e000000/rank-0000.bin"])
+def test_a_sibling_s_checkpoint_behind_a_link_is_passed_over(
+    storage: FileStorage, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory, place: str
+) -> None:
+    trajectory = Trajectory.of(make_config(), inputs=INPUTS, total_steps=6)
+    add_sibling(storage, trajectory, steps=(2, 4))
+    outside = tmp_path_factory.mktemp("outside") / "moved"
+    (storage.root / SIBLING.key / place).rename(outside)
+    (storage.root / SIBLING.key / place).symlink_to(outside)
+    assert take_over(storage, trajectory) == (None if place == "checkpoints" else Imported(2, SIBLING.key))
+
+
+def test_nothing_is_imported_through_a_link(storage: FileStorage, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    trajectory = Trajectory.of(make_config(), inputs=INPUTS, total_steps=6)
+    add_sibling(storage, trajectory, steps=(2,))
+    outside = tmp_path_factory.mktemp("outside")
+    (storage.root / OURS.key).mkdir()
+    (storage.root / OURS.checkpoints).symlink_to(outside)
+    with pytest.raises(UnsafeFileError, match="is a symbolic link"):
+        take_over(storage, trajectory)
+    assert list(outside.iterdir()) == []
+    assert not storage.exists(OURS.commit(2))

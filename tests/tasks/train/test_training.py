@@ -1,5 +1,6 @@
 """Two ranks that really train: killed, stopped, resized, on damaged checkpoints. The assertion is on bytes wherever it can be."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -16,6 +17,7 @@ from schemas.checkpoint import SLOTS, CommitRecord, QuarantineRecord, RankIndex,
 from schemas.config import RunConfig
 from schemas.exit_code import ExitCode
 from schemas.job import RankPhase
+from schemas.stage import Stage
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +60,22 @@ def assert_equal_state(one: Path, other: Path) -> None:
     assert [key for key in left if not np.array_equal(left[key], right[key])] == []
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (0, "fp32"), (1, "bf16"), (2, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_a_killed_run_ends_with_the_bytes_of_a_calm_one(gang: MakeGang, make_config: MakeConfig, stage: int, precision: str) -> None:
-    config = make_config(training__zero_stage=stage, training__precision=precision)
+ADAMW, MUON = {"learning_rate": 0.01}, {"name": "muon", "learning_rate": 0.01, "matrix_learning_rate": 0.02}
+WITH_MUON = [pytest.param(stage, "bf16", MUON, id=f"{stage}-bf16-muon") for stage in (1, 2)]
+WITH_MUON += [
+    pytest.param(stage, precision, MUON, id=f"{stage}-{precision}-muon", marks=pytest.mark.exhaustive)
+    for stage, precision in ((0, "bf16"), (0, "fp32"), (2, "fp32"))
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "optimizer"),
+    [(0, "bf16", ADAMW), (0, "fp32", ADAMW), (1, "bf16", ADAMW), (2, "bf16", ADAMW), (2, "fp32", ADAMW), (3, "bf16", ADAMW), *WITH_MUON],
+)
+def test_a_killed_run_ends_with_the_bytes_of_a_calm_one(
+    gang: MakeGang, make_config: MakeConfig, stage: int, precision: str, optimizer: dict[str, Any]
+) -> None:
+    config = make_config(training__zero_stage=stage, training__precision=precision, training__optimizer=optimizer)
     calm, killed = gang("calm"), gang("killed")
     calm.run(config)
     statuses = killed.kill_at(config, step=3)
@@ -73,10 +88,13 @@ def test_a_killed_run_ends_with_the_bytes_of_a_calm_one(gang: MakeGang, make_con
     assert [point["step"] for point in calm.metrics()] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_state_loads_bit_identical_at_other_world_sizes(gang: MakeGang, make_config: MakeConfig, stage: int, precision: str) -> None:
-    config = make_config(training__zero_stage=stage, training__precision=precision, training__steps=2)
+@pytest.mark.parametrize(
+    ("stage", "precision", "optimizer"), [*((stage, precision, ADAMW) for stage in (0, 1, 2, 3) for precision in ("bf16", "fp32")), *WITH_MUON]
+)
+def test_state_loads_bit_identical_at_other_world_sizes(
+    gang: MakeGang, make_config: MakeConfig, stage: int, precision: str, optimizer: dict[str, Any]
+) -> None:
+    config = make_config(training__zero_stage=stage, training__precision=precision, training__optimizer=optimizer, training__steps=2)
     trained = gang("trained")
     trained.run(config, world_size=2)
     for world_size in (1, 3):
@@ -86,6 +104,26 @@ def test_state_loads_bit_identical_at_other_world_sizes(gang: MakeGang, make_con
         assert_equal_state(trained.artifact_dir, resaved)
         shutil.rmtree(trained.artifact_dir)
         resaved.rename(trained.artifact_dir)  # so the next size loads what this one wrote
+
+
+def test_muon_goes_on_at_other_world_sizes(gang: MakeGang, make_config: MakeConfig) -> None:
+    """Two ranks, then one, then three, whose borders lie in the midst of matrices: the weights stay those of one rank that did it all."""
+    model = {"config": dict(make_config().model.config or {}) | {"attention_dropout": 0.0}}
+    without_dropout = {"model": model, "training__precision": "fp32", "training__optimizer": MUON}
+    alone, resized = gang("alone"), gang("resized")
+    for world_size, steps in ((2, 2), (1, 4), (3, 6)):
+        config = make_config(training__steps=steps, training__zero_stage=1, **without_dropout)
+        resized.run(config, world_size=world_size)
+    alone.run(config, world_size=1)
+    expected, actual = (
+        {key: bits.view(np.float32) for key, bits in whole_state(one.artifact_dir).items() if key.endswith("/weight")} for one in (alone, resized)
+    )
+    start = gang("start")
+    start.run(make_config(training__steps=6, training__zero_stage=1, **without_dropout), world_size=1, program=f"{PROGRAMS}:resave")
+    initial = {key: bits.view(np.float32) for key, bits in whole_state(start.artifact_dir.with_name("start-resaved")).items()}
+    moved = {key: float(np.abs(weight - initial[key]).mean()) for key, weight in expected.items()}
+    assert all(distance > 1e-3 for distance in moved.values())
+    assert dict.fromkeys(expected, True) == {key: float(np.abs(actual[key] - expected[key]).mean()) < 0.02 * moved[key] for key in expected}
 
 
 def test_a_stage_may_change_between_starts(gang: MakeGang, make_config: MakeConfig) -> None:
@@ -166,6 +204,63 @@ def test_a_full_disk_costs_one_checkpoint_and_nothing_else(gang: MakeGang, make_
     assert trained.metrics()[-1]["values"]["checkpoint_failures"] == 1
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(gang: MakeGang, make_config: MakeConfig) -> None:
+    """On slow storage most checkpoints are skipped, commits follow late, and the end is what it would be without either."""
+    config = make_config(checkpoint__background=True, checkpoint__every_steps=1, training__steps=12)
+    calm, late = gang("calm"), gang("late")
+    calm.run(make_config(training__steps=12))
+    late.run(config, program=f"{PROGRAMS}:slow_disk")
+    assert newest_commit(late.artifact_dir).files == newest_commit(calm.artifact_dir).files
+    points = late.metrics()
+    assert points[-1]["values"]["checkpoint_skipped"] >= 1
+    assert points[-1]["values"]["checkpoint_write_s"] > 0.3
+    assert "no checkpoint of step" in late.logs()
+    assert len(list((late.artifact_dir / "commits").iterdir())) < 12
+
+
+def test_killed_in_the_middle_of_a_background_save_nothing_is_lost(gang: MakeGang, make_config: MakeConfig) -> None:
+    config = make_config(checkpoint__background=True, checkpoint__every_steps=2, training__steps=40)
+    calm, killed = gang("calm"), gang("killed")
+    calm.run(config)
+    for rank in (0, 1):
+        statuses = killed.kill_in_save(config, rank=rank, program=f"{PROGRAMS}:slow_disk")
+        assert statuses[rank] == -signal.SIGKILL
+    killed.run(config)
+    assert newest_commit(killed.artifact_dir).files == newest_commit(calm.artifact_dir).files
+
+
+def test_a_stop_waits_for_the_checkpoint_on_its_way_and_commits_its_own(gang: MakeGang, make_config: MakeConfig) -> None:
+    config = make_config(checkpoint__background=True, checkpoint__every_steps=2, training__steps=5000)
+    stopped = gang("stopped")
+    statuses = stopped.kill_in_save(config, rank=1, program=f"{PROGRAMS}:slow_disk", number=signal.SIGTERM)
+    assert statuses == [ExitCode.INTERRUPTED, ExitCode.INTERRUPTED], stopped.logs()
+    assert stopped.metrics()[-1]["step"] == newest_commit(stopped.artifact_dir).step
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_restart_goes_on_from_the_nodes_own_disk(gang: MakeGang, make_config: MakeConfig, tmp_path: Path, stage: int) -> None:
+    """Every step is kept there, every fourth on shared storage. Calm all the same; when training is over, nothing of it is left."""
+    local = tmp_path / "local"
+    rules = {"every_steps": 4, "local_dir": str(local), "local_every_steps": 1, "background": True}
+    calm, killed = gang("calm"), gang("killed")
+    calm.run(make_config(training__zero_stage=stage, training__steps=60))
+    config = make_config(training__zero_stage=stage, training__steps=60, checkpoint=rules)
+    for lost in (0, 1):
+        killed.start(config, world_size=2)
+        killed.wait_for(lambda progress: progress["committed_step"] >= 5 * (lost + 1) and progress["committed_step"] % 4 != 0, rank=0)  # noqa: B023
+        killed.kill()
+    steps = {path.stem for path in local.glob("killed/records/rank-0000/*")} & {path.stem for path in local.glob("killed/records/rank-0001/*")}
+    newest = max(steps)
+    killed.kill_at(config, step=1)
+    assert f"goes on from step {int(newest[5:13])}, which epoch 1 left" in killed.logs()
+    for path in local.glob("killed/checkpoints/*/rank-0001.bin"):
+        path.write_bytes(b"")
+    killed.run(config)
+    assert "ranks in epoch" in killed.logs(), "from shared storage"
+    assert newest_commit(killed.artifact_dir).files == newest_commit(calm.artifact_dir).files
+    assert not list(local.iterdir())
+
+
 def test_what_is_measured(gang: MakeGang, make_config: MakeConfig) -> None:
     trained = gang("trained")
     trained.run(make_config(training__micro_batch_size=6))
@@ -185,7 +280,7 @@ def test_what_is_measured(gang: MakeGang, make_config: MakeConfig) -> None:
     }
     assert all(always <= point["values"].keys() for point in points)
     assert [point["step"] for point in points if "validation_loss" in point["values"]] == [3, 6]
-    assert [point["step"] for point in points if "checkpoint_s" in point["values"]] == [2, 4, 6]
+    assert [point["step"] for point in points if "checkpoint_s" in point["values"]] == [1, 2, 4, 6], "1: its writer starts"
     assert all("sample" in point["text"] for point in points if point["step"] in (3, 6))
     assert points[-1]["values"]["learning_rate"] == 0.01
     state = json.loads((trained.artifact_dir / newest_commit(trained.artifact_dir).folder / "state.json").read_bytes())
@@ -199,7 +294,7 @@ def test_progress_shows_how_long_a_step_takes() -> None:
 
     shown: list[dict[str, float]] = []
     task = SimpleNamespace(progress=lambda _phase, *, figures, **_: shown.append(figures))
-    session: Any = SimpleNamespace(progress=Progress(step=3), seen_phases={RankPhase.STEPPING}, total_steps=6, task=task)
+    session: Any = SimpleNamespace(progress=Progress(step=3), seen_phases={RankPhase.STEPPING}, total_steps=6, task=task, costs={})
     _report(session, RankPhase.STEPPING, {"loss": 2.0, "step_s": 0.25, "mfu": 0.1})
     assert shown == [{"loss": 2.0, "step_s": 0.25}]
 
@@ -303,3 +398,73 @@ def test_watching_changes_nothing(gang: MakeGang, make_config: MakeConfig, stage
     watched.run(make_config(tracking__validate_every_steps=1, **dropout))
     unwatched.run(make_config(tracking__validate_every_steps=1000, tracking__sample_tokens=0, checkpoint__every_steps=1000, **dropout))
     assert_equal_state(watched.artifact_dir, unwatched.artifact_dir)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "old", "new"),
+    [(Stage.TOKENIZE, "manifest.json", b'"vocab_size":64', b'"vocab_size":65'), (Stage.TOKENIZER, "tokenizer.json", b"\n", b" ")],
+)
+def test_a_flipped_byte_that_only_the_node_sees_stops_every_rank(
+    gang: MakeGang, make_config: MakeConfig, tmp_path: Path, stage: Stage, name: str, old: bytes, new: bytes
+) -> None:
+    """Both files stay readable: without the check training would go on with them."""
+    refused = gang("refused")
+    dirs = {source: shutil.copytree(folder, tmp_path / "node" / source.value) for source, folder in refused.inputs.dirs.items()}
+    path = dirs[stage] / name
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    refused.inputs = dataclasses.replace(refused.inputs, dirs=dirs)
+    refused.run(make_config(), expect=ExitCode.VERIFICATION)
+    assert f"VerificationError: input {stage.value}: verification failed" in refused.logs()
+    assert f"{path}: xxh3" in refused.logs()
+    assert not (refused.artifact_dir / "commits").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pretrained_model_that_is_another_on_the_node_is_refused(gang: MakeGang, make_config: MakeConfig, tmp_path: Path, name: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path / "pretrained"
+    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape)).save_pretrained(folder)
+    config = make_config(model={"pretrained": str(folder)}, training__steps=2)
+    refused = gang("refused")
+    planned = refused.inputs.options(config)
+    refused.run(config, world_size=1, options=planned)
+    shutil.rmtree(refused.artifact_dir)
+    path = folder / name
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\n", b" ", 1) if name == "config.json" else data[:-1] + bytes([data[-1] ^ 1]))
+    refused.run(config, world_size=1, expect=ExitCode.VERIFICATION, options=planned)
+    assert f"{path}: its content is not what this training was planned with" in refused.logs()
+    assert not (refused.artifact_dir / "commits").exists()
+
+
+def test_a_factory_whose_source_is_another_on_the_node_is_never_run(gang: MakeGang, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(model={"factory": "hr_node_model:build"})
+    (tmp_path / "hr_node_model.py").write_text("raise AssertionError('planned')\n")
+    refused = gang("refused")
+    planned = refused.inputs.options(config, project_dir=tmp_path)
+    (tmp_path / "hr_node_model.py").write_text("raise AssertionError('run')\n")
+    refused.run(config, world_size=1, expect=ExitCode.VERIFICATION, options=planned)
+    assert "hr_node_model.py: its content is not what this training was planned with" in refused.logs()
+    assert "AssertionError" not in refused.logs()
+
+
+def test_ranks_read_and_write_no_checkpoint_through_a_link(gang: MakeGang, make_config: MakeConfig, tmp_path: Path) -> None:
+    config, outside = make_config(), tmp_path / "outside"
+    fresh = gang("fresh")
+    fresh.artifact_dir.mkdir()
+    outside.mkdir()
+    (fresh.artifact_dir / "checkpoints").symlink_to(outside)
+    fresh.run(config, world_size=1, expect=ExitCode.VERIFICATION)
+    assert "checkpoints is a symbolic link" in fresh.logs()
+    assert list(outside.iterdir()) == []
+
+    started = gang("started")
+    started.run(make_config(training__steps=2), world_size=1)
+    folder = started.artifact_dir / newest_commit(started.artifact_dir).folder
+    folder.rename(outside / "moved")
+    folder.symlink_to(outside / "moved")
+    started.run(config, world_size=1, expect=ExitCode.VERIFICATION)
+    assert f"{folder.name} is a symbolic link" in started.logs()

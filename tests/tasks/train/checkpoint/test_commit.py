@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from cluster.storage import file_entry
 from schemas.checkpoint import CommitRecord
-from tasks.train.checkpoint.commit import CheckpointStore, committed_steps, parse_commit, verify
+from schemas.errors import UnsafeFileError
+from schemas.exit_code import ExitCode
+from tasks.train.checkpoint.commit import CheckpointStore, checkpoint_folder, committed_steps, file_state, parse_commit, verify
 
 CONTENT = {"rank-0000.bin": bytes(range(256)) * 4, "rank-0000.json": b'{"rank":0}', "state.json": b'{"step":4}'}
 
@@ -73,3 +75,35 @@ def test_committed_steps_are_those_with_a_commit(tmp_path: Path) -> None:
         store.storage.create_exclusive(store.layout.commit(step), b"{}")
     (store.artifact_dir / "commits" / ".tmp-step-00000099.json-1").write_bytes(b"")
     assert store.steps() == committed_steps(store.storage, store.layout) == (2, 10, 100_000_000)
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-00000004.e000000", "checkpoints/step-00000004.e000000/rank-0000.bin"])
+def test_a_link_on_the_way_is_refused_though_what_it_leads_to_is_right(tmp_path: Path, place: str) -> None:
+    artifact_dir = tmp_path / "tiny-000000000000"
+    commit = make_commit(artifact_dir)
+    (artifact_dir / place).rename(tmp_path / "outside")
+    (artifact_dir / place).symlink_to(tmp_path / "outside")
+    for read in (
+        lambda: verify(commit, folder=checkpoint_folder(commit, artifact_dir=artifact_dir)),
+        lambda: verify(commit, folder=CheckpointStore(artifact_dir).folder(commit)),
+    ):
+        with pytest.raises(UnsafeFileError, match="is a symbolic link") as caught:
+            read()
+        assert caught.value.exit_code is ExitCode.VERIFICATION
+
+
+@pytest.mark.parametrize("size", [0, len(CONTENT["rank-0000.bin"])])
+def test_a_linked_file_of_a_checkpoint_is_refused_whatever_its_size(tmp_path: Path, size: int) -> None:
+    commit = make_commit(tmp_path)
+    folder = tmp_path / commit.folder
+    (tmp_path / "outside").write_bytes(bytes(size))
+    (folder / "rank-0000.bin").unlink()
+    (folder / "rank-0000.bin").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafeFileError, match=r"rank-0000\.bin is a symbolic link"):
+        file_state(folder, commit.files[0])
+
+
+def test_the_artifact_itself_may_lie_behind_a_link_that_the_user_named(tmp_path: Path) -> None:
+    commit = make_commit(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert verify(commit, folder=CheckpointStore(tmp_path / "link").folder(commit)) == ()

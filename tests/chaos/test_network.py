@@ -1,0 +1,61 @@
+"""Networks that cut, delay and lose, with the real engine (rows 35-37 of the fault matrix)."""
+
+import time
+
+import pytest
+
+from cluster.supervisor import JobView
+from schemas.exit_code import ExitCode
+from schemas.job import Cause
+from tests.chaos.conftest import MakeTraining
+from tests.chaos.injector import Faults, Point
+from tests.chaos.wire import Condition, Wire, WiredLauncher
+
+pytestmark = pytest.mark.slow
+
+
+def test_cut_connections_and_a_taken_port_cost_a_restart_and_no_human(make_training: MakeTraining, calm_hash: str) -> None:
+    """Rows 35 and 37: the rendezvous port is taken at the first start; later connections between ranks are reset, twice."""
+    training = make_training()
+    faults = Faults().take_port().reset_connections(rank=1, at_step=7).reset_connections(rank=0, at_step=13, point=Point.STEP)
+    assert training.run(faults).content_hash == calm_hash
+    assert training.exit_record().exit_code is ExitCode.DONE
+    taken, first, second = training.incidents()
+    assert (taken.cause, taken.rank, taken.step, taken.decision) == (Cause.NODE, 0, 0, "restart")
+    assert any("Address already in use" in line for line in taken.evidence)
+    assert [(one.cause, one.step, one.decision) for one in (first, second)] == [(Cause.NODE, 7, "restart"), (Cause.NODE, 13, "restart")]
+    rendezvous = [epoch.rendezvous for epoch in training.epochs()]
+    assert len(set(rendezvous)) == len(rendezvous) == 4, "each start meets at a port of its own: nothing of a dead one is there"
+
+
+@pytest.mark.exhaustive
+def test_slow_is_not_dead_and_a_partition_commits_nothing(make_training: MakeTraining, calm_hash: str) -> None:
+    """Row 36: two nodes whose wire is slow, then lossy, then cut until ranks start anew."""
+    training = make_training(cluster__nodes=2, cluster__ranks_per_node=1)
+    committed_while_cut: list[tuple[int, ...]] = []
+    with Wire(seed=36) as wire:
+        training.launcher = WiredLauncher(wire)
+
+        def weather(view: JobView) -> None:
+            if view.epoch > 0:
+                if wire.condition.is_cut:
+                    committed_while_cut.append(tuple(training.commits()))
+                wire.condition = Condition()
+            elif view.step >= 12 and not wire.condition.is_cut:
+                wire.condition = Condition(is_cut=True)
+                time.sleep(0.3)  # what was on its way has arrived
+                committed_while_cut.append(tuple(training.commits()))
+            elif view.step >= 8:
+                wire.condition = Condition(loss=0.05)
+            elif view.step >= 2:
+                wire.condition = Condition(delay_s=0.1)
+
+        training.on_view = weather
+        draft = training.run(Faults().slow_steps(seconds=0.3))
+    assert draft.content_hash == calm_hash
+    assert wire.num_lost > 0
+    (incident,) = training.incidents()
+    assert incident.cause in (Cause.HANG, Cause.NODE), "slow and lossy is no incident, cut off is one"
+    assert incident.step >= 12
+    assert len(set(committed_while_cut)) == 1, "neither side commits alone"
+    assert training.exit_record().exit_code is ExitCode.DONE

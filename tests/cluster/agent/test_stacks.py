@@ -1,0 +1,134 @@
+"""What hanging processes are doing: real ones, that hold the GIL, wait for themselves, or are stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.agent import stacks
+from cluster.agent.stacks import RankProcess, collect_stacks, in_collective, main_stack, process_facts
+from cluster.environment import STACKS_FILE
+from cluster.watchdog import ProcessState
+from tests.fakes.live_job import wait_until
+
+PROGRAM = """
+import ctypes, sys, threading, time
+from cluster.agent.stacks import answer_with_stacks
+
+def hold_the_gil():
+    ctypes.PyDLL(None).sleep(600)
+
+def wait_for_oneself():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+def compute():
+    while True:
+        pass
+
+answer_with_stacks()
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+globals()[sys.argv[1]]()
+"""
+
+FAULTHANDLER = """waits in the kernel at: futex
+
+faulthandler:
+Current thread 0x00007f3ba17fa6c0 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 982 in run
+
+Thread 0x00007f3bd5625b80 (most recent call first):
+  File "/site-packages/torch/distributed/distributed_c10d.py", line 3252 in all_reduce
+  File "/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
+  File "/work/tasks/train/gang.py", line 60 in sum
+  File "/work/cluster/agent/zygote.py", line 142 in run_program
+  File "<frozen runpy>", line 88 in _run_code
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], RankProcess]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(function: str) -> RankProcess:
+        answer = tmp_path / f"stacks-{len(started)}.txt"
+        env = {**os.environ, STACKS_FILE: str(answer), "PYTHONPATH": str(Path.cwd())}
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, function], env=env, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return RankProcess(len(started) - 1, process.pid, answer)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_spy", [True, False])
+def test_stacks_of_processes_that_answer_to_nothing_else(start: Callable[[str], RankProcess], monkeypatch: pytest.MonkeyPatch, has_spy: bool) -> None:
+    if has_spy and not (Path(sys.executable).parent / "py-spy").exists():
+        pytest.skip("needs py-spy")
+    if not has_spy:
+        monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    names = ("hold_the_gil", "wait_for_oneself", "wait_for_oneself")
+    processes = [start(name) for name in names]
+    time.sleep(0.2)
+    os.kill(processes[2].pid, signal.SIGSTOP)
+    wait_until(lambda: (facts := process_facts(processes[2].pid)) is not None and facts.state is ProcessState.STOPPED)
+    found = collect_stacks(processes)
+    assert ("py-spy:" in found[0]) == has_spy
+    for rank, name in enumerate(names):
+        assert ("faulthandler:" in found[rank]) == (rank < 2 or not has_spy)
+        assert main_stack(found[rank])[0].startswith(f"{name} (")
+    stopped = process_facts(processes[2].pid)
+    assert stopped is not None
+    assert stopped.state.frozen == has_spy, "who can be read while it is stopped is not woken"
+
+
+def test_a_process_that_has_ended_has_no_stack_and_no_facts(start: Callable[[str], RankProcess]) -> None:
+    process = start("compute")
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: process_facts(process.pid) is None)
+    assert main_stack(collect_stacks([process])[0]) == ()
+
+
+def test_processor_time_includes_that_of_children(start: Callable[[str], RankProcess]) -> None:
+    busy = start("compute")
+    wait_until(lambda: (facts := process_facts(busy.pid)) is not None and facts.cpu_s > 0.3)
+    own, family = process_facts(os.getpid()), process_facts(os.getpid(), with_children=True)
+    assert own is not None
+    assert family is not None
+    assert family.cpu_s - own.cpu_s >= 0.3
+
+
+def test_the_main_thread_is_the_oldest_and_what_all_ranks_share_is_left_out() -> None:
+    frames = main_stack(FAULTHANDLER)
+    assert [frame.partition(" ")[0] for frame in frames] == ["all_reduce", "wrapper", "sum"]
+    assert in_collective(frames)
+
+
+def test_py_spy_names_the_main_thread() -> None:
+    text = 'Thread 2 (idle): "batches_0"\n    _worker (/lib/thread.py:81)\nThread 1 (active): "MainThread"\n    forward (/site-packages/model.py:7)\n'
+    assert main_stack(text) == ("forward (/site-packages/model.py:7)",)
+    assert not in_collective(main_stack(text))
+
+
+def test_a_collective_far_up_the_stack_is_not_what_it_waits_in() -> None:
+    frames = ["sleep (/x.py:1)"] * stacks._INNER_FRAMES + ["all_reduce (/site-packages/torch/distributed/distributed_c10d.py:9)"]
+    assert not in_collective(frames)
+
+
+def test_no_text_no_frames() -> None:
+    assert main_stack("") == ()
+    assert not in_collective(())

@@ -1,0 +1,99 @@
+"""Plans of a model that is known by its code: what changed code means, and what is said when there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import FileStorage, hash_file
+from schemas.artifact import ArtifactRecord
+from schemas.config import RunConfig
+from schemas.errors import ConfigError
+from schemas.plan import Action, PlannedStage
+from schemas.stage import Stage
+from tasks.identity import identity_of
+from tasks.planning import make_plan
+from tasks.store import Store
+from tasks.train.sibling import Trajectory
+from tasks.work import Draft
+from tests.fakes.in_process_work import commit as record_of
+from tests.fakes.in_process_work import config_with
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("text")
+    write_model(tmp_path / "project")
+    return config_with(
+        corpus={"sources": [str(tmp_path / "text")]},
+        storage={"root": str(tmp_path / "data")},
+        state=str(tmp_path / "state"),
+        model={"factory": "hr_planned.small:make"},
+    )
+
+
+def write_model(project_dir: Path, *, layers: int = 2) -> None:
+    package = project_dir / "hr_planned"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text("raise AssertionError('the source was run')\n")
+    (package / "small.py").write_text("from hr_planned.layers import LAYERS\n")
+    (package / "layers.py").write_text(f"LAYERS = {layers}\n")
+
+
+def finish(config: RunConfig, project_dir: Path) -> dict[Stage, ArtifactRecord]:
+    """Commits empty artifacts of the stages up to `train`, as this configuration identifies them now."""
+    store = Store(FileStorage(Path(config.storage.root)))
+    records: dict[Stage, ArtifactRecord] = {}
+    for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE, Stage.TRAIN):
+        contents = {source: records[source].content_hash for source in stage.inputs}
+        identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file, project_dir=project_dir)
+        key = store.place(identity, rebuild=False)
+        record = record_of(store.storage.root, stage, Draft(files=(), summary={}, content_hash=stage.value), key=key)  # type: ignore[attr-defined]
+        inputs = tuple(records[source].ref() for source in stage.inputs)
+        known = {"name": config.name, "fingerprint": identity.fingerprint, "inputs": inputs, "outside": identity.outside, "recipe": identity.recipe}
+        records[stage] = store.find(identity) or store.commit(record.model_copy(update=known))
+    return records
+
+
+def planned(config: RunConfig, project_dir: Path) -> PlannedStage:
+    return make_plan(config, project_dir=project_dir).stage(Stage.TRAIN)
+
+
+def test_unchanged_code_is_found_again_wherever_the_project_lies(config: RunConfig, tmp_path: Path) -> None:
+    finish(config, tmp_path / "project")
+    assert planned(config, tmp_path / "project").action is Action.REUSE
+    write_model(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "unrelated.py").write_text("x = 1\n")
+    assert planned(config, tmp_path / "elsewhere").action is Action.REUSE
+
+
+@pytest.mark.parametrize("name", ["small.py", "layers.py", "__init__.py"])
+def test_changed_code_is_another_model_and_the_plan_says_so(config: RunConfig, tmp_path: Path, name: str) -> None:
+    finish(config, tmp_path / "project")
+    path = tmp_path / "project" / "hr_planned" / name
+    path.write_text(path.read_text() + "# another\n")
+    stage = planned(config, tmp_path / "project")
+    assert stage.action is Action.BUILD
+    (reason,) = stage.reasons
+    assert reason.startswith("model.factory changed")
+    finish(config, tmp_path / "project")
+    assert planned(config, tmp_path / "project").action is Action.REUSE
+
+
+def test_changed_code_is_another_trajectory(config: RunConfig, tmp_path: Path) -> None:
+    """So a longer run never goes on from a checkpoint that other code made."""
+    hashes = set()
+    for layers in (2, 3, 2):
+        write_model(tmp_path / "project", layers=layers)
+        contents = {source: source.value for source in Stage.TRAIN.inputs}
+        identity = identity_of(Stage.TRAIN, config=config, inputs=contents, hash_file=hash_file, project_dir=tmp_path / "project")
+        hashes.add(Trajectory.of(config, inputs=identity.inputs, total_steps=200).hash)
+        assert {entry.path for entry in identity.outside_files} == {f"hr_planned/{name}.py" for name in ("__init__", "small", "layers")}
+    assert len(hashes) == 2
+
+
+def test_code_that_is_not_there_is_said_at_once(config: RunConfig, tmp_path: Path) -> None:
+    """Though nothing is tokenized yet, so that the training's own identity is not known."""
+    with pytest.raises(ConfigError, match=r"model\.factory = 'hr_planned\.small:make': cannot be found: there is no module 'hr_planned'"):
+        make_plan(config, project_dir=tmp_path / "nowhere")
+    assert planned(config, tmp_path / "project").action is Action.DEPENDS

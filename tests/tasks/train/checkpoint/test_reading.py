@@ -1,0 +1,34 @@
+"""What is verified is what is loaded: every byte is read once, by the rank that uses it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks.train.checkpoint.commit import CheckpointStore
+from tests.fakes.meeting import Meeting, together
+
+pytestmark = pytest.mark.slow  # imports torch
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_rank_keeps_what_it_verified(make_writers: Callable[..., Any], store: CheckpointStore, world_size: int) -> None:
+    from tasks.train.checkpoint.reader import CheckpointReader, Content, newest_verified
+
+    writers = make_writers(world_size=2)
+    writers.save(4)
+    commit = store.read(4)
+    assert commit is not None
+    meeting, contents = Meeting(world_size), [Content() for _ in range(world_size)]
+    found = together(world_size, lambda rank: newest_verified(store, gang=meeting.rank(rank), epoch=1, content=contents[rank]))
+    assert found == [commit] * world_size
+    folder = store.folder(commit)
+    held = [{entry.path for entry in commit.files if content.of(folder / entry.path) is not None} for content in contents]
+    assert set.union(*held) == {entry.path for entry in commit.files}, "nothing is left out"
+    assert sum(map(len, held)) == len(commit.files), "nothing is read twice"
+    for writer in range(2):
+        assert f"rank-{writer:04d}.bin" in held[writer % world_size]
+        (folder / f"rank-{writer:04d}.bin").unlink()
+    reader = CheckpointReader(store, commit, content=contents[1 % world_size])
+    assert np.array_equal(reader._data(1), writers.expected(4, rank=1)), "from memory"
