@@ -206,6 +206,7 @@ def _finish_step(session: Session, values: dict[str, float], *, clock: StepClock
         session.costs["validation_s"] = clock.parts["validation_s"]
     progress.figures |= {name: values[name] for name in _KEPT_FIGURES if name in values}
     if _local_is_due(session, agreed=agreed):
+        session.weights.before_save()
         session.writer.begin(_state(session), tier=Tier.LOCAL)
         clock.lap("checkpoint_s")
     if agreed.save_due or agreed.stopping:

@@ -143,7 +143,9 @@ def first_number(path: Path, name: str) -> float:
 
 def test_tests_and_modules_that_pages_name_exist() -> None:
     """No test, no claim."""
-    named = [(page.name, path) for page in PAGES for path in re.findall(r"`((?:tests|schemas|cluster|tasks|flows)/[\w/]+\.py)`", page.read_text("utf-8"))]
+    named = [
+        (page.name, path) for page in PAGES for path in re.findall(r"`((?:tests|schemas|cluster|tasks|flows)/[\w/]+\.py)`", page.read_text("utf-8"))
+    ]
     assert len({path for _, path in named if path.startswith("tests/")}) > 20
     assert [pair for pair in named if not (ROOT / pair[1]).is_file()] == []
 

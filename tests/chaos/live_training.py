@@ -14,33 +14,28 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import psutil
 
 from cluster.attempt import list_attempts, read_exit, read_spec, read_verdict
 from cluster.launchers import launcher_for
 from cluster.launchers.protocol import Launcher
 from cluster.layout import ArtifactLayout
-from cluster.storage import FileStorage, file_entry, hash_file
+from cluster.storage import FileStorage, hash_file
 from cluster.supervisor import JobView
-from schemas.artifact import ArtifactRecord, Provenance
+from schemas.artifact import Provenance
 from schemas.config import RunConfig
 from schemas.errors import HeadraceError
 from schemas.job import EpochRecord, ExitRecord, Incident, JobSpec, MetricPoint
-from schemas.manifest import Shard, ShardManifest, Split
 from schemas.stage import Stage
 from tasks.identity import identity_of
 from tasks.store import Store
-from tasks.tokenize.shard_file import write_shard
 from tasks.train.build import build
 from tasks.work import Bench, Draft, Work
 from tests.chaos.injector import Faults
 from tests.chaos.struck import Struck
-from tests.fakes.in_process_work import commit as record_of
+from tests.chaos.training_inputs import INPUT_KEYS, input_record, make_inputs
 
 KEY = "train/tiny-000000000000"
-_INPUT_KEYS = {stage: f"{stage.value}/tiny-000000000000" for stage in (Stage.TOKENIZER, Stage.TOKENIZE)}
-_ROWS: Mapping[Split, int] = {"train": 61, "validation": 11}
 _PROVENANCE = Provenance(run_id="chaos", created_at="2026-01-01T00:00:00+00:00", created_by="me@here", argv=(), commit="", versions={})
 
 
@@ -111,12 +106,12 @@ class LiveTraining:
         self.storage = FileStorage(self.root)
         self.layout = ArtifactLayout(KEY)
         self.artifact_dir = self.root / KEY
-        if not (self.root / _INPUT_KEYS[Stage.TOKENIZE]).exists():
+        if not (self.root / INPUT_KEYS[Stage.TOKENIZE]).exists():
             make_inputs(self.root, vocab_size=self.config.tokenizer.vocab_size, length=self.config.tokenization.sequence_length)
 
     def run(self, faults: Faults | None = None) -> Draft:
         """Trains to the end and returns the draft, whose content hash stands for the final state. Raises what a run would show."""
-        inputs = {stage: _input_record(self.root, stage) for stage in _INPUT_KEYS}
+        inputs = {stage: input_record(self.root, stage) for stage in INPUT_KEYS}
         contents = {stage: record.content_hash for stage, record in inputs.items()}
         identity = identity_of(Stage.TRAIN, config=self.config, inputs=contents, hash_file=hash_file, project_dir=self.project)
         work = _FaultyWork(bench=self._bench(), identity=identity, key=KEY, inputs=inputs)
@@ -284,55 +279,3 @@ class _FaultyWork(Work):
     def _run(self, request: JobSpec, **options: Any) -> ExitRecord:
         with mock.patch("cluster.launchers.launcher_for", lambda config: self.launcher or launcher_for(config)):
             return super()._run(request.model_copy(update=dict(self.job_changes)), **options)
-
-
-def make_inputs(root: Path, *, vocab_size: int, length: int, rows: Mapping[Split, int] = _ROWS) -> None:
-    """Writes token shards of seeded random ids and a tokenizer of single characters into a storage."""
-    folder = root / _INPUT_KEYS[Stage.TOKENIZE]
-    (folder / "shards").mkdir(parents=True)
-    shards = tuple(_shard(folder, split, count, vocab_size=vocab_size, length=length) for split, count in rows.items())
-    manifest = ShardManifest(
-        layout="fixed",
-        dtype="uint16",
-        sequence_length=length,
-        vocab_size=vocab_size,
-        end_of_text_id=0,
-        tokenizer_hash="0",
-        engine="huggingface",
-        shards=shards,
-    )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    _write_tokenizer(root / _INPUT_KEYS[Stage.TOKENIZER], vocab_size=vocab_size)
-
-
-def _shard(folder: Path, split: Split, rows: int, *, vocab_size: int, length: int) -> Shard:
-    ids = np.random.default_rng(len(split)).integers(1, vocab_size, size=(rows, length)).astype("<u2")
-    path = folder / "shards" / f"{split}-g0000-00000.parquet"
-    written = write_shard(path, ids, layout="fixed", facts={})
-    return Shard(
-        group=0,
-        split=split,
-        file=file_entry(path, relative_to=folder),
-        rows=rows,
-        tokens=rows * length,
-        last_row_tokens=length,
-        payload_offset=written.payload_offset,
-        text_bytes=rows * length * 3,
-    )
-
-
-def _write_tokenizer(folder: Path, *, vocab_size: int) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    vocabulary = {"<|endoftext|>": 0} | {chr(0x100 + number): number for number in range(1, vocab_size)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def _input_record(root: Path, stage: Stage) -> ArtifactRecord:
-    folder = root / _INPUT_KEYS[stage]
-    files = tuple(file_entry(path, relative_to=folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return record_of(root, stage, Draft(files=files, summary={}), key=_INPUT_KEYS[stage])

@@ -125,6 +125,7 @@ def test_everything_killed_goes_on_from_the_newest_commit(project: Project, fini
 @pytest.mark.exhaustive
 def test_a_damaged_commit_is_passed_over_for_the_one_before(project: Project, finished: Project) -> None:
     process = project.start("run", "tiny.yaml")
+    wait_for(lambda: len(list((project.root / "train").glob("*/commits/*.json"))) > 1)  # they follow late
     victims = wait_for(lambda: at_step(project, 17))
     for victim in victims:
         os.kill(victim["pid"], signal.SIGSTOP)  # hold the ranks still while the newest checkpoint is damaged

@@ -7,6 +7,7 @@ every fsync. `Crash` counts them in this process and ends it at the n-th; run it
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ class Crash:
     """Whether half of a write is done first."""
     power_seed: int | None = None
     """What is lost of what was not synced; None: nothing, only the process ends."""
+    kills_parent: bool = False
+    """Whether the process that started this one is killed first: a writer's rank."""
     attic: Path | None = None
     """Where removed files wait for the power to fail."""
     torn_events: list[int] = field(default_factory=list)
@@ -80,6 +83,8 @@ class Crash:
                 for name, call in _GENUINE.items():
                     setattr(os, name, call)
                 self.unsynced.lose(random.Random(self.power_seed))
+            if self.kills_parent:
+                os.kill(os.getppid(), signal.SIGKILL)
             os._exit(CRASHED)
         if half is not None:
             self.torn_events.append(self.count)

@@ -1,7 +1,8 @@
 """The writer process on a machine where one call of the operating system fails while it writes one step.
 
 FAULTY_CALL: `pwrite` (no space, halfway), `fsync` (I/O error), `kill` (the process is killed while it writes), `hang` (never returns),
-`slow` (every write, of any step, takes long enough for some steps of training).
+`slow` (every write, of any step, takes long enough for some steps of training),
+`crash` (the process and its rank end before file event number FAULTY_STEP below FAULTY_ROOT, counted over all steps).
 FAULTY_STEP: the step.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.train.checkpoint import stream
+from tests.fakes.file_events import Crash
 
 CALL, STEP = os.environ["FAULTY_CALL"], f"step-{int(os.environ['FAULTY_STEP']):08d}"
 genuine_pwrite, genuine_fsync = os.pwrite, os.fsync
@@ -46,4 +48,6 @@ def fsync(descriptor: int) -> None:
 
 
 os.pwrite, os.fsync = pwrite, fsync
+if CALL == "crash":
+    Crash(Path(os.environ["FAULTY_ROOT"]), at=int(os.environ["FAULTY_STEP"]), kills_parent=True).install()
 stream.main()

@@ -48,6 +48,14 @@ def slow_disk(task: RankTask) -> None:
     run(task)
 
 
+def crash_in_writer(task: RankTask) -> None:
+    """Trains until one rank and its writer end at once, before one of the writer's file events: options `crash_rank` and `crash_at`."""
+    if task.rank == task.options["crash_rank"]:
+        os.environ["FAULTY_ROOT"] = str(task.output_dir)
+        fail_in_writer("crash", step=task.options["crash_at"])
+    run(task)
+
+
 def fail_in_writer(call: str, *, step: int) -> None:
     """Lets a call of the writer process's operating system fail, for files of one step; see faulty_stream.py."""
     os.environ["FAULTY_CALL"], os.environ["FAULTY_STEP"] = call, str(step)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -229,6 +230,31 @@ def test_killed_in_the_middle_of_a_background_save_nothing_is_lost(gang: MakeGan
     assert newest_commit(killed.artifact_dir).files == newest_commit(calm.artifact_dir).files
 
 
+def sampled_events(stage: int, *, count: int) -> list[tuple[int, int]]:
+    """Returns (rank, file event of its writer): of the three saves of six steps, rank 0's writer has more than 60, the other's more than 20."""
+    chance = random.Random(stage)
+    return [(rank, chance.randrange(60 if rank == 0 else 20)) for rank in (chance.randrange(2) for _ in range(count))]
+
+
+CRASHES = [(stage, *event) for stage in (1, 2, 3) for event in sampled_events(stage, count=10)]
+USUALLY = CRASHES[::15]
+
+
+@pytest.mark.parametrize(
+    ("stage", "rank", "at"),
+    [pytest.param(*crash, marks=[] if crash in USUALLY else [pytest.mark.exhaustive]) for crash in CRASHES],
+)
+def test_a_rank_and_its_writer_may_crash_at_any_file_event(gang: MakeGang, make_config: MakeConfig, stage: int, rank: int, at: int) -> None:
+    config = make_config(training__zero_stage=stage)
+    calm, crashed = gang("calm"), gang("crashed")
+    calm.run(config)
+    crashed.start(config, world_size=2, program=f"{PROGRAMS}:crash_in_writer", options={"crash_rank": rank, "crash_at": at})
+    assert crashed.server.wait()[rank] == -signal.SIGKILL, crashed.logs()
+    crashed.run(config)
+    assert newest_commit(crashed.artifact_dir).files == newest_commit(calm.artifact_dir).files
+    assert not (crashed.artifact_dir / "quarantine").exists()
+
+
 def test_a_stop_waits_for_the_checkpoint_on_its_way_and_commits_its_own(gang: MakeGang, make_config: MakeConfig) -> None:
     config = make_config(checkpoint__background=True, checkpoint__every_steps=2, training__steps=5000)
     stopped = gang("stopped")
@@ -239,24 +265,25 @@ def test_a_stop_waits_for_the_checkpoint_on_its_way_and_commits_its_own(gang: Ma
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_restart_goes_on_from_the_nodes_own_disk(gang: MakeGang, make_config: MakeConfig, tmp_path: Path, stage: int) -> None:
-    """Every step is kept there, every fourth on shared storage. Calm all the same; when training is over, nothing of it is left."""
+    """Shared storage has step 4 alone, the nodes' own disks every step. Calm all the same; when training is over, nothing of it is left."""
     local = tmp_path / "local"
-    rules = {"every_steps": 4, "local_dir": str(local), "local_every_steps": 1, "background": True}
     calm, killed = gang("calm"), gang("killed")
     calm.run(make_config(training__zero_stage=stage, training__steps=60))
+    killed.run(make_config(training__zero_stage=stage, training__steps=4))
+    rules = {"every_steps": 1000, "local_dir": str(local), "local_every_steps": 1, "background": True}
     config = make_config(training__zero_stage=stage, training__steps=60, checkpoint=rules)
     for lost in (0, 1):
         killed.start(config, world_size=2)
-        killed.wait_for(lambda progress: progress["committed_step"] >= 5 * (lost + 1) and progress["committed_step"] % 4 != 0, rank=0)  # noqa: B023
+        killed.wait_for(lambda progress: progress["committed_step"] > 8 * (lost + 1), rank=0)  # noqa: B023  # called before the loop goes on
         killed.kill()
-    steps = {path.stem for path in local.glob("killed/records/rank-0000/*")} & {path.stem for path in local.glob("killed/records/rank-0001/*")}
-    newest = max(steps)
+    held = [{path.stem for path in local.glob(f"killed/records/rank-000{rank}/*")} for rank in (0, 1)]
+    newest = max(held[0] & held[1])
     killed.kill_at(config, step=1)
-    assert f"goes on from step {int(newest[5:13])}, which epoch 1 left" in killed.logs()
+    assert f"goes on from step {int(newest[5:13])}, which epoch {int(newest[15:])} left" in killed.logs()
     for path in local.glob("killed/checkpoints/*/rank-0001.bin"):
         path.write_bytes(b"")
     killed.run(config)
-    assert "ranks in epoch" in killed.logs(), "from shared storage"
+    assert "goes on from step 4, written by 2 ranks" in killed.logs()
     assert newest_commit(killed.artifact_dir).files == newest_commit(calm.artifact_dir).files
     assert not list(local.iterdir())
 
