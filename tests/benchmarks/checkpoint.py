@@ -194,7 +194,8 @@ class Ours:
         import cluster.durable as durable
 
         path, buffer = self.store.artifact_dir / "stream.bin", memoryview(self.writer._snapshot.buffer.memory)
-        for name, hashed in (("write file, hashed", True), ("write headrace, no hash", False)):
+        ways = (("write file, hashed", True), ("write headrace, no hash", False))
+        for name, hashed in ways if self.step % 4 < 2 else ways[::-1]:  # whoever comes first has the disk busy with what came before
             path.unlink(missing_ok=True)
             genuine = durable._Hashing.run
             if not hashed:

@@ -94,13 +94,14 @@ def test_of_two_submissions_one_takes_effect(trial: Trial) -> None:
 
 
 def test_cancelling_is_graceful_and_leaves_nothing(bench: LauncherBench, trial: Trial) -> None:
+    """A launcher only sends the signal. Who cancels for good says so in storage first; alone, it is what a scheduler sends before it takes a node."""
     trial.submit()
     wait_until(lambda: trial.storage.exists(trial.attempt.log_segment(epoch=0, rank=0, sequence=0)))
     bench.again().cancel(trial.spec.key)
     wait_until(trial.has_ended)
     record = read_exit(trial.storage, trial.attempt)
     assert record is not None
-    assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
+    assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
     wait_until(lambda: LiveJob(trial.spec).family() == [])
 
 
