@@ -20,6 +20,10 @@ from pydantic import ValidationError
 from schemas.job import RankProgress
 
 _TAIL_BYTES = 64 << 10
+_FATAL, _MODULES = "Fatal Python error:", "Extension modules:"
+"""How faulthandler begins its report of a fatal signal, and its longest line, which tells nothing."""
+_LINES_OF_REASON = 4
+"""Lines before that report in which C++ says what it threw."""
 _LOG = re.compile(r"^log-(\d{6})\.txt$")
 _METRICS = re.compile(r"^metrics-r(\d{4})\.jsonl$")
 _NOTICES = re.compile(r"^notices-r(\d{4})\.jsonl$")
@@ -101,7 +105,7 @@ class EpochScratch:
         (self.folder / f"progress-{rank:06d}.json").unlink(missing_ok=True)
 
     def tail(self, rank: int, *, lines: int) -> tuple[str, ...]:
-        """Returns the last lines of an output, without blank ones at the end."""
+        """Returns the last lines of an output, without blank ones at the end; of a process that aborted, those around the reason."""
         try:
             with self.log(rank).open("rb") as file:
                 size = file.seek(0, 2)
@@ -109,10 +113,19 @@ class EpochScratch:
                 text = file.read().decode(errors="replace")
         except FileNotFoundError:
             return ()
-        return tuple(line.rstrip() for line in text.rstrip().splitlines()[-lines:])
+        return _last_words([line.rstrip() for line in text.rstrip().splitlines()], most=lines)
 
     def _matching(self, pattern: re.Pattern[str]) -> dict[int, Path]:
         if not self.folder.is_dir():
             return {}
         found = ((pattern.match(path.name), path) for path in self.folder.iterdir())
         return {int(match[1]): path for match, path in sorted(found, key=lambda pair: pair[1].name) if match}
+
+
+def _last_words(lines: list[str], *, most: int) -> tuple[str, ...]:
+    """Returns the lines that tell why: the last ones, unless Python wrote a long stack after a library had said its reason."""
+    fatal = next((index for index in reversed(range(len(lines))) if lines[index].startswith(_FATAL)), None)
+    if fatal is None:
+        return tuple(lines[-most:])
+    from_reason = lines[max(0, fatal - _LINES_OF_REASON) :]
+    return tuple([line for line in from_reason if not line.startswith(_MODULES)][:most])

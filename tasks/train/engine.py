@@ -1,8 +1,9 @@
 """The DeepSpeed engine, behind the four calls that the loop makes. No other module of the loop knows DeepSpeed's engine."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +128,7 @@ def check_precision(config: RunConfig) -> None:
         raise ConfigError((Problem("training.precision", precision.value, message, nearest="fp32" if precision is Precision.BF16 else "bf16"),))
 
 
-def start_engine(built: BuiltModel, *, config: RunConfig, options: Mapping[str, Any], gang: Gang) -> Engine:
+def start_engine(built: BuiltModel, *, config: RunConfig, options: Mapping[str, Any], gang: Gang, broadcast: bool = True) -> Engine:
     """Hands the model to DeepSpeed and returns the engine, at the state of step 0.
 
     Args:
@@ -135,16 +136,30 @@ def start_engine(built: BuiltModel, *, config: RunConfig, options: Mapping[str, 
         config: the run's configuration.
         options: DeepSpeed's configuration, from `deepspeed_config`.
         gang: the ranks, already joined.
+        broadcast: whether rank 0's weights go to all ranks; pointless, and a collective per parameter, where a checkpoint is loaded next.
     """
     import deepspeed
 
     optimizer = config.training.optimizer
     groups = optimizer_groups(built.module, weight_decay=optimizer.weight_decay, orthogonal=optimizer.name is OptimizerName.MUON)
     chosen = {"optimizer": _muon(groups, config=config)} if optimizer.name is OptimizerName.MUON else {"model_parameters": groups}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.nullcontext() if broadcast else _without_broadcast():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(model=built.module, config=dict(options), dist_init_required=False, **chosen)
     return Engine(engine, gang=gang)
+
+
+@contextlib.contextmanager
+def _without_broadcast() -> Iterator[None]:
+    """Has DeepSpeed's engine keep what weights each rank has; 0.19 has no option for it."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    genuine = DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._broadcast_model = lambda _engine: None
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = genuine
 
 
 def _muon(groups: list[dict[str, Any]], *, config: RunConfig) -> Muon:

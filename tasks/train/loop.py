@@ -28,7 +28,7 @@ from tasks.train.consumed import ConsumedIds
 from tasks.train.data import TrainingBatches
 from tasks.train.engine import Engine
 from tasks.train.interruption import Interruption
-from tasks.train.metrics import MetricsFile, memory_bytes
+from tasks.train.metrics import Efficiency, MetricsFile, memory_bytes
 from tasks.train.numbers import RECENT_LOSSES, NumberGuard
 from tasks.train.order import stream_seed
 from tasks.train.schedule import learning_rate
@@ -87,8 +87,9 @@ class Session:
     """Rank 0 only."""
     base_state: TrainingState
     """Template of `state.json`."""
-    figures: Mapping[str, float]
-    """`tokens_per_step`, and `flops_per_step` and `peak_flops` over all ranks."""
+    tokens_per_step: int
+    """Over all ranks."""
+    efficiency: Efficiency
     interruption: Interruption
     progress: Progress
     numbers: NumberGuard
@@ -215,12 +216,11 @@ def _finish_step(session: Session, values: dict[str, float], *, clock: StepClock
         session.rhythm.cost(clock.parts["checkpoint_s"] + session.writer.copy_s)
     if session.writer.prepare():
         clock.lap("checkpoint_s")
-    values |= {"step_s": step_s, "tokens_per_s": session.figures["tokens_per_step"] / step_s}
+    values |= {"step_s": step_s, "tokens_per_s": session.tokens_per_step / step_s}
     values |= session.writer.figures()
-    values["mfu"] = session.figures["flops_per_step"] / step_s / session.figures["peak_flops"]
     _report(session, RankPhase.STEPPING, values)
     if session.metrics is not None and (last or agreed.stopping or text or progress.step % config.tracking.log_every_steps == 0):
-        measured = {**values, **clock.parts, **memory_bytes(session.engine.gang.device)}
+        measured = {**values, "mfu": session.efficiency.mfu(step_s), **clock.parts, **memory_bytes(session.engine.gang.device)}
         session.metrics.append(progress.step, measured, text=text, seconds=clock.take_totals())
 
 

@@ -8,6 +8,7 @@ known GPUs; elsewhere that of a matrix product in the number format of training,
 import resource
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class Efficiency:
+    """Model FLOPs utilisation. The peak is measured when it is first asked for: after the first step, so that a restart does not wait for it."""
+
+    def __init__(self, *, flops_per_step: float, world_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Args: flops_per_step: over all ranks. dtype: of the forward pass."""
+        self._flops_per_step, self._world_size = flops_per_step, world_size
+        self._device, self._dtype = device, dtype
+
+    @cached_property
+    def peak_flops(self) -> float:
+        """FLOPs per second over all ranks, which are taken to be alike."""
+        return peak_flops(self._device, dtype=self._dtype) * self._world_size
+
+    def mfu(self, step_s: float) -> float:
+        """Returns the share of the peak that a step of `step_s` seconds made of it."""
+        return self._flops_per_step / step_s / self.peak_flops
 
 
 def flops_per_token(num_parameters: int, *, model_config: Mapping[str, Any], sequence_length: int) -> float:

@@ -42,13 +42,16 @@ class BuiltModel:
     """Trained parameters; tied ones count once."""
 
 
-def build_model(config: RunConfig, *, manifest: ShardManifest, deepspeed_options: Mapping[str, Any] | None = None) -> BuiltModel:
+def build_model(
+    config: RunConfig, *, manifest: ShardManifest, deepspeed_options: Mapping[str, Any] | None = None, initialise: bool = True
+) -> BuiltModel:
     """Returns the model of a recipe.
 
     Args:
         config: the run's configuration.
         manifest: the token shards; its `vocab_size` fills in the model's.
         deepspeed_options: the DeepSpeed configuration when parameters are to be partitioned as they are made (ZeRO 3).
+        initialise: False where a checkpoint is loaded next: weights of a `model.config` then hold whatever memory held.
 
     Raises:
         ConfigError: the model does not fit the tokens.
@@ -56,7 +59,8 @@ def build_model(config: RunConfig, *, manifest: ShardManifest, deepspeed_options
     """
     model = config.model
     if model.config is not None:
-        module = _from_config(thaw(model.config), manifest=manifest, seed=config.training.seed, deepspeed_options=deepspeed_options)
+        seed = config.training.seed if initialise else None
+        module = _from_config(thaw(model.config), manifest=manifest, seed=seed, deepspeed_options=deepspeed_options)
     elif model.pretrained is not None:
         module = _from_pretrained(Path(model.pretrained), manifest=manifest)
     else:
@@ -114,7 +118,7 @@ def _output_matrix(module: nn.Module) -> nn.Parameter | None:
     return matrices[-1] if matrices else None
 
 
-def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:
+def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int | None, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -145,19 +149,28 @@ def _partition_on_creation(deepspeed_options: Mapping[str, Any] | None) -> Itera
         yield
 
 
-def _initialise(model: Any, *, seed: int, partitioned: bool) -> None:
+def _initialise(model: Any, *, seed: int | None, partitioned: bool) -> None:
     """Initialises every module with random numbers of its own, seeded by its name: so the order of modules and partitioning do not matter.
 
-    Uses the initialisation of the transformers model that owns the module, children first, as transformers does.
+    Uses the initialisation of the transformers model that owns the module, children first, as transformers does. Without a seed it leaves
+    modules alone that hold trained parameters and nothing else: their values come from a checkpoint.
     """
     from transformers import PreTrainedModel
 
     owners: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
     for name, module in reversed(list(model.named_modules())):
         owner = next(owners[prefix] for prefix in _prefixes(name) if prefix in owners)
-        torch.default_generator.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
+        if seed is None and _is_loaded_whole(module):
+            continue
+        torch.default_generator.manual_seed(stream_seed(seed or 0, step=zlib.crc32(name.encode()), rank=0))
         with torch.no_grad(), _whole(module, partitioned=partitioned):
             owner._initialize_weights(module)
+
+
+def _is_loaded_whole(module: nn.Module) -> bool:
+    """Whether all that a module holds itself is trained parameters, so that a checkpoint has it."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and all(parameter.requires_grad for parameter in own) and next(module.buffers(recurse=False), None) is None
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -42,7 +42,7 @@ from tasks.train.engine import Engine, check_precision, join_deepspeed, start_en
 from tasks.train.gang import Gang
 from tasks.train.interruption import Interruption
 from tasks.train.loop import Progress, Session
-from tasks.train.metrics import MetricsFile, flops_per_token, peak_flops
+from tasks.train.metrics import Efficiency, MetricsFile, flops_per_token
 from tasks.train.model import BuiltModel, build_model
 from tasks.train.numbers import RECENT_LOSSES, NumberGuard
 from tasks.train.schedule import shared_steps
@@ -70,10 +70,12 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
     task = replace(task, config=book.in_force(task.config))
     training = task.config.training
     deepspeed_options = deepspeed_config(task.config, world_size=gang.world_size, options=options)
-    built, engine = _start(task, manifest=manifest, options=deepspeed_options, gang=gang)
-    tensors = TrainingTensors(engine)
     store = book.store
-    progress = _restore(book, engine, tensors=tensors, task=task)
+    withdraw_left_behind(store, book.standing, gang=gang)
+    fresh = not gang.gather([len(store.steps()) if gang.rank == 0 else 0])[0][0]
+    built, engine = _start(task, manifest=manifest, options=deepspeed_options, gang=gang, fresh=fresh)
+    tensors = TrainingTensors(engine)
+    progress = _restore(book, engine, tensors=tensors, task=task, fresh=fresh)
     source = BatchSource(ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split="train"), manifest=manifest, split="train")
     total_steps = training.total_steps(num_sequences=source.num_sequences, sequence_length=manifest.sequence_length)
     facts = CheckpointFacts(
@@ -105,7 +107,8 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
         sampler=_sampler(task, engine, manifest=manifest),
         metrics=MetricsFile(task.scratch_dir, epoch=task.spec.epoch, from_step=progress.step) if gang.rank == 0 else None,
         base_state=facts.base_state,
-        figures=_figures(task, built, manifest=manifest, gang=gang),
+        tokens_per_step=training.global_batch_size * manifest.sequence_length,
+        efficiency=_efficiency(task, built, manifest=manifest, gang=gang),
         interruption=interruption,
         progress=progress,
         numbers=NumberGuard(task.config.restart, book=book, task=task, gang=gang),
@@ -127,19 +130,26 @@ def _recorded(task: RankTask, stage: Stage, *, option: str) -> bytes:
     return verified_bytes(task.input_dirs[stage], entry, subject=f"input {stage.value}")
 
 
-def _start(task: RankTask, *, manifest: ShardManifest, options: Mapping[str, Any], gang: Gang) -> tuple[BuiltModel, Engine]:
-    """Returns the model and its engine, at step 0."""
+def _start(task: RankTask, *, manifest: ShardManifest, options: Mapping[str, Any], gang: Gang, fresh: bool) -> tuple[BuiltModel, Engine]:
+    """Returns the model and its engine: at step 0, or, unless `fresh`, with trained weights that mean nothing until a checkpoint is loaded."""
     join_deepspeed(gang)
     partitioned = options if task.config.training.zero_stage == 3 else None
-    built = build_model(task.config, manifest=manifest, deepspeed_options=partitioned)
-    return built, start_engine(built, config=task.config, options=options, gang=gang)
+    built = build_model(task.config, manifest=manifest, deepspeed_options=partitioned, initialise=fresh)
+    return built, start_engine(built, config=task.config, options=options, gang=gang, broadcast=fresh)
 
 
-def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask) -> Progress:
-    """Puts the newest verified checkpoint into the engine and returns where training stands. Collective."""
+def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, fresh: bool) -> Progress:
+    """Puts the newest verified checkpoint into the engine and returns where training stands. Collective.
+
+    Args:
+        book: where the checkpoints are, and what was done to the training.
+        engine: at step 0.
+        tensors: its state.
+        task: this rank's.
+        fresh: whether the weights are those of step 0; else there must be something to load.
+    """
     task.progress(RankPhase.LOADING)
     store, standing = book.store, book.standing
-    withdraw_left_behind(store, standing, gang=engine.gang)
     path_below(store.artifact_dir.parent, store.layout.checkpoints)  # refuses a link: what is written there would lie outside
     content = Content()
     commit = newest_verified(store, gang=engine.gang, epoch=task.spec.epoch, content=content)
@@ -151,6 +161,8 @@ def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: R
     elif commit is not None:
         reader = CheckpointReader(store, commit, content=content)
     else:
+        if not fresh:
+            raise VerificationError(("commits that were there a moment ago are gone",), subject=f"{store.layout.key}: no checkpoint")
         tensors.refresh()
         return Progress(skipped_batches=standing.skipped_batches)
     reader.load(tensors)
@@ -240,8 +252,8 @@ def _base_state(task: RankTask, engine: Engine, *, tensors: TrainingTensors) -> 
     )
 
 
-def _figures(task: RankTask, built: BuiltModel, *, manifest: ShardManifest, gang: Gang) -> dict[str, float]:
+def _efficiency(task: RankTask, built: BuiltModel, *, manifest: ShardManifest, gang: Gang) -> Efficiency:
     tokens = task.config.training.global_batch_size * manifest.sequence_length
     per_token = flops_per_token(built.num_parameters, model_config=built.model_config, sequence_length=manifest.sequence_length)
-    peak = peak_flops(gang.device, dtype=_DTYPES[task.config.training.precision]) if gang.rank == 0 else 1.0
-    return {"tokens_per_step": float(tokens), "flops_per_step": per_token * tokens, "peak_flops": peak * gang.world_size}
+    dtype = _DTYPES[task.config.training.precision]
+    return Efficiency(flops_per_step=per_token * tokens, world_size=gang.world_size, device=gang.device, dtype=dtype)

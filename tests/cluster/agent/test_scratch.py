@@ -1,9 +1,11 @@
 """The node-local folder."""
 
+import signal
 from pathlib import Path
 
 from cluster.agent.scratch import EpochScratch
-from schemas.job import RankPhase, RankProgress
+from cluster.restart import Ending, classify
+from schemas.job import Cause, RankPhase, RankProgress
 
 
 def test_files_are_found_by_rank(tmp_path: Path) -> None:
@@ -30,3 +32,24 @@ def test_the_tail_of_a_long_log(tmp_path: Path) -> None:
     scratch.log(0).write_bytes(b"".join(b"line %d\n" % number for number in range(50_000)) + b"\xff\n\n\n")
     assert scratch.tail(0, lines=2) == ("line 49999", "\ufffd")
     assert scratch.tail(1, lines=2) == ()
+
+
+def test_of_an_abort_the_reason_is_kept_not_the_end_of_the_stack(tmp_path: Path) -> None:
+    scratch = EpochScratch(tmp_path)
+    reason = "  what():  [pair.cc:537] Read error [127.0.0.1]:4711: Connection reset by peer"
+    stack = [f'  File "loop.py", line {number} in step' for number in range(60)]
+    report = [
+        "terminate called after throwing an instance of 'gloo::EnforceNotMet'",
+        reason,
+        "Fatal Python error: Aborted",
+        "",
+        "Thread 0x1:",
+        *stack,
+    ]
+    scratch.log(0).write_text("\n".join([*(f"step {number}" for number in range(50)), *report, "Extension modules: numpy, torch (total: 2)"]))
+    tail = scratch.tail(0, lines=20)
+    assert len(tail) == 20
+    assert reason in tail
+    assert not any(line.startswith("Extension modules:") for line in tail)
+    finding = classify(Ending(name="rank 0", exit_status=-signal.SIGABRT, tail=tail))
+    assert (finding.cause, finding.echo) == (Cause.NODE, True)
