@@ -2,6 +2,7 @@
 
 import signal
 
+import psutil
 import pytest
 
 from cluster.deadline import SAVE_FIGURE, STEP_FIGURE
@@ -23,7 +24,13 @@ def test_while_ranks_start_nothing_is_lost_and_nobody_waits(make_training: MakeT
     """One rank has not begun to listen, the other waits for it at the rendezvous: neither can commit anything."""
     training = make_training()
     training.job_changes = {"grace_s": GRACE_S}
-    with training.meanwhile({0: lambda: training.agents()[0].send_signal(signal.SIGTERM)}):
+
+    def preempt() -> None:
+        (agent,) = training.agents()
+        agent.send_signal(signal.SIGTERM)
+        wait_until(lambda: not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE)  # the rank is held back until then
+
+    with training.meanwhile({0: preempt}):
         assert training.run(Faults().pause(rank=0, at_step=-1, point=Point.START)).content_hash == calm_hash
     first = training.exit_record(0)
     assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)

@@ -51,27 +51,28 @@ def main() -> None:
         busy_s = options.get("busy_s", {}).get(str(rank), step_s)
         time.sleep(busy_s)
         own_pulse().finish_part("forward_s", busy_s)
-        _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank)
+        stopping = _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank, wants_stop=stop.wanted)
         if rank == 0:
             point = MetricPoint(step=step, at=time.time(), epoch=spec.epoch, values={"loss": 1.0 / step})
             with (Path(spec.scratch_dir) / "metrics-r0000.jsonl").open("a") as file:
                 file.write(point.model_dump_json() + "\n")
-            if step % options["commit_every"] == 0 or step == options["steps"] or stop.wanted:
+            if step % options["commit_every"] == 0 or step == options["steps"] or stopping:
                 with contextlib.suppress(AlreadyExistsError):
                     storage.create_exclusive(layout.commit(step), json.dumps({"step": step, "epoch": spec.epoch}).encode())
         if step % options["commit_every"] == 0:
             committed = step
-        if stop.wanted:
+        if stopping:
             sys.exit(int(ExitCode.INTERRUPTED))
     _progress(spec, rank, RankPhase.FINISHED, step=options["steps"], committed=options["steps"], total=options["steps"])
 
 
-def _meet(folder: Path, *, rank: int) -> None:
-    """Waits for all ranks, for ever when one does not come: what a collective operation does."""
+def _meet(folder: Path, *, rank: int, wants_stop: bool) -> bool:
+    """Waits for all ranks, for ever when one does not come: what a collective operation does. Returns whether any wants to stop."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(rank)).touch()
-    while len(list(folder.iterdir())) < int(os.environ["WORLD_SIZE"]):
+    (folder / f"{rank}-{'stop' if wants_stop else 'go'}").touch()
+    while len(present := os.listdir(folder)) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.002)
+    return any(name.endswith("-stop") for name in present)
 
 
 class _Flag:
