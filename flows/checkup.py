@@ -18,7 +18,8 @@ from pathlib import Path
 
 from flows.figure import of_bytes
 from flows.terminal import paint, show, show_json
-from schemas.config import ClusterKind, RunConfig
+from schemas.config import RunConfig
+from schemas.execution_config import ClusterKind
 from schemas.recipe import load_recipe, project_dir_of
 from schemas.sizing import training_size
 

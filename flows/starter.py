@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from schemas.config import ClusterKind, SourceConfig
 from schemas.errors import ConfigError, InputError, Problem
+from schemas.execution_config import ClusterKind
 from schemas.recipe import absolute, load_recipe, project_dir_of
+from schemas.recipe_config import SourceConfig
 from schemas.starting_point import TextFacts, Wish, recipe_text, summary_of
 from schemas.suggestion import nearest_choice
 

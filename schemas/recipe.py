@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from schemas.canonical import sha256
-from schemas.config import ClusterKind, RunConfig
+from schemas.config import RunConfig
 from schemas.diagnosis import diagnose
 from schemas.errors import ConfigError, InputError, Problem
+from schemas.execution_config import ClusterKind
 from schemas.override import ORIGIN, apply_override, parse_overrides
 from schemas.reference import plain_password, reference_problems, resolve_machine
 from schemas.warning import warnings_of

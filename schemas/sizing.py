@@ -11,8 +11,9 @@ Estimates for people who decide whether a job fits; nothing else depends on them
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.config import Precision, RunConfig
+from schemas.config import RunConfig
 from schemas.frozen import Frozen
+from schemas.recipe_config import Precision
 from schemas.stage import Stage
 
 _MASTER_BYTES = 12

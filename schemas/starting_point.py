@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from schemas.config import ClusterKind
+from schemas.execution_config import ClusterKind
 
 _BYTES_PER_TOKEN = 4.0
 _MAX_EPOCHS = 4

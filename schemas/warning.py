@@ -2,7 +2,9 @@
 
 from pydantic import BaseModel
 
-from schemas.config import ClusterKind, RunConfig, Schedule, StageResources
+from schemas.config import RunConfig
+from schemas.execution_config import ClusterKind, StageResources
+from schemas.recipe_config import Schedule
 
 
 def warnings_of(config: RunConfig) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schemas.config import Precision, RunConfig
+from schemas.config import RunConfig
 from schemas.frozen import Frozen
 from schemas.ledger import GoodputLedger
+from schemas.recipe_config import Precision
 from tasks.elastic_plan import at_world, micro_batch_for
 from tasks.elastic_training import ElasticTraining, Transition, of_ranks
 from tasks.scratch_training import Audience, Origin, ScratchTraining, Trained, prescribed_ids, scratch_folder

@@ -10,8 +10,9 @@ from cluster.acts import read_acts
 from cluster.metrics import MetricEdges
 from schemas.act import ActKind
 from schemas.checkpoint import CommitRecord
-from schemas.config import RestartConfig, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import HeadraceError, InputError, InterruptedRunError
+from schemas.execution_config import RestartConfig
 from schemas.exit_code import ExitCode
 from schemas.frozen import Frozen
 from tasks.disturbance import Kill, kill_rank

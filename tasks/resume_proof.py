@@ -8,8 +8,8 @@ import random
 import threading
 
 from cluster.layout import ArtifactLayout
-from schemas.config import RestartConfig
 from schemas.errors import ConfigError, Problem
+from schemas.execution_config import RestartConfig
 from schemas.frozen import Frozen, thaw
 from schemas.job import Incident
 from schemas.ledger import GoodputLedger

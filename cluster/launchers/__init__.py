@@ -1,8 +1,9 @@
 """Launchers: the ways a job gets onto machines, behind one protocol."""
 
 from cluster.launchers.protocol import Launcher
-from schemas.config import ClusterKind, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem
+from schemas.execution_config import ClusterKind
 
 
 def launcher_for(config: RunConfig) -> Launcher:

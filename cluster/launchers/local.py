@@ -16,8 +16,8 @@ from cluster.environment import checkout
 from cluster.launchers.protocol import Command, Handle, JobState, Submission
 from cluster.layout import ArtifactLayout
 from cluster.process import ProcessId, is_dead, process_table
-from schemas.config import ClusterConfig
 from schemas.errors import UnreachableError
+from schemas.execution_config import ClusterConfig
 from schemas.job import JobSpec
 
 AGENT_MODULE = "cluster.agent.agent"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from schemas.config import EvaluationConfig
+from schemas.recipe_config import EvaluationConfig
 from tasks.evaluate.report import Samples, TextSample
 
 _PROMPT_TOKENS = 32

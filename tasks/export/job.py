@@ -13,8 +13,8 @@ from typing import Any
 from cluster.storage import path_below, publish_file, write_durably
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.checkpoint import CommitRecord
-from schemas.config import Precision
 from schemas.errors import GateError, InputError, VerificationError
+from schemas.recipe_config import Precision
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.entry import ItemOutcome, ItemTask, item_main

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from schemas.config import Precision
+from schemas.recipe_config import Precision
 from tasks.export.safetensors_file import TensorType
 
 _TYPES = {Precision.FP32: TensorType.FP32, Precision.BF16: TensorType.BF16, Precision.FP16: TensorType.FP16}

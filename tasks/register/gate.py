@@ -1,9 +1,9 @@
 """Whether a model may become `champion`: bounds on the evaluation report. Pure."""
 
 from schemas.artifact import ArtifactRecord
-from schemas.config import GateConfig
 from schemas.errors import GateError
 from schemas.frozen import Frozen
+from schemas.recipe_config import GateConfig
 from tasks.evaluate.report import Report
 
 COMPRESSOR, LANGUAGE_MODEL = "xz", "5-gram"

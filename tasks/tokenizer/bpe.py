@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from schemas.config import TokenizerConfig
 from schemas.errors import ConfigError, InputError, Problem
+from schemas.recipe_config import TokenizerConfig
 from tasks.tokenizer.engine import GigatokenEngine
 
 logger = logging.getLogger(__name__)

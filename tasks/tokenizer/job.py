@@ -8,10 +8,10 @@ from pathlib import Path
 from cluster.storage import hash_file, publish_file, write_durably
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
-from schemas.config import TokenizerConfig
 from schemas.errors import VerificationError
 from schemas.frozen import thaw
 from schemas.manifest import Split
+from schemas.recipe_config import TokenizerConfig
 from schemas.stage import Stage
 from tasks.entry import ItemOutcome, ItemTask, item_main
 from tasks.tokenizer.bpe import train_bpe

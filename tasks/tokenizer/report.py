@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from schemas.config import TokenizerConfig
 from schemas.frozen import Frozen
 from schemas.manifest import Split
+from schemas.recipe_config import TokenizerConfig
 from tasks.tokenizer.corpus import Batch
 from tasks.tokenizer.engine import Encoded, Engine, EngineChoice, HuggingFaceEngine, TokenizerFacts, open_engine
 

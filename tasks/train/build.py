@@ -11,9 +11,10 @@ from typing import Any
 from cluster.acts import read_acts
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.checkpoint import CommitRecord, TrainingState
-from schemas.config import RunConfig, TrainingConfig
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem, VerificationError
 from schemas.manifest import ShardManifest
+from schemas.recipe_config import TrainingConfig
 from schemas.sizing import training_size
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes

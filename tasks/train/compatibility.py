@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.config import ModelConfig
 from schemas.errors import ConfigError, InputError, Problem
+from schemas.recipe_config import ModelConfig
 
 ATTENTION_KEY = "attn_implementation"
 ATTENTIONS = ("sdpa", "eager")

@@ -9,10 +9,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.config import OptimizerName, Precision, RunConfig
+from schemas.config import RunConfig
 from schemas.deepspeed_options import AUTO
 from schemas.errors import ConfigError, Problem
 from schemas.frozen import thaw
+from schemas.recipe_config import OptimizerName, Precision
 
 _NEVER_PRINT = 1_000_000_000
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from schemas.config import OptimizerName, Precision, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem
+from schemas.recipe_config import OptimizerName, Precision
 from tasks.train.data import Batch
 from tasks.train.discard import discarding, skip_invalid_norms
 from tasks.train.gang import Gang

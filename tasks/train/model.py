@@ -17,10 +17,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from schemas.config import ModelConfig, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, InputError, Problem, UnsafeFileError
 from schemas.frozen import thaw
 from schemas.manifest import ShardManifest
+from schemas.recipe_config import ModelConfig
 from tasks.train.compatibility import ATTENTION_KEY, attention_of
 from tasks.train.muon import ORTHOGONAL
 from tasks.train.order import stream_seed

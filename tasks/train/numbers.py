@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from schemas.act import ActKind, OnBadNumbers
-from schemas.config import RestartConfig
 from schemas.errors import NumericError
+from schemas.execution_config import RestartConfig
 from schemas.job import NoticeKind, RankPhase
 from tasks.entry import RankTask
 from tasks.train.acts import ActBook

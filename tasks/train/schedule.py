@@ -2,7 +2,7 @@
 
 import math
 
-from schemas.config import Schedule, ScheduleConfig
+from schemas.recipe_config import Schedule, ScheduleConfig
 
 
 def learning_rate(step: int, *, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:

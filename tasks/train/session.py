@@ -14,11 +14,11 @@ from cluster.storage import path_below
 from schemas.act import merged
 from schemas.artifact import FileEntry
 from schemas.checkpoint import CommitRecord, TrainingState
-from schemas.config import Precision
 from schemas.errors import VerificationError
 from schemas.frozen import thaw
 from schemas.job import RankPhase
 from schemas.manifest import ShardManifest
+from schemas.recipe_config import Precision
 from schemas.stage import Stage
 from tasks.entry import RankTask
 from tasks.outside_inputs import verify_training_files

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from schemas.config import TrackingConfig
+from schemas.execution_config import TrackingConfig
 from schemas.manifest import ShardManifest
 from tasks.train.data import Batch, BatchSource
 from tasks.train.engine import Engine

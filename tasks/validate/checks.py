@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from schemas.config import RulesConfig
+from schemas.recipe_config import RulesConfig
 from tasks.validate.problem import Reason
 from tasks.validate.stats import CorpusStats, SourceStats
 

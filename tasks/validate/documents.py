@@ -2,8 +2,8 @@
 
 import xxhash
 
-from schemas.config import SplitConfig
 from schemas.manifest import Split
+from schemas.recipe_config import SplitConfig
 
 _SAMPLE_SEED = 20_170_612
 _FRACTION_BYTES = 8

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.config import RulesConfig
+from schemas.recipe_config import RulesConfig
 from tasks.validate.checks import (
     Check,
     PreviousCorpus,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 import orjson
 
-from schemas.config import SourceConfig
+from schemas.recipe_config import SourceConfig
 from tasks.validate.problem import Problem, Reason
 from tasks.validate.sources import Compression, Format, compression_of, delimiter_of, format_of
 from tasks.validate.streams import DamagedStreamError, HashingFile, blocks

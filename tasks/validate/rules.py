@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from schemas.config import RulesConfig
+from schemas.recipe_config import RulesConfig
 from tasks.validate.problem import Problem, Reason
 from tasks.validate.sources import Format
 

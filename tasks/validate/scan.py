@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from schemas.artifact import FileEntry
-from schemas.config import CorpusConfig
 from schemas.errors import InputError
 from schemas.frozen import Frozen
 from schemas.manifest import SPLITS, AcceptedFile, CorpusGroup, InputFile, Split
+from schemas.recipe_config import CorpusConfig
 from tasks.validate.corpus_files import (
     ACCEPTED_SCHEMA,
     QUARANTINE_SCHEMA,

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from schemas.config import RunConfig, SourceConfig
+from schemas.config import RunConfig
 from schemas.errors import InputError
 from schemas.manifest import InputFile
+from schemas.recipe_config import SourceConfig
 
 Format = Literal["jsonl", "parquet", "csv", "text"]
 Compression = Literal["none", "gzip", "zstd"]

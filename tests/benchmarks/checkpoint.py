@@ -212,7 +212,7 @@ class Ours:
 def _ours(folder: Path) -> Iterator[Ours]:
     import torch
 
-    from schemas.config import CheckpointConfig
+    from schemas.execution_config import CheckpointConfig
     from tasks.train.checkpoint.commit import CheckpointStore
     from tasks.train.checkpoint.fragments import LocalFragment
     from tasks.train.checkpoint.snapshot import Snapshot

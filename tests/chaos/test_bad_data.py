@@ -34,7 +34,7 @@ def half_made(project: Project) -> list[str]:
 
 def write_tokenizer(path: Path, *, vocab_size: int) -> None:
     """Writes a byte-level BPE in one file."""
-    from schemas.config import TokenizerConfig
+    from schemas.recipe_config import TokenizerConfig
     from tasks.tokenizer.bpe import train_bpe
 
     texts = ["the water flows over the mill wheel and grinds the grain " * 20]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from schemas.checkpoint import CommitRecord, RankIndex, TrainingState
-from schemas.config import CheckpointConfig
+from schemas.execution_config import CheckpointConfig
 from tasks.train.checkpoint.channel import Commit, Describe, Write, Written
 from tasks.train.checkpoint.commit import CheckpointStore, verify
 from tasks.train.checkpoint.committer import Lead

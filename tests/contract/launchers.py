@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.launchers.local import LocalLauncher
 from cluster.launchers.protocol import Launcher
-from schemas.config import ClusterConfig
+from schemas.execution_config import ClusterConfig
 from schemas.job import JobSpec
 from tests.fakes.job_request import gang_request
 

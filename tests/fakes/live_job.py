@@ -13,7 +13,7 @@ from cluster.launchers.local import AGENT_MODULE, LocalLauncher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage
 from cluster.supervisor import JobView, run_job
-from schemas.config import ClusterConfig
+from schemas.execution_config import ClusterConfig
 from schemas.job import ExitRecord, JobSpec
 
 PATIENCE_S = 60.0

@@ -7,9 +7,9 @@ import pytest
 
 from flows import proving
 from flows.proving import kills_screen, parse_sizes, prove, sizes_screen
-from schemas.config import Precision
 from schemas.errors import ConfigError
 from schemas.ledger import GoodputLedger, Spent
+from schemas.recipe_config import Precision
 from tasks.elastic_proof import ElasticProof
 from tasks.elastic_training import Transition
 from tasks.resume_proof import ProvenKill, ResumeProof

@@ -11,8 +11,8 @@ import pytest
 from flows.piloting import load_checked, plan_checked, run_recipe
 from flows.proving import prove
 from flows.screens import plan_screen
-from schemas.config import ClusterKind
 from schemas.errors import ConfigError
+from schemas.execution_config import ClusterKind
 from schemas.plan import Action
 from schemas.stage import Stage
 

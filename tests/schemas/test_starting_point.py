@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from schemas.config import ClusterKind, RunConfig
+from schemas.config import RunConfig
+from schemas.execution_config import ClusterKind
 from schemas.sizing import training_size
 from schemas.starting_point import TextFacts, Wish, recipe_text, summary_of
 

@@ -16,8 +16,9 @@ from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
 from schemas.artifact import ArtifactRecord
 from schemas.canonical import canonical_json
-from schemas.config import RestartConfig, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import InterruptedRunError
+from schemas.execution_config import RestartConfig
 from schemas.job import Cause, ExitRecord
 from schemas.journal import EventKind
 from schemas.stage import Stage

@@ -15,7 +15,7 @@ from cluster.storage import AlreadyExistsError
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord, TrainingState
-from schemas.config import CheckpointConfig
+from schemas.execution_config import CheckpointConfig
 from schemas.frozen import Frozen, JsonObject, thaw
 from tasks.train.checkpoint.channel import Commit
 from tasks.train.checkpoint.commit import MODEL_CONFIG_NAME, STATE_NAME, CheckpointStore, verify

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-from schemas.config import CheckpointConfig
+from schemas.execution_config import CheckpointConfig
 from tasks.train.checkpoint.commit import CheckpointStore, verify
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from cluster.layout import step_name
 from schemas.artifact import FileEntry
 from schemas.checkpoint import RankIndex, TrainingState
-from schemas.config import CheckpointConfig
+from schemas.execution_config import CheckpointConfig
 from schemas.job import NoticeKind
 from tasks.train.agreement import Agreement, RankWord, SaveState, agree
 from tasks.train.checkpoint.channel import Commit, Committed, Describe, Discard, Failed, Forget, Local, Reply, Write, Written

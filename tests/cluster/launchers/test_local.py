@@ -8,8 +8,9 @@ import pytest
 from cluster.environment import checkout
 from cluster.launchers import launcher_for
 from cluster.launchers.local import LocalLauncher
-from schemas.config import ClusterConfig, RunConfig, StageResources
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, UnreachableError
+from schemas.execution_config import ClusterConfig, StageResources
 from schemas.job import JobSpec
 from schemas.stage import Stage
 from tests.fakes.job_request import gang_request

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.config import Precision
+from schemas.recipe_config import Precision
 from tasks.export.number_format import cast, export_type, num_not_finite
 from tasks.export.safetensors_file import TensorSpec, TensorType, header_of
 

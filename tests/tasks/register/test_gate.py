@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from schemas.config import GateConfig
 from schemas.exit_code import ExitCode
+from schemas.recipe_config import GateConfig
 from schemas.stage import Stage
 from tasks.evaluate.report import Baseline, Calibration, Report, Scores
 from tasks.register.gate import gate_error, judge

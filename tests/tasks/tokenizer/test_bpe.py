@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from schemas.config import TokenizerConfig
 from schemas.errors import ConfigError, InputError
+from schemas.recipe_config import TokenizerConfig
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.engine import GigatokenEngine, HuggingFaceEngine, facts_of
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import TokenizerConfig
 from schemas.errors import InputError, UnsafeFileError
+from schemas.recipe_config import TokenizerConfig
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.engine import facts_of
 from tasks.tokenizer.existing import read_existing

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import ModelConfig
 from schemas.errors import ConfigError, InputError
+from schemas.recipe_config import ModelConfig
 from tasks.train.compatibility import attention_of, check_compatibility
 
 

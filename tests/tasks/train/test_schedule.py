@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from schemas.config import Schedule, ScheduleConfig
+from schemas.recipe_config import Schedule, ScheduleConfig
 from tasks.train.schedule import learning_rate, shared_steps
 
 

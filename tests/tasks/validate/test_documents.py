@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.config import SplitConfig
+from schemas.recipe_config import SplitConfig
 from tasks.validate.documents import Splitter, digest_of, sample_key
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.config import SourceConfig
+from schemas.recipe_config import SourceConfig
 from tasks.validate import readers
 from tasks.validate.problem import Reason
 from tasks.validate.readers import Record, read_records, reading_of

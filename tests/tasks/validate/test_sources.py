@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import hash_file
-from schemas.config import RunConfig, SourceConfig
+from schemas.config import RunConfig
 from schemas.errors import InputError
+from schemas.recipe_config import SourceConfig
 from tasks.validate.sources import compression_of, find_files, format_of, plan_inputs
 
 Recipe = Callable[..., RunConfig]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from schemas.checkpoint import SLOTS, CommitRecord, ParameterShape, TrainingState
-from schemas.config import CheckpointConfig
+from schemas.execution_config import CheckpointConfig
 from tasks.train.checkpoint.channel import Commit, Describe, Discard, Write, Written
 from tasks.train.checkpoint.commit import CheckpointStore
 from tasks.train.checkpoint.committer import Lead

@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.config import CheckpointConfig
+from schemas.execution_config import CheckpointConfig
 from tasks.train.checkpoint.retention import steps_to_remove, unfinished_folders
 
 

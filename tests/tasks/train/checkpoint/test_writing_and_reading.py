@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from schemas.checkpoint import SLOTS, CommitRecord, ParameterShape, TrainingState
-from schemas.config import CheckpointConfig
 from schemas.errors import VerificationError
+from schemas.execution_config import CheckpointConfig
 from schemas.job import NoticeKind
 from tasks.train.checkpoint.commit import CheckpointStore
 
