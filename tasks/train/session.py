@@ -72,10 +72,11 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
     deepspeed_options = deepspeed_config(task.config, world_size=gang.world_size, options=options)
     store = book.store
     withdraw_left_behind(store, book.standing, gang=gang)
-    fresh = not gang.gather([len(store.steps()) if gang.rank == 0 else 0])[0][0]
+    listed = store.steps() if gang.rank == 0 else ()
+    fresh = not gang.gather([len(listed)])[0][0]
     built, engine = _start(task, manifest=manifest, options=deepspeed_options, gang=gang, fresh=fresh)
     tensors = TrainingTensors(engine)
-    progress = _restore(book, engine, tensors=tensors, task=task, fresh=fresh)
+    progress = _restore(book, engine, tensors=tensors, task=task, fresh=fresh, listed=listed)
     source = BatchSource(ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split="train"), manifest=manifest, split="train")
     total_steps = training.total_steps(num_sequences=source.num_sequences, sequence_length=manifest.sequence_length)
     facts = CheckpointFacts(
@@ -138,7 +139,7 @@ def _start(task: RankTask, *, manifest: ShardManifest, options: Mapping[str, Any
     return built, start_engine(built, config=task.config, options=options, gang=gang, broadcast=fresh)
 
 
-def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, fresh: bool) -> Progress:
+def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, fresh: bool, listed: tuple[int, ...]) -> Progress:
     """Puts the newest verified checkpoint into the engine and returns where training stands. Collective.
 
     Args:
@@ -147,12 +148,13 @@ def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: R
         tensors: its state.
         task: this rank's.
         fresh: whether the weights are those of step 0; else there must be something to load.
+        listed: the committed steps, on rank 0.
     """
     task.progress(RankPhase.LOADING)
     store, standing = book.store, book.standing
     path_below(store.artifact_dir.parent, store.layout.checkpoints)  # refuses a link: what is written there would lie outside
     content = Content()
-    commit = newest_verified(store, gang=engine.gang, epoch=task.spec.epoch, content=content)
+    commit = newest_verified(store, gang=engine.gang, epoch=task.spec.epoch, content=content, steps=listed)
     verified_step = commit.step if commit is not None else None
     held = Content()
     local = _newer_on_node(task, book, engine, tensors=tensors, above=-1 if verified_step is None else verified_step, content=held)

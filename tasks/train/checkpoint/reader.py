@@ -6,7 +6,7 @@ none verifies, training stops: it never begins again at step 0 on its own.
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -95,19 +95,22 @@ class _Overlap:
     """Where they begin in the data, in elements."""
 
 
-def newest_verified(store: CheckpointStore, *, gang: Gang, epoch: int, content: Content | None = None) -> CommitRecord | None:
-    """Returns the newest commit whose every file has its hash, or None when nothing was ever committed. Collective: equal on every rank.
+def newest_verified(
+    store: CheckpointStore, *, gang: Gang, epoch: int, content: Content | None = None, steps: Sequence[int] | None = None
+) -> CommitRecord | None:
+    """Returns the newest commit whose every file has its hash, or None when nothing was committed. Collective: equal on every rank.
 
     The ranks share the hashing, each what it is going to load; `content` keeps what it read. Damaged commits that are newer are
     quarantined: a marker with the findings, then the commit's removal, so that the step can be committed again; their data stay.
+    `steps`: the committed ones, where rank 0 has listed them already.
 
     Raises:
         VerificationError: there are commits, but none verifies. Nothing is changed then.
     """
     content = content or Content()
     damaged: list[_Candidate] = []
-    steps = list(reversed(store.steps())) if gang.rank == 0 else []
-    while (step := gang.gather([steps.pop(0) if steps else _NONE])[0][0]) != _NONE:
+    left = sorted(store.steps() if steps is None else steps) if gang.rank == 0 else []
+    while (step := gang.gather([left.pop() if left else _NONE])[0][0]) != _NONE:
         content.clear()
         candidate = _examine(store, step, gang=gang, content=content)
         if candidate.commit is not None and not candidate.findings:
