@@ -3,6 +3,7 @@ Prefect and the stages before. It lasts seconds, and faults happen to its ranks.
 """
 
 import contextlib
+import copy
 import json
 import os
 import threading
@@ -34,52 +35,24 @@ from tasks.work import Bench, Draft, Work
 from tests.chaos.injector import Faults
 from tests.chaos.struck import Struck
 from tests.chaos.training_inputs import INPUT_KEYS, input_record, make_inputs
+from tests.fakes.tiny_training import small_config
 
 KEY = "train/tiny-000000000000"
 _PROVENANCE = Provenance(run_id="chaos", created_at="2026-01-01T00:00:00+00:00", created_by="me@here", argv=(), commit="", versions={})
 
 
+_CHANGES: Mapping[str, Any] = {
+    "training__steps": 40,
+    "training__global_batch_size": 8,
+    "checkpoint": {"every_steps": 5},
+    "tracking": {"validate_every_steps": 1000, "validation_sequences": 4, "sample_tokens": 0},
+    "cluster": {"ranks_per_node": 2, "threads_per_rank": 1, "lost_after_s": 20.0},
+}
+
+
 def tiny_config(**changes: Any) -> RunConfig:
-    """Returns the recipe of a small training; `changes` are dotted keys with `__` for the dot."""
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "corpus": {"sources": ["nowhere"]},
-        "tokenizer": {"vocab_size": 300},
-        "tokenization": {"sequence_length": 16},
-        "model": {
-            "config": {
-                "model_type": "llama",
-                "hidden_size": 24,
-                "intermediate_size": 40,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "max_position_embeddings": 64,
-                "attention_dropout": 0.1,  # so that random numbers count
-                "tie_word_embeddings": True,
-            }
-        },
-        "training": {
-            "seed": 7,
-            "steps": 40,
-            "global_batch_size": 8,
-            "micro_batch_size": 2,
-            "precision": "bf16",
-            "zero_stage": 2,
-            "optimizer": {"learning_rate": 0.01},
-            "schedule": {"kind": "constant", "warmup_steps": 2},
-        },
-        "checkpoint": {"every_steps": 5},
-        "tracking": {"validate_every_steps": 1000, "validation_sequences": 4, "sample_tokens": 0},
-        "cluster": {"ranks_per_node": 2, "threads_per_rank": 1, "lost_after_s": 20.0},
-    }
-    for dotted, value in changes.items():
-        *parents, last = dotted.split("__")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return RunConfig.model_validate(values)
+    """Returns the recipe of a training on two ranks that lasts seconds; `changes` are dotted keys with `__` for the dot."""
+    return small_config(Path("nowhere"), **{**copy.deepcopy(_CHANGES), **changes})
 
 
 @dataclass

@@ -23,7 +23,8 @@ from tasks.train.checkpoint.commit import CheckpointStore, verify
 from tasks.train.checkpoint.committer import Lead
 from tasks.train.checkpoint.stream import Writer
 from tests.fakes.file_events import CRASHED, Crash
-from tests.tasks.train.conftest import Gang, Inputs, RankServer, inputs, rank_server, small_config
+from tests.fakes.tiny_training import small_config
+from tests.tasks.train.conftest import Gang, Inputs, RankServer, inputs, rank_server
 
 __all__ = ["inputs", "rank_server"]  # fixtures
 

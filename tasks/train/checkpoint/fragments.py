@@ -45,7 +45,7 @@ class LocalFragment:
     def is_fresh(self) -> bool:
         """Whether the forward copy is cast(master weight), bit for bit; NaNs of equal bits are equal.
 
-        In pieces that stay in the cache: 13 ms for 22 M parameters on a core, where one cast and one comparison of all take 120.
+        In pieces that stay in the cache: one cast and one comparison of all would pass over memory several times.
         """
         master, low = self.slots["weight"], self.low_precision
         if master.data_ptr() == low.data_ptr():

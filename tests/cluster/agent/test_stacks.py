@@ -49,8 +49,8 @@ Current thread 0x00007f3ba17fa6c0 (most recent call first):
 Thread 0x00007f3bd5625b80 (most recent call first):
   File "/site-packages/torch/distributed/distributed_c10d.py", line 3252 in all_reduce
   File "/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
-  File "/work/tasks/train/gang.py", line 60 in sum
-  File "/work/cluster/agent/zygote.py", line 142 in run_program
+  File "/checkout/tasks/train/gang.py", line 60 in sum
+  File "/checkout/cluster/agent/zygote.py", line 142 in run_program
   File "<frozen runpy>", line 88 in _run_code
 """
 
@@ -77,8 +77,6 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], RankProcess]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("has_spy", [True, False])
 def test_stacks_of_processes_that_answer_to_nothing_else(start: Callable[[str], RankProcess], monkeypatch: pytest.MonkeyPatch, has_spy: bool) -> None:
-    if has_spy and not (Path(sys.executable).parent / "py-spy").exists():
-        pytest.skip("needs py-spy")
     if not has_spy:
         monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     names = ("hold_the_gil", "wait_for_oneself", "wait_for_oneself")
