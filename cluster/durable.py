@@ -52,8 +52,8 @@ def write_durably(path: Path, data: bytes) -> None:
 def stream_durably(path: Path, buffer: memoryview, *, size: int) -> str:
     """Creates `path` with the first `size` bytes of `buffer`, fsyncs it, and returns their xxh3-128, hex.
 
-    Blocks go to the disk directly, past the page cache, where the file system allows it: as fast as the disk, for a tenth of the
-    processor's time. The hash is of the bytes in memory and taken meanwhile, so what the disk did to them is found when they are read.
+    Blocks go to the disk directly, past the page cache, where the file system allows it: at the disk's own speed, and without copying
+    them through memory. The hash is of the bytes in memory and taken meanwhile, so what the disk did to them is found when they are read.
 
     Args:
         path: a new file.

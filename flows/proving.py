@@ -12,6 +12,7 @@ from flows.piloting import load_checked
 from flows.terminal import paint, show, show_json
 from schemas.errors import ConfigError, InputError, Problem, VerificationError
 from schemas.recipe import LoadedRecipe
+from tasks.elastic_plan import of_ranks
 
 if TYPE_CHECKING:
     from tasks.elastic_proof import ElasticProof
@@ -117,7 +118,7 @@ def kills_screen(proof: "ResumeProof") -> list[str]:
     took = f"{of_seconds(proof.calm_s)} undisturbed, {of_seconds(proof.disturbed_s)} with kills"
     return [
         *(f"  {line}" for line in lines),
-        f"  {proof.steps} steps on {_ranks(proof.world_size)}: {took}",
+        f"  {proof.steps} steps on {of_ranks(proof.world_size)}: {took}",
         f"  undisturbed  {ledger_line(proof.calm_ledger)}",
         f"  killed       {ledger_line(proof.ledger)}",
         "  weights",
@@ -153,7 +154,7 @@ def sizes_screen(proof: "ElasticProof") -> list[str]:
 
 def _transition_lines(transition: "Transition", proof: "ElasticProof") -> list[str]:
     killed = f"rank {transition.killed_rank} killed at step {transition.killed_at}"
-    head = f"{transition.was} → {_ranks(transition.now)}: {killed}, goes on from step {transition.resumed_from}"
+    head = f"{transition.was} → {of_ranks(transition.now)}: {killed}, goes on from step {transition.resumed_from}"
     state = f"  state        {transition.committed_state} committed, {transition.loaded_state or 'none'} loaded"
     return [head, state, f"  first loss   {_losses(transition, proof)}"]
 
@@ -163,7 +164,3 @@ def _losses(transition: "Transition", proof: "ElasticProof") -> str:
         return "not measured on both sides"
     allowed = "not judged: the model has dropout" if proof.has_dropout else f"{proof.tolerance:g} is allowed"
     return f"{transition.loss_before:.6f} before, {transition.loss_after:.6f} after, {transition.loss_difference:.1e} apart; {allowed}"
-
-
-def _ranks(count: int) -> str:
-    return f"{count} rank{'' if count == 1 else 's'}"

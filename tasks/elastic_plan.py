@@ -91,3 +91,8 @@ def save_interval(every_steps: int | Literal["auto"], *, steps: int, num_segment
 def is_between_saves(progress: RankProgress, *, begun_at: int, every_steps: int) -> bool:
     """Whether this segment has committed something, and a step was made since the newest save was due: a commit on its way must not overtake it."""
     return progress.committed_step > begun_at and progress.step % every_steps >= max(2, every_steps // 2)
+
+
+def of_ranks(count: int) -> str:
+    """Returns `2 ranks`."""
+    return f"{count} rank{'' if count == 1 else 's'}"

@@ -22,8 +22,8 @@ from schemas.config import RunConfig
 from schemas.frozen import Frozen
 from schemas.ledger import GoodputLedger
 from schemas.recipe_config import Precision
-from tasks.elastic_plan import at_world, micro_batch_for
-from tasks.elastic_training import ElasticTraining, Transition, of_ranks
+from tasks.elastic_plan import at_world, micro_batch_for, of_ranks
+from tasks.elastic_training import ElasticTraining, Transition
 from tasks.scratch_training import Audience, Origin, ScratchTraining, Trained, prescribed_ids, scratch_folder
 from tasks.train.checkpoint.commit import MODEL_CONFIG_NAME
 
@@ -160,7 +160,8 @@ def _base_config(config: RunConfig, *, world_sizes: Sequence[int]) -> RunConfig:
     training = config.training.model_copy(update={"micro_batch_size": micro_batch_for(config, world_sizes)})
     own = {"log_every_steps": 1, "validate_every_steps": _NEVER, "validation_sequences": _ALL}
     tracking = config.tracking.model_copy(update=own)
-    return at_world(config.model_copy(update={"training": training, "tracking": tracking}), world_sizes[0])
+    shared = config.checkpoint.model_copy(update={"local_dir": None, "local_every_steps": None})  # another size cannot go on from a node's own disk
+    return at_world(config.model_copy(update={"training": training, "tracking": tracking, "checkpoint": shared}), world_sizes[0])
 
 
 def _at_seed(config: RunConfig, seed: int) -> RunConfig:

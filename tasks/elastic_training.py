@@ -16,7 +16,7 @@ from schemas.execution_config import RestartConfig
 from schemas.exit_code import ExitCode
 from schemas.frozen import Frozen
 from tasks.disturbance import Kill, kill_rank
-from tasks.elastic_plan import at_world, is_between_saves, save_interval, segment_ends
+from tasks.elastic_plan import at_world, is_between_saves, of_ranks, save_interval, segment_ends
 from tasks.scratch_training import Audience, ScratchTraining, Trained
 from tasks.train.checkpoint.commit import CheckpointStore
 from tasks.train.checkpoint.state_hash import as_hex, hash_checkpoint
@@ -129,7 +129,7 @@ class ElasticTraining:
         def kill(ended: threading.Event) -> None:
             done = kill_rank(
                 self._training.storage,
-                artifact_key=lambda: self._training.layout.key if self._training.layout else None,
+                artifact_key=self._training.artifact_key,
                 rank=rank,
                 at_step=at_step,
                 epoch=epoch,
@@ -167,8 +167,3 @@ def _loss_at(edges: MetricEdges, step: int, *, epochs: Sequence[int]) -> float |
 
 def _no_restart(restart: RestartConfig) -> RestartConfig:
     return restart.model_copy(update={"max_failures": 0, "max_interruptions": 0, "max_attempts_without_progress": 1})
-
-
-def of_ranks(count: int) -> str:
-    """Returns `2 ranks`."""
-    return f"{count} rank{'' if count == 1 else 's'}"

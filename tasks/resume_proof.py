@@ -7,7 +7,6 @@ sequences that every step has used, through a hash that the ranks keep (`tasks.t
 import random
 import threading
 
-from cluster.layout import ArtifactLayout
 from schemas.errors import ConfigError, Problem
 from schemas.execution_config import RestartConfig
 from schemas.frozen import Frozen, thaw
@@ -126,13 +125,9 @@ def with_kills(restart: RestartConfig, kills: int) -> RestartConfig:
 def _kill_all(training: ScratchTraining, victims: tuple[tuple[int, int], ...], ended: threading.Event) -> None:
     """Kills each (rank, step) in turn, until the training has `ended`."""
     for number, (rank, step) in enumerate(victims):
-        kill = kill_rank(training.storage, artifact_key=lambda: _key(training.layout), rank=rank, at_step=step, epoch=number, cancelled=ended)
+        kill = kill_rank(training.storage, artifact_key=training.artifact_key, rank=rank, at_step=step, epoch=number, cancelled=ended)
         if kill is None:
             return
-
-
-def _key(layout: ArtifactLayout | None) -> str | None:
-    return layout.key if layout is not None else None
 
 
 def _victims(kills: int, *, steps: int, world_size: int, seed: int) -> tuple[tuple[int, int], ...]:

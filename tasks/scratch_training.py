@@ -120,6 +120,10 @@ class ScratchTraining:
         pointer = self.run.pointer(Stage.TRAIN)
         return ArtifactLayout(pointer.key) if pointer else None
 
+    def artifact_key(self) -> str | None:
+        """Returns the training artifact's folder, or None before it has begun."""
+        return self.layout.key if self.layout is not None else None
+
     def prepare(self) -> Prepared:
         """Returns the recipe's own corpus, tokenizer and shards, found or made in its own storage; the scratch run keeps the journal."""
         from tasks.tokenize.build import build as tokenize

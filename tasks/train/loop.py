@@ -124,6 +124,7 @@ def train(session: Session) -> None:
         clock.lap("agree_s")
         if session.writer.before_update():
             clock.lap("checkpoint_s")
+            session.rhythm.cost(clock.parts["checkpoint_s"] + session.writer.copy_s)
         rate = learning_rate(
             progress.step, total_steps=session.total_steps, peak=config.training.optimizer.learning_rate, schedule=config.training.schedule
         )
@@ -214,8 +215,7 @@ def _finish_step(session: Session, values: dict[str, float], *, clock: StepClock
     if agreed.save_due or agreed.stopping:
         _save(session, must_succeed=last or agreed.stopping)
         clock.lap("checkpoint_s")
-        session.rhythm.cost(clock.parts["checkpoint_s"] + session.writer.copy_s)
-    if session.writer.prepare():
+    if not (last or agreed.stopping) and session.writer.prepare():
         clock.lap("checkpoint_s")
     values |= {"step_s": step_s, "tokens_per_s": session.tokens_per_step / step_s}
     values |= session.writer.figures()
@@ -269,12 +269,14 @@ def _save(session: Session, *, must_succeed: bool) -> None:
     behind_local = writer.pending is not None and writer.pending[1] is Tier.LOCAL  # which is quick, and of less use
     if wait or behind_local or (rules.keep_every_steps is not None and progress.step % rules.keep_every_steps == 0):
         writer.settle(on_wait=lambda: _report(session, RankPhase.SAVING, {}))  # of what is under way; what is kept for ever is not skipped
+    began = time.monotonic()
+    session.rhythm.begun(now=began)
     if not writer.is_free(progress.step):
         return
     session.weights.before_save()
     _report(session, RankPhase.SAVING, {})
-    session.rhythm.begun(now=time.monotonic())
     writer.begin(_state(session))
+    session.rhythm.stalled(time.monotonic() - began)
     if wait:
         writer.settle(on_wait=lambda: _report(session, RankPhase.SAVING, {}))
         progress.committed_step = writer.newest_step

@@ -2,7 +2,7 @@
 
 MFU is the share of the peak that the model's own arithmetic makes up: (6 N + 12 L H Q T) FLOPs per token (Chowdhery et al.,
 "PaLM", 2022, appendix B), N parameters, L layers, H heads of size Q, T tokens per sequence. The peak is the data sheet's for
-known GPUs; elsewhere that of a matrix product in the number format of training, measured at the start for 30 ms.
+known GPUs; elsewhere that of a matrix product in the number format of training, measured for 30 ms after the first step.
 """
 
 import resource

@@ -60,8 +60,8 @@ def build_model(
     """
     model = config.model
     if model.config is not None:
-        seed = config.training.seed if initialise else None
-        module = _from_config(thaw(model.config), manifest=manifest, seed=seed, deepspeed_options=deepspeed_options)
+        values, seed = thaw(model.config), config.training.seed
+        module = _from_config(values, manifest=manifest, seed=seed, deepspeed_options=deepspeed_options, everything=initialise)
     elif model.pretrained is not None:
         module = _from_pretrained(Path(model.pretrained), manifest=manifest)
     else:
@@ -119,7 +119,9 @@ def _output_matrix(module: nn.Module) -> nn.Parameter | None:
     return matrices[-1] if matrices else None
 
 
-def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int | None, deepspeed_options: Mapping[str, Any] | None) -> nn.Module:
+def _from_config(
+    values: dict[str, Any], *, manifest: ShardManifest, seed: int, deepspeed_options: Mapping[str, Any] | None, everything: bool
+) -> nn.Module:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -133,7 +135,7 @@ def _from_config(values: dict[str, Any], *, manifest: ShardManifest, seed: int |
             module = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError((Problem("model.config", repr(model_type), f"transformers refuses it: {' '.join(str(error).split())}"),)) from error
-    _initialise(module, seed=seed, partitioned=deepspeed_options is not None)
+    _initialise(module, seed=seed, partitioned=deepspeed_options is not None, everything=everything)
     module.tie_weights()
     return cast(nn.Module, module)
 
@@ -150,20 +152,20 @@ def _partition_on_creation(deepspeed_options: Mapping[str, Any] | None) -> Itera
         yield
 
 
-def _initialise(model: Any, *, seed: int | None, partitioned: bool) -> None:
+def _initialise(model: Any, *, seed: int, partitioned: bool, everything: bool) -> None:
     """Initialises every module with random numbers of its own, seeded by its name: so the order of modules and partitioning do not matter.
 
-    Uses the initialisation of the transformers model that owns the module, children first, as transformers does. Without a seed it leaves
-    modules alone that hold trained parameters and nothing else: their values come from a checkpoint.
+    Uses the initialisation of the transformers model that owns the module, children first, as transformers does. Unless it is to do
+    `everything`, it leaves modules alone that hold trained parameters and nothing else: their values come from a checkpoint.
     """
     from transformers import PreTrainedModel
 
     owners: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
     for name, module in reversed(list(model.named_modules())):
         owner = next(owners[prefix] for prefix in _prefixes(name) if prefix in owners)
-        if seed is None and _is_loaded_whole(module):
+        if not everything and _is_loaded_whole(module):
             continue
-        torch.default_generator.manual_seed(stream_seed(seed or 0, step=zlib.crc32(name.encode()), rank=0))
+        torch.default_generator.manual_seed(stream_seed(seed, step=zlib.crc32(name.encode()), rank=0))
         with torch.no_grad(), _whole(module, partitioned=partitioned):
             owner._initialize_weights(module)
 

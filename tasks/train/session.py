@@ -76,7 +76,7 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
     fresh = not gang.gather([len(listed)])[0][0]
     built, engine = _start(task, manifest=manifest, options=deepspeed_options, gang=gang, fresh=fresh)
     tensors = TrainingTensors(engine)
-    progress = _restore(book, engine, tensors=tensors, task=task, fresh=fresh, listed=listed)
+    progress = _restore(book, engine, tensors=tensors, task=task, listed=listed)
     source = BatchSource(ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split="train"), manifest=manifest, split="train")
     total_steps = training.total_steps(num_sequences=source.num_sequences, sequence_length=manifest.sequence_length)
     facts = CheckpointFacts(
@@ -139,7 +139,7 @@ def _start(task: RankTask, *, manifest: ShardManifest, options: Mapping[str, Any
     return built, start_engine(built, config=task.config, options=options, gang=gang, broadcast=fresh)
 
 
-def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, fresh: bool, listed: tuple[int, ...]) -> Progress:
+def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, listed: tuple[int, ...]) -> Progress:
     """Puts the newest verified checkpoint into the engine and returns where training stands. Collective.
 
     Args:
@@ -147,8 +147,7 @@ def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: R
         engine: at step 0.
         tensors: its state.
         task: this rank's.
-        fresh: whether the weights are those of step 0; else there must be something to load.
-        listed: the committed steps, on rank 0.
+        listed: the committed steps, on rank 0; where there are any, one of them is loaded, or it is an error.
     """
     task.progress(RankPhase.LOADING)
     store, standing = book.store, book.standing
@@ -160,11 +159,10 @@ def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: R
     local = _newer_on_node(task, book, engine, tensors=tensors, above=-1 if verified_step is None else verified_step, content=held)
     if local is not None:
         reader = local.reader
+        content.clear()  # shared storage's copy is not needed, and large
     elif commit is not None:
         reader = CheckpointReader(store, commit, content=content)
     else:
-        if not fresh:
-            raise VerificationError(("commits that were there a moment ago are gone",), subject=f"{store.layout.key}: no checkpoint")
         tensors.refresh()
         return Progress(skipped_batches=standing.skipped_batches)
     reader.load(tensors)
@@ -208,7 +206,7 @@ def _note_size(book: ActBook, engine: Engine, *, commit: CommitRecord, state: Tr
 def _local_tier(task: RankTask) -> LocalTier | None:
     """Returns the artifact's folder on this node's own disk, where the recipe has one."""
     folder = task.config.checkpoint.local_dir
-    return LocalTier(Path(folder) / task.output_dir.name) if folder is not None else None
+    return LocalTier.of(folder, artifact_dir=task.output_dir) if folder is not None else None
 
 
 def _newer_on_node(task: RankTask, book: ActBook, engine: Engine, *, tensors: TrainingTensors, above: int, content: Content) -> LocalFound | None:

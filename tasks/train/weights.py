@@ -64,7 +64,7 @@ class WeightWatch:
         hashes = tuple(bits_hash(tensor.detach().reshape(-1)) for tensor in replicas.values())
         disagreeing = differing_copies(tuple(replicas), self._engine.gang, hashes=hashes)
         if disagreeing:
-            self._refuse("differs between ranks", disagreeing, rank=None)
+            self._refuse("differs between ranks", disagreeing, together=True)
 
     def _compare(self, expected: Mapping[str, int]) -> None:
         now = self._hashes()
@@ -92,9 +92,9 @@ class WeightWatch:
         if self._engine.zero_stage == 0:
             yield from ((f"{fragment.name} (master)", fragment.slots["weight"]) for fragment in self._tensors.held)
 
-    def _refuse(self, what: str, names: Sequence[str], *, rank: int | None = -1) -> None:
+    def _refuse(self, what: str, names: Sequence[str], *, together: bool = False) -> None:
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        who = f"rank {self._engine.gang.rank}" if rank is not None else "the ranks"
+        who = "the ranks" if together else f"rank {self._engine.gang.rank}"
         message = f"{who}, after update {self._step}: {what}: {', '.join(names[:_MOST_NAMES])}{more}"
         raise CorruptStateError(message, why="nothing but an update may change weights", mend=_MEND)
 

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from cluster.durable import sync_folder, write_durably
+from cluster.epoch import newest_epoch
 from cluster.storage import AlreadyExistsError
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class FencedError(OSError):
-    """A newer start of this artifact's ranks exists: whatever this one still has to commit is not wanted any more."""
+    """A newer start of this artifact's ranks exists: what this one still has to commit is not wanted any more, and fails as a full disk would."""
 
 
 class Lead(Frozen):
@@ -101,8 +102,8 @@ class Committer:
         self._retention.apply()
 
     def _refuse_when_fenced(self) -> None:
-        """A start that was taken for dead may still run on a machine that was cut off; it ends here, at the latest."""
-        newest = max((int(name.partition(".")[0]) for name in self._store.storage.names(self._store.layout.epochs)), default=self._epoch)
+        """A start that was taken for dead may still run on a machine that was cut off; from here on nothing that it makes becomes true."""
+        newest = newest_epoch(self._store.storage, self._store.layout)
         if newest > self._epoch:
             raise FencedError(f"epoch {newest} has begun; this one is {self._epoch}")
 

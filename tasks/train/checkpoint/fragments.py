@@ -21,7 +21,7 @@ from tasks.train.model import full_shape, full_size
 from tasks.train.muon import ORTHOGONAL, Muon, Piece
 
 _PIECE = 1 << 18
-"""Elements that are compared at a time on a CPU."""
+"""Elements that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,11 @@ class LocalFragment:
         master, low = self.slots["weight"], self.low_precision
         if master.data_ptr() == low.data_ptr():
             return True  # fp32 without ZeRO: there is no copy
-        piece = _PIECE if low.device.type == "cpu" else self.count
-        scratch = torch.empty(min(piece, self.count), dtype=low.dtype, device=low.device)
-        for first in range(0, self.count, piece):
-            present = low[first : first + piece]
-            wanted = scratch[: present.numel()].copy_(master[first : first + piece])
-            if bits_hash(wanted) != bits_hash(present):
+        scratch = torch.empty(min(_PIECE, self.count), dtype=low.dtype, device=low.device)
+        for first in range(0, self.count, _PIECE):
+            present = low[first : first + _PIECE]
+            wanted = scratch[: present.numel()].copy_(master[first : first + _PIECE])
+            if not torch.equal(_words(wanted), _words(present)):
                 return False
         return True
 
@@ -65,11 +64,15 @@ class LocalFragment:
         return LocalFragment(self.name, start=self.start + first, slots=slots, low_precision=self.low_precision[first:last])
 
 
+def _words(flat: torch.Tensor) -> torch.Tensor:
+    """Returns the bits of a flat tensor as whole numbers of its elements' size."""
+    return flat.detach().view(torch.int16 if flat.element_size() == 2 else torch.int32)
+
+
 def bits_hash(flat: torch.Tensor) -> int:
     """Returns 64 bits that any single flipped bit of a flat tensor changes: xxh3 on the CPU, on a GPU a sum of words, which stays there."""
     if flat.device.type != "cpu":
-        words = flat.detach().view(torch.int16 if flat.element_size() == 2 else torch.int32)
-        return int(words.sum(dtype=torch.int64)) & ((1 << 64) - 1)
+        return int(_words(flat).sum(dtype=torch.int64)) & ((1 << 64) - 1)
     return xxhash.xxh3_64_intdigest(flat.detach().view(torch.uint8).numpy().data)
 
 

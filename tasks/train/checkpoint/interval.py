@@ -33,6 +33,7 @@ class SaveRhythm:
         self._every_steps, self._mtbf_s, self._total_steps = every_steps, mtbf_s, total_steps
         self._began_at = now
         self._cost_s = _PRIOR_COST_S
+        self._stall_s = 0.0
 
     def is_due(self, step: int, *, now: float, write_s: float) -> bool:
         """Whether the state after `step` updates is to be saved. `write_s`: what the newest committed checkpoint took, 0: none yet."""
@@ -43,9 +44,13 @@ class SaveRhythm:
         return step % self._every_steps == 0
 
     def begun(self, *, now: float) -> None:
-        """Notes that a checkpoint began."""
+        """Notes that a checkpoint was due, whether it began or the one before was in its way."""
         self._began_at = now
 
+    def stalled(self, seconds: float) -> None:
+        """Notes how long training stood still to begin the newest checkpoint."""
+        self._stall_s = seconds
+
     def cost(self, seconds: float) -> None:
-        """Notes what the newest checkpoint took from training."""
-        self._cost_s = seconds
+        """Notes what the newest copy took from training after that, once it is whole."""
+        self._cost_s = self._stall_s + seconds

@@ -1,6 +1,6 @@
 """The node-local tier: frequent checkpoints on a disk of the node, for restarts that come back to it. Knows no torch.
 
-    {checkpoint.local_dir}/{artifact}/
+    {checkpoint.local_dir}/{artifact}-{hash of where it lies}/
         checkpoints/step-00001200.e000003/    rank-0001.bin rank-0001.json rank-0001.state.json   (of this node's ranks)
         records/rank-0001/step-00001200.e000003.json   written last, by the rank's own writer
 
@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import xxhash
 
 from cluster.durable import make_folder, sync_folder, write_durably
 from cluster.layout import step_name
@@ -44,7 +46,13 @@ class LocalTier:
     """What this node holds of one artifact."""
 
     folder: Path
-    """`{checkpoint.local_dir}/{artifact}`."""
+    """One artifact's, in one storage: two trainings of one recipe never share it."""
+
+    @classmethod
+    def of(cls, local_dir: str, *, artifact_dir: Path) -> "LocalTier":
+        """Returns the tier of the artifact in `artifact_dir`, which is the same path on all nodes."""
+        place = xxhash.xxh3_64_hexdigest(str(artifact_dir.absolute()).encode())
+        return cls(Path(local_dir) / f"{artifact_dir.name}-{place}")
 
     def steps(self, rank: int) -> tuple[LocalStep, ...]:
         """Returns what a rank has records of, ascending, whether or not they verify."""
@@ -53,7 +61,7 @@ class LocalTier:
         return tuple(sorted(LocalStep(int(match["step"]), epoch=int(match["epoch"])) for match in found if match))
 
     def read(self, rank: int, at: LocalStep) -> LocalRecord | None:
-        """Returns a rank's record, or None when it is missing or damaged."""
+        """Returns a rank's record, or None when it is missing or damaged. Raises OSError where the disk does not say."""
         try:
             record = LocalRecord.from_bytes((self._records(rank) / f"{at.name}.json").read_bytes())
         except (FileNotFoundError, SealBrokenError):

@@ -3,7 +3,7 @@
 Forward and backward passes only read what is copied, so the copy is made beside them; it must be whole before the next update.
 
 The memory is anonymous (no name in any file system: nothing is left behind, whoever dies), allocated once, and its pages are mapped
-in the background before the first copy, which would otherwise take ten times as long as the next.
+in the background before the first copy, which would otherwise wait for the kernel at every page.
 """
 
 import contextlib

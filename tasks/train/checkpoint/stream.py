@@ -163,7 +163,11 @@ def run(channel: Channel, buffer: memoryview) -> None:
         except Exception as error:  # the process's outermost edge: the rank hears of it, and training goes on
             if not isinstance(error, OSError):
                 logger.exception("%s failed", type(request).__name__)
-            reply = Failed(request.step, reason=str(error) or type(error).__name__) if not isinstance(request, Describe) else None
+            elif isinstance(request, Forget):  # nobody listens any more
+                logger.warning("node-local checkpoints stay: %s", error)
+            if not isinstance(request, Describe):
+                channel.send(Failed(request.step, reason=str(error) or type(error).__name__))
+            continue
         if reply is not None:
             channel.send(reply)
         try:

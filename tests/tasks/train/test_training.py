@@ -276,11 +276,11 @@ def test_a_restart_goes_on_from_the_nodes_own_disk(gang: MakeGang, make_config: 
         killed.start(config, world_size=2)
         killed.wait_for(lambda progress: progress["committed_step"] > 8 * (lost + 1), rank=0)  # noqa: B023  # called before the loop goes on
         killed.kill()
-    held = [{path.stem for path in local.glob(f"killed/records/rank-000{rank}/*")} for rank in (0, 1)]
+    held = [{path.stem for path in local.glob(f"killed-*/records/rank-000{rank}/*")} for rank in (0, 1)]
     newest = max(held[0] & held[1])
     killed.kill_at(config, step=1)
     assert f"goes on from step {int(newest[5:13])}, which epoch {int(newest[15:])} left" in killed.logs()
-    for path in local.glob("killed/checkpoints/*/rank-0001.bin"):
+    for path in local.glob("killed-*/checkpoints/*/rank-0001.bin"):
         path.write_bytes(b"")
     killed.run(config)
     assert "goes on from step 4, written by 2 ranks" in killed.logs()

@@ -37,7 +37,8 @@ def test_auto_follows_cost_and_failures() -> None:
     assert not rhythm.is_due(1, now=prior - 0.01, write_s=0.0)
     assert rhythm.is_due(2, now=prior, write_s=0.0)
     rhythm.begun(now=prior)
-    rhythm.cost(0.05)
+    rhythm.stalled(0.02)
+    rhythm.cost(0.03)
     assert not rhythm.is_due(3, now=prior + 9.9, write_s=0.2)
     assert rhythm.is_due(4, now=prior + 10.0, write_s=0.2)
     assert rhythm.is_due(100, now=prior, write_s=0.2), "the last step always"

@@ -1,6 +1,7 @@
 """What a node keeps on its own disk: records written last, thinned, forgotten; whatever changed, it is not used."""
 
 import dataclasses
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,13 @@ def test_a_record_is_sealed_when_it_is_published(tier: LocalTier) -> None:
     assert tier.read(0, LocalStep(2, epoch=0)) is not None
 
 
+def test_one_recipe_in_two_storages_has_two_folders_on_a_node(tmp_path: Path) -> None:
+    """A proof trains the same artifact in a scratch storage: it must neither go on from the real one's state nor remove it."""
+    tiers = {LocalTier.of("/local", artifact_dir=tmp_path / root / "train" / "demo-0123456789ab").folder for root in ("data", "scratch")}
+    assert len(tiers) == 2
+    assert all(folder.name.startswith("demo-0123456789ab-") for folder in tiers)
+
+
 def look(writers: Any, tier: LocalTier, *, above: int = -1, void: tuple[int, ...] = (), whole: bool = False) -> int | None:
     """Returns the newest step that two ranks find. `whole`: each needs everything, as without ZeRO; else its own share."""
     import torch
@@ -159,3 +167,22 @@ def test_without_what_other_ranks_wrote_it_is_not_whole(kept: Any, tier: LocalTi
     """Without ZeRO on two nodes, a rank lacks what the other node holds."""
     (tier.folder / "records" / "rank-0001").rename(tier.folder / "elsewhere")
     assert look(kept, tier, whole=True) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["steps", "read", "all_records"])
+def test_a_disk_that_does_not_answer_on_one_node_is_done_without_by_all(
+    kept: Any, tier: LocalTier, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine: Callable[..., Any] = getattr(LocalTier, call)
+    asked: list[object] = []
+
+    def fail_once(self: LocalTier, *arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise OSError(errno.EIO, "Input/output error", str(self.folder))
+        return genuine(self, *arguments)
+
+    monkeypatch.setattr(LocalTier, call, fail_once)
+    assert look(kept, tier) in (None, 4)
+    assert "Input/output error" in caplog.text

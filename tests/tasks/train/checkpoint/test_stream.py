@@ -168,11 +168,15 @@ def test_trouble_with_old_checkpoints_troubles_no_new_one(
     failed = next(replies)
     assert isinstance(failed, Failed)
     assert "File exists" in failed.reason
+    assert "old checkpoints stay for now" in caplog.text
     assert verify(commit_of(store, 2), folder=store.folder(commit_of(store, 2))) == (), "nothing is overwritten or removed"
+    caplog.clear()
+    rank.send(stream_module.Commit(3, folder=writers.folder(3), state=changed, files=written.files))
+    assert isinstance(next(replies), Failed)
     rank.finish()
     serving.join(timeout=10)
     assert not serving.is_alive()
-    assert "old checkpoints stay for now" in caplog.text
+    assert "old checkpoints stay for now" not in caplog.text, "who could not commit removes nothing"
     assert store.steps() == (1, 2)
     for end in (ours, theirs):
         end.close()
