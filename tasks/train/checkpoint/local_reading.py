@@ -85,10 +85,8 @@ def _is_ours(record: LocalRecord | None, *, gang: Gang) -> bool:
 
 def _open(tier: LocalTier, at: LocalStep, *, gang: Gang, tensors: TrainingTensors, content: Content) -> CheckpointReader | None:
     """Returns a reader of what this node holds, once all that this rank needs of it has verified; None when something is missing or damaged."""
-    found: CheckpointReader | None = None
     with _a_sick_disk_holds_nothing(tier):
-        found = _open_verified(tier, at, gang=gang, tensors=tensors, content=content)
-    return found
+        return _open_verified(tier, at, gang=gang, tensors=tensors, content=content)
 
 
 def _open_verified(tier: LocalTier, at: LocalStep, *, gang: Gang, tensors: TrainingTensors, content: Content) -> CheckpointReader | None:
