@@ -9,7 +9,7 @@ that waits proves nothing: a gang hangs when those that are furthest behind, for
 | is stopped or traced, in whatever phase | 5 | it does nothing at all |
 | steps, and uses a processor, in a part without collectives | max(60, 10 × p99) | it compiles anew for a new shape, or the machine is overloaded |
 | steps, and waits for a disk in the kernel | 120 | storage stalls; another start would only wait there again |
-| starts, loads, is in its first step, saves, validates | max(`PHASE_LIMIT_S`, 3 × longest seen) | no sign is given in between |
+| starts, loads, is in its first step, saves, validates | max(`PHASE_LIMIT_S`, 3 × longest seen) | signs are few: a block read, a batch validated |
 
 Time is that of the watcher while it was awake itself: a suspended machine, a stopped agent or a clock that is set are no rank's silence.
 """
@@ -30,10 +30,10 @@ RESERVE_S = 0.5
 """Watching acts so much before the limit: it looks a few times a second, and a hang shall be found within the limit."""
 PHASE_LIMIT_S: Mapping[RankPhase, float] = {
     RankPhase.STARTING: 300.0,  # imports from a cold shared file system take minutes; DeepSpeed may build an op (50 s)
-    RankPhase.LOADING: 600.0,  # 100 GB of a checkpoint at 170 MB/s
+    RankPhase.LOADING: 600.0,  # reading gives signs; what DeepSpeed does afterwards gives none
     RankPhase.COMPILING: 600.0,  # the first step: torch.compile of a large model takes minutes
     RankPhase.SAVING: 300.0,  # a stop or the end waits for the last checkpoint on a slow storage
-    RankPhase.VALIDATING: 120.0,  # grows with what was seen; the first validation of a long one must fit
+    RankPhase.VALIDATING: 120.0,  # one batch, or one token of the sample
     RankPhase.FINISHED: 60.0,  # nothing is left but the process's end
 }
 """Silence that is a hang, by phase, until longer ones were seen to end well."""
@@ -171,7 +171,8 @@ class Watchdog:
             pulses: of the ranks that run on this node and could be read.
             facts: of their processes, by rank; who has none has just ended, and is not watched.
             now: monotonic seconds.
-            elsewhere: signs of ranks on other nodes: one of them that is further behind excuses all of this node.
+            elsewhere: signs of ranks on other nodes. One that is further behind excuses all of this node; one that is as far behind, and is
+                granted more, lets this node wait as long: its own watcher knows what it does.
         """
         if self._looked_at is not None:
             self._awake_s += min(max(0.0, now - self._looked_at), _MOST_TICK_S)
@@ -188,9 +189,16 @@ class Watchdog:
                 watched.stopped_since = self._awake_s
         return self._judge(elsewhere)
 
-    def quietest_s(self) -> float:
-        """Returns the longest silence at present."""
-        return max((self._awake_s - watched.silent_since for watched in self._ranks.values()), default=0.0)
+    @property
+    def suspicious(self) -> bool:
+        """Whether a rank is silent in a step for so long that `look` should be told more: processor time of its children, ranks elsewhere."""
+        stepping = (watched for watched in self._ranks.values() if watched.pulse.phase is RankPhase.STEPPING)
+        return any(self._awake_s - watched.silent_since > LEAST_LIMIT_S / 2 for watched in stepping)
+
+    def granted(self) -> tuple[RankPulse, ...]:
+        """Returns the last sign of each rank with the silence that it is granted: what watchers of other nodes need to know."""
+        silences = (self._silence(self._ranks[rank]) for rank in sorted(self._ranks))
+        return tuple(silence.pulse.model_copy(update={"limit_s": silence.limit_s}) for silence in silences)
 
     def _note(self, pulse: RankPulse) -> None:
         watched = self._ranks.get(pulse.rank)
@@ -211,8 +219,11 @@ class Watchdog:
 
     def _judge(self, elsewhere: Sequence[RankPulse]) -> Hang | None:
         silences = {rank: self._silence(watched) for rank, watched in self._ranks.items()}
-        behind = self._furthest_behind(elsewhere)
-        beyond = bool(behind) and all(silences[rank].silent_s > silences[rank].limit_s - RESERVE_S for rank in behind)
+        places = {rank: place_of(watched.pulse) for rank, watched in self._ranks.items()}
+        least = min([*places.values(), *map(place_of, elsewhere)], default=None)
+        behind = [rank for rank, place in places.items() if place == least]
+        excused_s = max((pulse.limit_s for pulse in elsewhere if place_of(pulse) == least), default=0.0)
+        beyond = bool(behind) and all(silences[rank].silent_s > max(excused_s, silences[rank].limit_s) - RESERVE_S for rank in behind)
         if not beyond and not any(self._frozen_s(watched) > LEAST_LIMIT_S - RESERVE_S for watched in self._ranks.values()):
             return None
         frozen = [rank for rank, silence in silences.items() if silence.state.frozen]
@@ -220,11 +231,6 @@ class Watchdog:
             silences=tuple(silences[rank] for rank in sorted(silences)),
             suspects=tuple(silences[rank] for rank in sorted(frozen or behind)),
         )
-
-    def _furthest_behind(self, elsewhere: Sequence[RankPulse]) -> list[int]:
-        places = {rank: place_of(watched.pulse) for rank, watched in self._ranks.items()}
-        least = min([*places.values(), *map(place_of, elsewhere)], default=None)
-        return [rank for rank, place in places.items() if place == least]
 
     def _frozen_s(self, watched: _Watched) -> float:
         return 0.0 if watched.stopped_since is None else self._awake_s - watched.stopped_since

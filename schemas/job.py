@@ -280,11 +280,13 @@ class RankPulse(Frozen):
     part: str
     """The part that it finished last (`data_s`, `forward_s`, …); empty at the beginning."""
     data_s: float
-    """Seconds spent on reading batches, since the rank's start."""
+    """Seconds spent on reading batches in the steps before this one, since the rank's start."""
     forward_s: float
-    """Seconds spent in the forward pass, since the rank's start."""
+    """Seconds spent in the forward pass in the steps before this one, since the rank's start."""
     step_s: float = 0.0
     """Seconds that the step before took, by the rank's clock; 0 in the first."""
+    limit_s: float = 0.0
+    """Silence that its agent grants it where it is, seconds; 0: not looked at yet."""
 
 
 class NodeUsage(Frozen):

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         incidents = node.ledger.close()
         node.publisher.stop(files={node.scratch.agent_log: "agent", node.scratch.zygote_log: "zygote"})
     if end is not None:
-        _leave_exit_record(node, end.outcome, incidents=(*incidents, *end.incidents))
+        _leave_exit_record(node, end.outcome, incidents=(*end.incidents, *incidents))  # this node's own come last: the newest one decided
     shutil.rmtree(node.scratch.folder, ignore_errors=True)  # published; what is left is only disk space
     with contextlib.suppress(OSError):  # another node of this machine still uses it
         node.scratch.folder.parent.rmdir()

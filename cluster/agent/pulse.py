@@ -44,6 +44,7 @@ class Pulse:
         self._step, self._position, self._part = 0, 0, b""
         self._phase = 0
         self._data_s = self._forward_s = self._step_s = 0.0
+        self._taking_s = {"data_s": 0.0, "forward_s": 0.0}
         self._step_began: float | None = None
 
     def enter(self, phase: RankPhase) -> None:
@@ -51,9 +52,14 @@ class Pulse:
         self._phase = _PHASES.index(phase)
         self._beat()
 
+    def beat(self) -> None:
+        """Says that this thread lives, in the midst of something that takes long."""
+        self._beat()
+
     def begin_step(self, step: int) -> None:
-        """Says that step `step` (an index) begins."""
+        """Says that step `step` (an index) begins, and what those before it took."""
         now = time.perf_counter()
+        self._data_s, self._forward_s = self._taking_s["data_s"], self._taking_s["forward_s"]  # whole steps: ranks are compared by them
         self._step_s = now - self._step_began if self._step_began is not None else 0.0
         self._step_began = now
         self._step, self._position, self._part = step, 0, b""
@@ -63,10 +69,8 @@ class Pulse:
         """Says that a part of the step has ended, and how long it took."""
         self._position += 1
         self._part = part.encode()
-        if part == "data_s":
-            self._data_s += seconds
-        elif part == "forward_s":
-            self._forward_s += seconds
+        if part in self._taking_s:
+            self._taking_s[part] += seconds
         self._beat()
 
     def _beat(self) -> None:

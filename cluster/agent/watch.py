@@ -12,7 +12,7 @@ from cluster.agent.scratch import EpochScratch
 from cluster.agent.stacks import RankProcess, collect_stacks, in_collective, main_stack, process_facts
 from cluster.restart import Finding
 from cluster.straggler import WINDOW_STEPS, StragglerChange, StragglerWatch
-from cluster.watchdog import LEAST_LIMIT_S, Hang, Pace, Silence, Watchdog, to_blame
+from cluster.watchdog import Hang, Pace, Silence, Watchdog, to_blame
 from schemas.job import Cause, Notice, NoticeKind, RankPulse
 
 logger = logging.getLogger(__name__)
@@ -67,14 +67,15 @@ class Watch:
             return None
         self._looked_at = now
         pulses = tuple(pulse for pulse in self.board.read() if pulse.rank in pids)
-        self.node.publisher.pulses = pulses
-        suspicious = self._watchdog.quietest_s() > LEAST_LIMIT_S / 2
+        suspicious = self._watchdog.suspicious
         seen = {rank: process_facts(pid, with_children=suspicious) for rank, pid in pids.items()}
         facts = {rank: fact for rank, fact in seen.items() if fact is not None}
         self._ask_peers(now, soon=suspicious)
         for change in self._stragglers.look(pulses, now=now, elsewhere=self._elsewhere):
             self._tell(change)
-        return self._watchdog.look(pulses, facts, now=now, elsewhere=self._elsewhere)
+        hang = self._watchdog.look(pulses, facts, now=now, elsewhere=self._elsewhere)
+        self.node.publisher.pulses = self._watchdog.granted()
+        return hang
 
     def explain(self, hang: Hang, pids: Mapping[int, int], scratch: EpochScratch) -> HangReport:
         """Returns who is to blame and what all were doing, and publishes their stacks. The ranks are to be killed next: stopped ones now go on."""

@@ -29,7 +29,7 @@ from schemas.exit_code import ExitCode
 logger = logging.getLogger(__name__)
 
 
-_CHILDS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_CHILDS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that mean something to a child and nothing to the zygote."""
 
 
@@ -156,8 +156,8 @@ def main() -> None:
     parser.add_argument("--preload", nargs="*", default=[])
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when ranks stop
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _CHILDS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # schedulers send these to every process of a job; the agent decides when ranks stop
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for _ in import_modules(tuple(arguments.preload)):
         pass

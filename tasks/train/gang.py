@@ -15,8 +15,8 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 
 _LOOPBACK = "lo"
-_TIMEOUT = timedelta(seconds=120)
-"""A collective that takes longer has lost a peer: gloo cannot notice by itself (pytorch#130345), and its default is 30 minutes."""
+_TIMEOUT = timedelta(minutes=30)
+"""Longest wait for the other ranks. The agent's watchdog knows who is to blame and acts long before: this is for a gang that nobody watches."""
 
 
 class Gang:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cluster.agent.pulse import own_pulse
 from schemas.execution_config import TrackingConfig
 from schemas.manifest import ShardManifest
 from tasks.train.data import Batch, BatchSource
@@ -60,6 +61,7 @@ class Validator:
             loss = float(self._engine.loss(batch)) if batch.num_targets else 0.0
             nats += loss * batch.num_targets * counts
             targets += batch.num_targets * counts
+            own_pulse().beat()
         module.train()
         total_nats, total_targets = self._engine.gang.sum([nats, float(targets)])
         mean = total_nats / total_targets if total_targets else 0.0
@@ -95,6 +97,7 @@ class Sampler:
             window = torch.tensor([ids[-self._window :]], device=gang.device)
             logits = module(input_ids=window).logits[0, -1].float().cpu()
             ids.append(int(torch.multinomial(torch.softmax(logits / _TEMPERATURE, dim=-1), 1, generator=generator)))
+            own_pulse().beat()
         module.train()
         new = ids[len(self._prompt) :]
         kept = new[: new.index(self._end)] if self._end in new else new

@@ -240,6 +240,21 @@ def test_a_rank_further_behind_on_another_node_excuses_this_one() -> None:
     assert suspects(gang.look()) == [0, 1]
 
 
+def test_a_rank_elsewhere_that_is_as_far_behind_and_granted_more_lets_this_node_wait_as_long() -> None:
+    """Its own watcher sees that it computes; from here it only looks silent, as those that wait for it do."""
+    gang = Gang()
+    gang.elsewhere = (pulse(2, limit_s=60.0), pulse(3, limit_s=300.0, step=8))
+    assert 60.0 - 2 * RESERVE_S <= gang.seconds_until_found() <= 60.0
+
+
+def test_each_sign_is_told_with_the_silence_that_it_is_granted() -> None:
+    gang = Gang()
+    gang.beat(0, phase=RankPhase.LOADING)
+    gang.look()
+    granted = {pulse.rank: pulse.limit_s for pulse in gang.watchdog.granted()}
+    assert granted == {0: PHASE_LIMIT_S[RankPhase.LOADING], 1: LEAST_LIMIT_S}
+
+
 def test_one_that_loads_is_behind_one_that_waits_for_it_and_ranks_may_resume_at_any_step() -> None:
     gang = Gang()
     gang.beat(0, phase=RankPhase.STARTING, step=0, position=0)

@@ -2,6 +2,7 @@
 
 import torch
 
+from cluster.agent.pulse import own_pulse
 from schemas.checkpoint import CommitRecord
 from schemas.errors import VerificationError
 from tasks.train.checkpoint.commit import CheckpointStore
@@ -33,6 +34,7 @@ def verify_loaded(store: CheckpointStore, commit: CommitRecord, *, tensors: Trai
 
 def _hash_fragment(fragment: LocalFragment) -> int:
     total = 0
+    own_pulse().beat()
     for slot, view in fragment.slots.items():
         values = view.detach().to("cpu", dtype=torch.float32).contiguous()
         total += hash_piece(values.view(torch.int32).numpy().view("uint32"), name=fragment.name, slot=slot, start=fragment.start)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 import xxhash
 
+from cluster.agent.pulse import own_pulse
 from cluster.storage import open_regular, path_below
 from schemas.artifact import FileEntry
 from schemas.checkpoint import SLOTS, CommitRecord, Fragment, RankIndex, Slot, TrainingState
@@ -80,6 +81,7 @@ def _read_hashed(file: FileIO, data: npt.NDArray[np.uint8]) -> str:
     while count := file.readinto(view[position : position + _BLOCK_BYTES]):
         state.update(view[position : position + count])
         position += count
+        own_pulse().beat()
     return state.hexdigest()
 
 
@@ -159,6 +161,7 @@ class CheckpointReader:
                 for overlap in self._overlaps(fragment, slot):
                     values = torch.from_numpy(self._data(overlap.rank)[overlap.offset : overlap.offset + overlap.count])
                     fragment.slots[slot][overlap.start : overlap.start + overlap.count].copy_(values)
+            own_pulse().beat()
 
     def lacking(self, tensors: TrainingTensors) -> tuple[str, ...]:
         """Returns what `load` would miss: other parameters or shapes than the model's, or elements that no fragment holds."""

@@ -52,7 +52,7 @@ def test_what_a_rank_says_is_read_and_its_neighbours_are_untouched(board: PulseB
     pulse.finish_part("data_s", 0.25)
     pulse.finish_part("forward_s", 0.5)
     pulse.finish_part("forward_s", 0.5)
-    expected = {"phase": RankPhase.STEPPING, "step": 1_000_000_000_000, "position": 3, "part": "forward_s", "data_s": 0.25, "forward_s": 1.0}
+    expected = {"phase": RankPhase.STEPPING, "step": 1_000_000_000_000, "position": 3, "part": "forward_s", "data_s": 0.0, "forward_s": 0.0}
     assert read(board) == RankPulse.model_validate({"rank": 5, "beats": 5, **expected})
     assert (read(board, 4).beats, read(board, 6).beats) == (0, 0)
 
@@ -60,12 +60,15 @@ def test_what_a_rank_says_is_read_and_its_neighbours_are_untouched(board: PulseB
 def test_a_new_step_begins_at_its_beginning_and_times_add_up(board: PulseBoard, pulse: Pulse) -> None:
     for step in range(3):
         pulse.begin_step(step)
-        pulse.finish_part("forward_s", 1.0)
+        pulse.finish_part("data_s", 0.25)
+        pulse.finish_part("forward_s", 0.5)
+        pulse.finish_part("forward_s", 0.5)
     before = read(board)
     time.sleep(0.01)
     pulse.begin_step(3)
     now = read(board)
-    assert (now.step, now.position, now.part, now.forward_s) == (3, 0, "", 3.0)
+    assert (now.step, now.position, now.part, now.data_s, now.forward_s) == (3, 0, "", 0.75, 3.0)
+    assert (before.data_s, before.forward_s) == (0.5, 2.0), "of whole steps: ranks in the same step have made equally many"
     assert now.step_s >= 0.01
     assert before.step_s > 0.0
 

@@ -1,11 +1,15 @@
 """What is verified is what is loaded: every byte is read once, by the rank that uses it."""
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
+from schemas.artifact import FileEntry
 from tasks.train.checkpoint.commit import CheckpointStore
 from tests.fakes.meeting import Meeting, together
 
@@ -32,3 +36,16 @@ def test_each_rank_keeps_what_it_verified(make_writers: Callable[..., Any], stor
         (folder / f"rank-{writer:04d}.bin").unlink()
     reader = CheckpointReader(store, commit, content=contents[1 % world_size])
     assert np.array_equal(reader._data(1), writers.expected(4, rank=1)), "from memory"
+
+
+def test_reading_a_large_file_gives_signs_of_life_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the watchdog takes a rank that loads from a slow storage for one that hangs."""
+    import tasks.train.checkpoint.reader as module
+
+    heard: list[None] = []
+    monkeypatch.setattr(module, "own_pulse", lambda: SimpleNamespace(beat=lambda: heard.append(None)))
+    data = bytes(9 << 20)
+    (tmp_path / "rank-0000.bin").write_bytes(data)
+    entry = FileEntry(path="rank-0000.bin", size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
+    assert module.Content().examine(tmp_path, entry) == "intact"
+    assert len(heard) == 3
