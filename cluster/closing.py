@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.agent.scratch import NodeScratch
 from cluster.attempt import claim_attempt, newest_commit, read_exit, read_heartbeats, read_incidents
-from cluster.launchers.protocol import Launcher
+from cluster.launchers.protocol import JobReport, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Signs
 from cluster.restart import EVIDENCE_LINES
@@ -28,7 +28,9 @@ def claim_to_close(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec) -
     return claim_attempt(storage, attempt, key=spec.key, submission=_BY_SUPERVISOR)
 
 
-def close_gone(storage: Storage, spec: JobSpec, *, launcher: Launcher, claim: Claim | None, signs: Signs) -> ExitRecord | None:
+def close_gone(
+    storage: Storage, spec: JobSpec, *, launcher: Launcher, claim: Claim | None, signs: Signs, job: JobReport | None = None
+) -> ExitRecord | None:
     """Closes an attempt that is gone and returns its exit record. None when it turned out to be claimed meanwhile: it lives.
 
     Args:
@@ -37,20 +39,23 @@ def close_gone(storage: Storage, spec: JobSpec, *, launcher: Launcher, claim: Cl
         launcher: asked to stop what may be left of it on other nodes.
         claim: its claim, if there is one.
         signs: why it counts as gone.
+        job: what the launcher says of it.
     """
     attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)
     if claim is None and not claim_to_close(storage, attempt, spec=spec):
         return None
     launcher.cancel(spec.key)
     last_words = _last_words(spec)
+    told = (job.told if job is not None else "") or signs.job.value
+    cause = (job.cause if job is not None else None) or Cause.NODE
     if claim is None:
-        return close(storage, spec, cause=Cause.NODE, evidence=(f"the job ended before its agent started (launcher: {signs.job.value})", *last_words))
+        return close(storage, spec, cause=cause, evidence=(f"the job ended before its agent started (launcher: {told})", *last_words))
     agent = f"the agent (pid {claim.pid} on {claim.host})"
     if signs.process_dead:
         shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # it was on this machine, and nobody else will
         return close(storage, spec, cause=Cause.KILLED, evidence=(f"{agent} has ended without an exit record", *last_words))
-    evidence = (f"no heartbeat of {agent} for {signs.silent_s:.0f} s", f"launcher: {signs.job.value}")
-    return close(storage, spec, cause=Cause.NODE, evidence=evidence)
+    evidence = (f"no heartbeat of {agent} for {signs.silent_s:.0f} s", f"launcher: {told}", *last_words)
+    return close(storage, spec, cause=cause, evidence=evidence)
 
 
 def close(storage: Storage, spec: JobSpec, *, cause: Cause, evidence: tuple[str, ...]) -> ExitRecord:
@@ -79,7 +84,7 @@ def close(storage: Storage, spec: JobSpec, *, cause: Cause, evidence: tuple[str,
     )
     record = ExitRecord(
         key=spec.key,
-        exit_code=ExitCode.INTERRUPTED,
+        exit_code=ExitCode.OUT_OF_MEMORY if cause is Cause.OUT_OF_MEMORY else ExitCode.INTERRUPTED,
         cause=cause,
         message=evidence[0],
         epoch=incident.epoch,

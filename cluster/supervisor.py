@@ -16,7 +16,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.attempt import (
     NoticeFeed,
@@ -32,7 +32,7 @@ from cluster.attempt import (
     read_verdict,
 )
 from cluster.closing import claim_to_close, close, close_gone
-from cluster.launchers.protocol import JobState, Launcher
+from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Life, Signs, Silence, judge
 from cluster.process import is_dead
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _ASK_AFTER_S = 3.0
 """The launcher is asked only when the heartbeat has been silent for so long: a scheduler is a shared resource."""
+_SETTLE_S = 20.0
+"""Longest wait for a launcher to notice the end of a job that has left its exit record."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class JobView:
     """Items of an array; 0 for a gang."""
     notices: tuple[Notice, ...] = ()
     """This attempt's, oldest first."""
+    job: JobReport | None = None
+    """What the launcher said last; None: it was not asked, the job speaks for itself."""
 
 
 def _no_view(_view: JobView) -> None:
@@ -183,7 +187,7 @@ class _Supervision:
         attempt = self._attempt(number)
         spec = read_spec(self._storage, attempt)
         submitted = self._storage.exists(attempt.submitted) or self._storage.exists(attempt.claim)
-        if submitted or self._launcher.query([spec.key])[spec.key] is not JobState.ABSENT:
+        if submitted or self._launcher.query([spec.key])[spec.key].state is not JobState.ABSENT:
             logger.info("adopting attempt %s", spec.key)
             return number
         if self._same_request(spec):
@@ -254,15 +258,16 @@ class _Supervision:
         began_at = submitted.at if submitted else time.time()
         silent_s = silence.observe(beats, claimed=claim is not None, now=self._watch.clock(), wall=time.time(), began_at=began_at)
         process_dead = claim is not None and is_dead(claimant(claim))
-        job = JobState.RUNNING
+        job: JobReport | None = None
         if process_dead or silent_s > _ASK_AFTER_S or not beats:
             job = self._launcher.query([spec.key])[spec.key]
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
-        signs = Signs(job=job, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
+        state = JobState.RUNNING if job is None else job.state
+        signs = Signs(job=state, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
         life = judge(signs, lost_after_s=spec.lost_after_s)
-        self._watch.on_view(self._view(spec, life, beats=beats, record=record))
+        self._watch.on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
         if record is None and life is Life.GONE:
-            record = close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs)
+            record = close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs, job=job)
         return record
 
     def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
@@ -311,6 +316,8 @@ class _Supervision:
         """Decides what follows an attempt, and notes it. Only interruptions are left to decide: failures the agent has judged."""
         if record.exit_code is not ExitCode.INTERRUPTED or record.cause not in INTERRUPTIONS or not record.incidents:
             decision = Decision("stop", "done" if record.exit_code is ExitCode.DONE else record.message, exit_code=record.exit_code)
+        elif record.cause is Cause.PREEMPTION and self._end_by_launcher(record.key).cause is Cause.CANCELLED:
+            decision = Decision("stop", f"cancelled by somebody in the queue of {self._launcher.kind}", exit_code=ExitCode.INTERRUPTED)
         else:
             spec = read_spec(self._storage, self._attempt(number))
             counted = counted_history(self._storage, self._layout, spec=spec)
@@ -321,6 +328,15 @@ class _Supervision:
             decision = decide(past, cause=last.cause, idle=idle, limits=spec.limits)
         self._note_verdict(number, decision)
         return decision
+
+    def _end_by_launcher(self, key: str) -> JobReport:
+        """Returns what the launcher says of a job that has ended. To its agents a job that somebody cancels looks like one that is preempted."""
+        deadline = self._watch.clock() + _SETTLE_S
+        while True:
+            report = self._launcher.query([key])[key]
+            if report.state not in (JobState.PENDING, JobState.RUNNING) or self._watch.clock() > deadline:
+                return report
+            self._watch.sleep(self._watch.poll_s)
 
     def _note_verdict(self, number: int, decision: Decision) -> None:
         verdict = AttemptVerdict(decision="stop" if decision.action == "stop" else "restart", reason=decision.reason, at=time.time())

@@ -1,5 +1,6 @@
 """The execution sections of the configuration: where and how things are made. They never enter a fingerprint."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -58,6 +59,23 @@ class ClusterKind(StrEnum):
     KUBERNETES = "kubernetes"
 
 
+_DIRECTIVE = re.compile(r"--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]*)?")
+_NOT_THEIRS = "set by Headrace, which finds its jobs by it"
+_OWN_DIRECTIVES: Mapping[str, str] = {
+    **dict.fromkeys(("job-name", "comment", "ntasks", "ntasks-per-node", "array", "requeue", "no-requeue", "signal", "dependency"), _NOT_THEIRS),
+    **dict.fromkeys(("output", "error", "input", "open-mode", "chdir", "export", "export-file", "wrap", "parsable", "wait"), "set by Headrace"),
+    "partition": "cluster.queue",
+    "nodes": "cluster.nodes",
+    "mem": "cluster.memory",
+    "time": "cluster.time_limit",
+    "gpus-per-node": "cluster.gpus_per_node",
+    "gpus": "cluster.gpus_per_node",
+    "gres": "cluster.gpus_per_node for GPUs; other generic resources are not supported",
+    "cpus-per-task": "cluster.ranks_per_node x cluster.threads_per_rank",
+}
+"""Options of Slurm's that follow from the rest of the recipe → where they come from."""
+
+
 class ClusterConfig(StageResources):
     """The machines. The fields of `StageResources` are the defaults of every stage; `stages` overrides them."""
 
@@ -66,7 +84,7 @@ class ClusterConfig(StageResources):
     stages: Annotated[Mapping[Stage, StageResources], *ReadOnly] = Field(default_factory=dict)
     """Overrides per stage."""
     extra_directives: tuple[str, ...] = ()
-    """Raw scheduler directives, one per line, without the `#SBATCH`."""
+    """Raw options of Slurm's, one each, without the `#SBATCH`: `--account=research`. Those that Headrace sets itself are refused."""
     namespace: str | None = Field(default=None, pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
     """Kubernetes namespace."""
     max_parallel_items: int | None = Field(default=None, ge=1)
@@ -84,6 +102,18 @@ class ClusterConfig(StageResources):
             raise ValueError(f"extra_directives has no effect with kind: {self.kind.value}; it belongs to kind: slurm")
         if self.namespace and self.kind is not ClusterKind.KUBERNETES:
             raise ValueError(f"namespace has no effect with kind: {self.kind.value}; it belongs to kind: kubernetes")
+        if self.image and self.kind is ClusterKind.SLURM:
+            raise ValueError("image has no effect with kind: slurm; put your site's own option for containers into extra_directives")
+        return self
+
+    @model_validator(mode="after")
+    def _directives_are_options_of_the_users(self) -> Self:
+        for directive in self.extra_directives:
+            if not _DIRECTIVE.fullmatch(directive):
+                raise ValueError(f"extra_directives: {directive!r} must be one long option on one line, --name or --name=value")
+            name = directive[2:].partition("=")[0]
+            if (ours := _OWN_DIRECTIVES.get(name)) is not None:
+                raise ValueError(f"extra_directives: {directive!r} is {ours}")
         return self
 
     def resources(self, stage: Stage) -> StageResources:

@@ -418,10 +418,6 @@ class NoticeKind(StrEnum):
     """A checkpoint could not be written; the ones before are intact."""
     BATCH_SKIPPED = "batch skipped"
     """The update of a batch was not applied."""
-    REWOUND = "rewound"
-    """Training went back some commits."""
-    RESIZED = "resized"
-    """Ranks, or the micro-batch, are not what they were."""
 
 
 class Notice(Frozen):

@@ -4,11 +4,13 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes.finished_pipeline import FinishedPipeline, finish_pipeline
 from tests.fakes.mlflow_server import MlflowServer, mlflow_serving
+from tests.fakes.slurm_cluster import NEEDS, can_run, slurm_serving
 from tests.fakes.tiny_pipeline import Project
 
 AMBIENT = ("PREFECT_", "MLFLOW_", "AWS_", "KUBE", "HEADRACE_", "WANDB_", "SLURM_")
@@ -21,6 +23,8 @@ QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
+
+_ALL_TESTS = "HEADRACE_ALL_TESTS" in os.environ
 
 for _name in [name for name in os.environ if name.startswith(AMBIENT)]:
     del os.environ[_name]
@@ -58,8 +62,37 @@ def finished(finished_pipeline: FinishedPipeline) -> Project:
     return finished_pipeline.project
 
 
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Any]:
+    """A real Slurm cluster of three nodes on this machine, with pretended GPUs."""
+    with slurm_serving(nodes=3, gpus=2) as cluster:
+        yield cluster
+
+
+_NOT_RUN = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what this machine cannot run, and says so at the end: with `HEADRACE_ALL_TESTS` set that is an error."""
+    left_out = [] if can_run() else [item for item in items if "slurm" in item.keywords]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    config.stash[_NOT_RUN] = [item.nodeid for item in left_out]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails where everything was to be run."""
+    if session.config.stash.get(_NOT_RUN, []) and _ALL_TESTS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what each folder of tests cost, so that a share can be held to its bound."""
+    """Prints what was left out, and what each folder of tests cost, so that a share can be held to its bound."""
+    if not_run := terminalreporter.config.stash.get(_NOT_RUN, []):
+        terminalreporter.section(f"not run: {len(not_run)} tests need {NEEDS}")
+        for name in not_run:
+            terminalreporter.write_line(name)
     seconds: dict[str, float] = defaultdict(float)
     tests: dict[str, int] = defaultdict(int)
     for reports in terminalreporter.stats.values():

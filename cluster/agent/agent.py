@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster.agent.allocation import Allocation
 from cluster.agent.array import run_array
+from cluster.agent.buffers import RankBuffers
 from cluster.agent.gang import follow_gang, lead_gang
 from cluster.agent.memory import OomWatch
 from cluster.agent.node import JobEnd, Ledger, Node, Outcome, StopWish
@@ -107,6 +108,7 @@ def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank:
         ),
         stop=stop,
         memory=OomWatch(),
+        buffers=RankBuffers(),
     )
 
 

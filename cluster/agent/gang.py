@@ -3,13 +3,14 @@
 import logging
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cluster.agent.node import Node, Outcome, Wish, free_port
 from cluster.agent.nursery import End, Program
 from cluster.agent.peers import NodeReport, Peers
 from cluster.agent.pulse import PulseBoard
+from cluster.agent.readahead import read_ahead
 from cluster.agent.remedy import leave_act, past_of
 from cluster.agent.scratch import EpochScratch
 from cluster.agent.watch import Watch
@@ -130,15 +131,16 @@ class GangEpoch:
     _working_since: dict[int, float] = field(default_factory=dict)
     """Rank → when it was first seen past its start, by its own clock."""
     _warmed_from: float = 0.0
+    _board: PulseBoard | None = None
 
     def run(self) -> NodeReport:
-        """Starts the ranks and returns how the epoch ended here. No rank of it is left then."""
+        """Starts the ranks and returns how the epoch ended here. Ranks that are left are killed then; their ends are waited for later."""
         scratch = self.node.prepare(self.record.epoch)
-        board = PulseBoard(self._own_ranks, folder=scratch.folder)
+        board = self._board = PulseBoard(self._own_ranks, folder=scratch.folder)
         try:
             return self._run(scratch, board)
         finally:
-            self.node.nursery.kill_all()
+            self.node.nursery.signal(signal.SIGKILL)
             self.node.publisher.pulses = ()
             board.close()
             self.node.publisher.finish(self.record.epoch)
@@ -170,6 +172,8 @@ class GangEpoch:
         return self._report(scratch, Finding(Cause.FINISHED, (), "finished"), outcome="finished")
 
     def _start(self, scratch: EpochScratch, board: PulseBoard) -> None:
+        read_ahead(self.node.storage, self.node.artifact)
+        self.node.nursery.kill_all()  # what was killed has given back memory and devices only once it is gone
         host, _, port = self.record.rendezvous.rpartition(":")
         for local_rank, rank in enumerate(self._own_ranks):
             place = Place(
@@ -182,7 +186,7 @@ class GangEpoch:
                 master_port=int(port),
             )
             signs = {PULSE: board.place(rank), STACKS_FILE: str(scratch.stacks(rank))}
-            env = {**self.node.variables(self.record.epoch), **place.variables(), **signs}
+            env = {**self.node.variables(self.record.epoch), **place.variables(), **signs, **self.node.buffers.variables(local_rank)}
             program = Program(name=f"rank {rank}", module=self.node.module, argv=self.node.argv(scratch), env=env, log=scratch.log(rank))
             self._ranks[self.node.nursery.start(program)] = rank
         logger.info("epoch %d: %d of %d ranks started (%s)", self.record.epoch, len(self._ranks), self.record.world_size, self.record.reason)
@@ -196,7 +200,7 @@ class GangEpoch:
             more = [end for end in self.node.nursery.wait(0.1) if end.status != 0]
             failed += more
             findings += [self._classify(scratch, end) for end in more]
-        self.node.nursery.kill_all()
+        self.node.nursery.signal(signal.SIGKILL)
         first = first_cause(findings)
         return self._report(scratch, findings[first], outcome="failed", end=failed[first], at=at)
 
@@ -208,7 +212,7 @@ class GangEpoch:
         """Keeps what the ranks were doing, kills them, and reports who hangs."""
         at = time.time()
         report = watch.explain(hang, self._running(), scratch)
-        self.node.nursery.kill_all()
+        self.node.nursery.signal(signal.SIGKILL)
         told = self._report(scratch, report.finding, outcome="failed", at=at)
         return told.model_copy(update={"rank": report.rank, "exit_status": -signal.SIGKILL, "detected_after_s": report.detected_after_s})
 
@@ -247,6 +251,12 @@ class GangEpoch:
             if progress.phase in AT_WORK:
                 self._working_since.setdefault(progress.rank, progress.at)
 
+    def _steps(self, progress: Iterable[RankProgress]) -> Iterator[int]:
+        """Yields how far those ranks are that have got past their start, by their signs of life: what they tell people is older."""
+        assert self._board is not None
+        at_work = {rank.rank for rank in progress if rank.phase in AT_WORK}
+        yield from (pulse.step for pulse in self._board.read() if pulse.rank in at_work)
+
     def _report(self, scratch: EpochScratch, finding: Finding, *, outcome: str, end: End | None = None, at: float | None = None) -> NodeReport:
         progress = scratch.progress()
         self._note_at_work(progress)
@@ -263,7 +273,7 @@ class GangEpoch:
                 "message": finding.message,
                 "stop_code": finding.stop_code,
                 "echo": finding.echo,
-                "step": max((rank.step for rank in progress), default=-1),
+                "step": max((*(rank.step for rank in progress), *self._steps(progress)), default=-1),
                 "committed_step": max([newest_commit(self.node.storage, self.node.artifact), *(rank.committed_step for rank in progress)]),
                 "at": time.time() if at is None else at,
                 "working_since": max(own) if len(own) == len(self._ranks) else None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.agent.allocation import Allocation
+from cluster.agent.buffers import RankBuffers
 from cluster.agent.memory import OomWatch
 from cluster.agent.nursery import Nursery
 from cluster.agent.publisher import Publisher
@@ -223,6 +224,7 @@ class Node:
     ledger: Ledger
     stop: StopWish
     memory: OomWatch
+    buffers: RankBuffers
 
     @property
     def artifact(self) -> ArtifactLayout:

@@ -11,11 +11,17 @@ def launcher_for(config: RunConfig) -> Launcher:
 
     Raises:
         ConfigError: there is none of that kind in this version.
+        UnreachableError: its commands are not on this machine.
     """
     kind = config.cluster.kind
     if kind is ClusterKind.LOCAL:
         from cluster.launchers.local import LocalLauncher
 
         return LocalLauncher(config.cluster)
-    there = ClusterKind.LOCAL.value
-    raise ConfigError((Problem("cluster.kind", repr(kind.value), f"this version has launchers for: {there}", nearest=there),))
+    if kind is ClusterKind.SLURM:
+        from cluster.launchers.slurm import SlurmLauncher, require_commands
+
+        require_commands()
+        return SlurmLauncher(config.cluster)
+    there = f"{ClusterKind.LOCAL.value}, {ClusterKind.SLURM.value}"
+    raise ConfigError((Problem("cluster.kind", repr(kind.value), f"this version has launchers for: {there}", nearest=ClusterKind.LOCAL.value),))

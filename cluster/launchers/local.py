@@ -13,14 +13,13 @@ from pathlib import Path
 import psutil
 
 from cluster.environment import checkout
-from cluster.launchers.protocol import Command, Handle, JobState, Submission
+from cluster.launchers.protocol import AGENT_MODULE, Command, Handle, JobReport, JobState, Submission
 from cluster.layout import ArtifactLayout
 from cluster.process import ProcessId, is_dead, process_table
 from schemas.errors import UnreachableError
 from schemas.execution_config import ClusterConfig
 from schemas.job import JobSpec
 
-AGENT_MODULE = "cluster.agent.agent"
 _SUBMISSION = "--submission"
 _START_TIMEOUT_S = 60.0
 
@@ -68,10 +67,10 @@ class LocalLauncher:
         self._submitted[submission.key] = (*self._submitted.get(submission.key, ()), *agents)
         return Handle(key=submission.key, job_id="+".join(str(agent.pid) for agent in agents))
 
-    def query(self, keys: Sequence[str]) -> Mapping[str, JobState]:
+    def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
         """See `Launcher.query`. Of what is not found only what was submitted here is known to have ended: the rest may run on another machine."""
         found = {key for key, _ in _agents()}
-        return {key: JobState.RUNNING if key in found else JobState.ENDED if self._has_ended(key) else JobState.ABSENT for key in keys}
+        return {key: JobReport(JobState.RUNNING if key in found else JobState.ENDED if self._has_ended(key) else JobState.ABSENT) for key in keys}
 
     def cancel(self, key: str) -> None:
         """See `Launcher.cancel`."""

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from schemas.job import JobSpec
+from schemas.job import Cause, JobSpec
+
+AGENT_MODULE = "cluster.agent.agent"
+"""What every launcher starts, once per node."""
 
 
 class JobState(StrEnum):
@@ -24,6 +27,24 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True)
+class JobReport:
+    """What a launcher knows of an attempt. Everything but the state is for people, or absent."""
+
+    state: JobState
+    """What it answers."""
+    job_id: str = ""
+    """What it calls the job."""
+    told: str = ""
+    """Its own words: `PENDING (Priority)`."""
+    nodes: str = ""
+    """Where it runs, or ran."""
+    starts: str = ""
+    """When it expects to start a job that waits."""
+    cause: Cause | None = None
+    """Why it ended the job; None: it did not, or does not say."""
+
+
+@dataclass(frozen=True)
 class Command:
     """One program to start."""
 
@@ -33,6 +54,10 @@ class Command:
     """Variables on top of the submitter's environment."""
     cwd: str
     """Working directory."""
+    stdin: str = ""
+    """What it reads."""
+    folders: tuple[str, ...] = ()
+    """What must be there before."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +96,11 @@ class Launcher(Protocol):
 
         Raises:
             UnreachableError: the launcher did not take it, or it is not known whether it did.
+            ConfigError: the launcher will never take such a job.
         """
 
-    def query(self, keys: Sequence[str]) -> Mapping[str, JobState]:
-        """Returns a state for every key. Never raises: what could not be asked is `UNKNOWN`."""
+    def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
+        """Returns a report for every key. Never raises: what could not be asked is `UNKNOWN`. May be some seconds old."""
 
     def cancel(self, key: str) -> None:
         """Asks a job to stop gracefully: SIGTERM to its agents. Nothing when there is no such job."""

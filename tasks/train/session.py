@@ -1,6 +1,7 @@
 """Puts one start of training together: ranks, model, engine, restored state, data, and what watches them."""
 
 import logging
+import mmap
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -76,7 +77,8 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
     fresh = not gang.gather([len(listed)])[0][0]
     built, engine = _start(task, manifest=manifest, options=deepspeed_options, gang=gang, fresh=fresh)
     tensors = TrainingTensors(engine)
-    progress = _restore(book, engine, tensors=tensors, task=task, listed=listed)
+    snapshot = Snapshot(tensors.owned())
+    progress = _restore(book, engine, tensors=tensors, task=task, listed=listed, memory=snapshot.buffer.memory)
     source = BatchSource(ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split="train"), manifest=manifest, split="train")
     total_steps = training.total_steps(num_sequences=source.num_sequences, sequence_length=manifest.sequence_length)
     facts = CheckpointFacts(
@@ -102,7 +104,7 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
             world_size=gang.world_size,
             skipped=progress.skipped_batches,
         ),
-        writer=CheckpointWriter(store, gang=gang, epoch=task.spec.epoch, snapshot=Snapshot(tensors.owned()), facts=facts, tell=task.notice),
+        writer=CheckpointWriter(store, gang=gang, epoch=task.spec.epoch, snapshot=snapshot, facts=facts, tell=task.notice),
         rhythm=SaveRhythm(task.config.checkpoint.every_steps, mtbf_s=task.spec.mtbf_s, total_steps=total_steps, now=time.monotonic()),
         validator=_validator(task, engine, manifest=manifest),
         sampler=_sampler(task, engine, manifest=manifest),
@@ -139,7 +141,7 @@ def _start(task: RankTask, *, manifest: ShardManifest, options: Mapping[str, Any
     return built, start_engine(built, config=task.config, options=options, gang=gang, broadcast=fresh)
 
 
-def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, listed: tuple[int, ...]) -> Progress:
+def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, listed: tuple[int, ...], memory: mmap.mmap) -> Progress:
     """Puts the newest verified checkpoint into the engine and returns where training stands. Collective.
 
     Args:
@@ -148,11 +150,12 @@ def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: R
         tensors: its state.
         task: this rank's.
         listed: the committed steps, on rank 0; where there are any, one of them is loaded, or it is an error.
+        memory: of the snapshots to come: until the first of them it takes what is read.
     """
     task.progress(RankPhase.LOADING)
     store, standing = book.store, book.standing
     path_below(store.artifact_dir.parent, store.layout.checkpoints)  # refuses a link: what is written there would lie outside
-    content = Content()
+    content = Content(memory)
     commit = newest_verified(store, gang=engine.gang, epoch=task.spec.epoch, content=content, steps=listed)
     verified_step = commit.step if commit is not None else None
     held = Content()

@@ -12,13 +12,19 @@ MakeTraining = Callable[..., LiveTraining]
 
 
 @pytest.fixture(scope="session")
-def calm_hash(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The content hash of the final state of a training that nothing happened to."""
-    calm = LiveTraining(tmp_path_factory.mktemp("calm-training"))
-    content_hash = calm.run().content_hash
-    assert calm.incidents() == []
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[LiveTraining, str]:
+    """A finished training that nothing happened to, and the content hash of its final state."""
+    training = LiveTraining(tmp_path_factory.mktemp("calm-training"))
+    content_hash = training.run().content_hash
+    assert training.incidents() == []
     assert content_hash is not None
-    return content_hash
+    return training, content_hash
+
+
+@pytest.fixture(scope="session")
+def calm_hash(calm: tuple[LiveTraining, str]) -> str:
+    """The content hash of the final state of a training that nothing happened to."""
+    return calm[1]
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return STORAGES[request.param](tmp_path)
 
 
-@pytest.fixture(params=LAUNCHERS, ids=str)
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> LauncherBench:
     """A launcher of each kind, with a storage that its jobs reach."""
+    if request.param == "slurm":
+        request.getfixturevalue("slurm_cluster")
     return LAUNCHERS[request.param](tmp_path)

@@ -1,4 +1,4 @@
-"""The launchers that are put to the contract suite. Slurm and Kubernetes join by another entry."""
+"""The launchers that are put to the contract suite. Kubernetes joins by another entry."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cluster.launchers.local import LocalLauncher
 from cluster.launchers.protocol import Launcher
-from schemas.execution_config import ClusterConfig
+from cluster.launchers.slurm import SlurmLauncher
+from schemas.execution_config import ClusterConfig, ClusterKind
 from schemas.job import JobSpec
 from tests.fakes.job_request import gang_request
 
@@ -27,4 +28,9 @@ def _local(tmp_path: Path) -> LauncherBench:
     return LauncherBench(launcher=LocalLauncher(ClusterConfig()), again=lambda: LocalLauncher(ClusterConfig()), request=gang_request(tmp_path))
 
 
-LAUNCHERS: Mapping[str, Callable[[Path], LauncherBench]] = {"local": _local}
+def _slurm(tmp_path: Path) -> LauncherBench:
+    cluster = ClusterConfig(kind=ClusterKind.SLURM, queue="main")
+    return LauncherBench(launcher=SlurmLauncher(cluster), again=lambda: SlurmLauncher(cluster), request=gang_request(tmp_path))
+
+
+LAUNCHERS: Mapping[str, Callable[[Path], LauncherBench]] = {"local": _local, "slurm": _slurm}

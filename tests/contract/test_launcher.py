@@ -38,7 +38,7 @@ class Trial:
         self.launcher.submit(self.launcher.render(self.spec))
 
     def state(self) -> JobState:
-        return self.launcher.query([self.spec.key])[self.spec.key]
+        return self.launcher.query([self.spec.key])[self.spec.key].state
 
     def has_ended(self) -> bool:
         return self.storage.exists(self.attempt.exit) and self.state() in OVER
@@ -57,12 +57,13 @@ def test_rendering_is_pure_and_shows_what_would_run(bench: LauncherBench) -> Non
     assert first == second
     assert "demo-train-abc123" in first.text
     assert not Path(spec.scratch_dir).exists()
-    assert bench.launcher.query(["demo-train-abc123"])["demo-train-abc123"] in OVER
+    assert bench.launcher.query(["demo-train-abc123"])["demo-train-abc123"].state in OVER
 
 
 def test_unknown_keys_are_absent_and_every_key_gets_an_answer(bench: LauncherBench) -> None:
     assert bench.launcher.query([]) == {}
-    assert bench.launcher.query(["no-such-job", "nor-this"]) == {"no-such-job": JobState.ABSENT, "nor-this": JobState.ABSENT}
+    answers = bench.launcher.query(["no-such-job", "nor-this"])
+    assert {key: report.state for key, report in answers.items()} == {"no-such-job": JobState.ABSENT, "nor-this": JobState.ABSENT}
 
 
 def test_a_submitted_job_runs_ends_and_is_over(bench: LauncherBench) -> None:
@@ -78,7 +79,8 @@ def test_a_submitted_job_runs_ends_and_is_over(bench: LauncherBench) -> None:
 def test_another_process_finds_a_running_job_by_its_key(bench: LauncherBench, trial: Trial) -> None:
     trial.submit()
     wait_until(lambda: trial.state() is JobState.RUNNING)
-    assert bench.again().query([trial.spec.key, "other"]) == {trial.spec.key: JobState.RUNNING, "other": JobState.ABSENT}
+    answers = bench.again().query([trial.spec.key, "other"])
+    assert {key: report.state for key, report in answers.items()} == {trial.spec.key: JobState.RUNNING, "other": JobState.ABSENT}
 
 
 def test_of_two_submissions_one_takes_effect(trial: Trial) -> None:

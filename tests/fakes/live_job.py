@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 
 from cluster.attempt import list_attempts, read_heartbeats, read_spec
-from cluster.launchers.local import AGENT_MODULE, LocalLauncher
+from cluster.launchers.local import LocalLauncher
+from cluster.launchers.protocol import AGENT_MODULE
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage
 from cluster.supervisor import JobView, run_job

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.launchers.protocol import Handle, JobState, Submission
-from schemas.job import JobSpec
+from cluster.launchers.protocol import Handle, JobReport, JobState, Submission
+from schemas.job import Cause, JobSpec
 
 Script = Callable[[JobSpec], JobState]
 """What a job does when it is submitted; returns what the launcher says of it afterwards."""
@@ -18,6 +18,8 @@ class ScriptedLauncher:
     kind: str = "scripted"
     states: dict[str, JobState] = field(default_factory=dict)
     """Answers by attempt key; keys it never heard of are absent."""
+    causes: dict[str, Cause] = field(default_factory=dict)
+    """Why the launcher ended a job, by attempt key."""
     submitted: list[JobSpec] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
@@ -30,8 +32,8 @@ class ScriptedLauncher:
         self.states[spec.key] = self.scripts.pop(0)(spec)
         return Handle(key=spec.key, job_id=str(len(self.submitted)))
 
-    def query(self, keys: Sequence[str]) -> Mapping[str, JobState]:
-        return {key: self.states.get(key, JobState.ABSENT) for key in keys}
+    def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
+        return {key: JobReport(self.states.get(key, JobState.ABSENT), cause=self.causes.get(key)) for key in keys}
 
     def cancel(self, key: str) -> None:
         self.cancelled.append(key)

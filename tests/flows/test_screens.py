@@ -1,8 +1,6 @@
 """What the command line shows. The demo's last screen is a golden file: change it on purpose."""
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +13,7 @@ from schemas.plan import Action, Plan, PlannedStage
 from schemas.sizing import training_size
 from schemas.stage import Stage
 from schemas.view import JobProgress, RunState, RunView, StageState, StageView
-
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+from tests.fakes.golden import assert_golden
 
 FIGURES: dict[Stage, dict[str, Any]] = {
     Stage.VALIDATE: {"accepted": 1712, "text_bytes": 11_234_567, "quarantined": 14, "read": 1726, "verdict": "pass with quarantine"},
@@ -62,19 +59,15 @@ COMMANDS = [
 ]
 
 
-def assert_golden(name: str, lines: list[str]) -> None:
-    """Compares with the golden file; `UPDATE_GOLDEN=1` writes it instead."""
-    path, text = GOLDEN / name, "\n".join(lines) + "\n"
-    if os.environ.get("UPDATE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+def assert_golden_screen(name: str, lines: list[str]) -> None:
+    assert_golden(name, "\n".join(lines) + "\n")
 
 
 def test_the_demos_last_screen() -> None:
     lines = demo_screen(FINISHED, sample=("def main(", 'self, *args):\n    """Return the name of the module."""'), commands=COMMANDS)
     assert len(lines) <= 20
     assert max(map(len, lines)) <= 120
-    assert_golden("demo_screen.txt", lines)
+    assert_golden_screen("demo_screen.txt", lines)
 
 
 def test_many_incidents_take_two_lines_and_a_long_sample_one() -> None:
@@ -110,7 +103,7 @@ def test_status_of_a_running_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "UTC")
         time.tzset()
-        assert_golden("status_running.txt", status_screen(running_view()))
+        assert_golden_screen("status_running.txt", status_screen(running_view()))
     time.tzset()
 
 
@@ -200,7 +193,7 @@ def test_the_plan_shows_actions_reasons_and_numbers() -> None:
     )
     plan = Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config, train_sequences=13_000), warnings=("slow disk",))
     lines = plan_screen(plan, config=config, warnings=("x has no effect",))
-    assert_golden("plan_screen.txt", lines)
+    assert_golden_screen("plan_screen.txt", lines)
 
 
 def test_the_plan_of_a_model_known_to_its_code_only() -> None:

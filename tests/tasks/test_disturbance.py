@@ -27,16 +27,17 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
     child.wait()
 
 
-def progress(pid: int, *, at: float | None = None, step: int = 7, committed_step: int = -1) -> RankProgress:
+def progress(pid: int, *, rank: int = 1, at: float | None = None, step: int = 7, committed_step: int = -1) -> RankProgress:
     at = time.time() + 1 if at is None else at
-    return RankProgress(rank=1, pid=pid, phase=RankPhase.STEPPING, step=step, committed_step=committed_step, total_steps=9, at=at)
+    return RankProgress(rank=rank, pid=pid, phase=RankPhase.STEPPING, step=step, committed_step=committed_step, total_steps=9, at=at)
 
 
 class Looks:
     """Stands for the scratch folders that are found: the next answer at each look, errors raised; after the last one the wait is cancelled."""
 
-    def __init__(self, *answers: RankProgress | Exception | None) -> None:
-        self.left = list(answers)
+    def __init__(self, *answers: RankProgress | Exception | None, beside: tuple[RankProgress, ...] = ()) -> None:
+        """Args: answers: what the rank that is looked for says. beside: what the others say, always."""
+        self.left, self.beside = list(answers), beside
         self.cancelled = threading.Event()
 
     def __call__(self, _storage: Storage, _key: str, *, epoch: int) -> SimpleNamespace | None:
@@ -47,7 +48,7 @@ class Looks:
         answer = self.left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return None if answer is None else SimpleNamespace(progress=lambda: (answer,))
+        return None if answer is None else SimpleNamespace(progress=lambda: (*self.beside, answer))
 
 
 def kill(looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, when: Callable[[RankProgress], bool] = disturbance.at_once) -> Kill | None:
@@ -62,6 +63,14 @@ def test_a_rank_that_has_come_so_far_is_killed(process: "subprocess.Popen[bytes]
     looks = Looks(None, progress(process.pid, step=4), progress(process.pid))
     assert kill(looks, tmp_path, monkeypatch) == Kill(rank=1, step=7, pid=process.pid)
     assert process.wait(timeout=10) == -9
+
+
+def test_the_other_ranks_are_left_alone(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen((sys.executable, "-c", "import time; time.sleep(600)")) as other:
+        looks = Looks(progress(process.pid), beside=(progress(other.pid, rank=0), progress(other.pid, rank=2)))
+        assert kill(looks, tmp_path, monkeypatch) == Kill(rank=1, step=7, pid=process.pid)
+        assert other.poll() is None
+        other.kill()
 
 
 def test_it_is_killed_when_the_condition_holds(process: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

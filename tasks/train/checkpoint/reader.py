@@ -5,6 +5,7 @@ none verifies, training stops: it never begins again at step 0 on its own.
 """
 
 import logging
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class _Candidate:
 class Content:
     """The files that this rank read while it verified them, so that it need not read them again to load them."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: mmap.mmap | None = None) -> None:
+        """Args: memory: takes the first file that is about as large, instead of memory of its own."""
         self._held: dict[Path, npt.NDArray[np.uint8]] = {}
+        self._memory = memory
+        self._is_taken = False
 
     def examine(self, folder: Path, entry: FileEntry) -> FileState:
         """Returns whether a committed file is what was committed, and keeps what it holds. Otherwise as `commit.file_state`."""
@@ -57,7 +61,7 @@ class Content:
             with open_regular(path) as file:
                 if os.fstat(file.fileno()).st_size != entry.size:
                     return "wrong size"
-                data = np.empty(entry.size, dtype=np.uint8)
+                data = self._room(entry.size)
                 digest = _read_hashed(file, data)
         except FileNotFoundError:
             return "missing"
@@ -73,6 +77,14 @@ class Content:
     def clear(self) -> None:
         """Forgets everything."""
         self._held.clear()
+        self._is_taken = False
+
+    def _room(self, size: int) -> npt.NDArray[np.uint8]:
+        """Returns memory for a file: the one that was handed in where that is neither taken nor much too large."""
+        if self._memory is None or self._is_taken or not size <= len(self._memory) <= 2 * size:
+            return np.empty(size, dtype=np.uint8)
+        self._is_taken = True
+        return np.frombuffer(self._memory, dtype=np.uint8, count=size)
 
 
 def _read_hashed(file: FileIO, data: npt.NDArray[np.uint8]) -> str:

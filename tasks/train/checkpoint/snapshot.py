@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cluster.durable import ALIGNMENT
+from cluster.environment import BUFFER
 from schemas.checkpoint import Fragment, Slot
 from tasks.train.checkpoint.fragments import LocalFragment
 from tasks.train.checkpoint.stream import prefault
@@ -29,9 +30,10 @@ class SharedBuffer:
     """Page-aligned memory that another process can map through `descriptor`."""
 
     def __init__(self, num_bytes: int) -> None:
-        """Args: num_bytes: rounded up to whole pages, at least one. No page is allocated yet."""
+        """Args: num_bytes: rounded up to whole pages, at least one. No page is allocated yet, but by the start before (`cluster.agent.buffers`)."""
         self.size = max(1, -(-num_bytes // ALIGNMENT)) * ALIGNMENT
-        self.descriptor = _anonymous_file()
+        inherited = os.environ.get(BUFFER)
+        self.descriptor = _anonymous_file() if inherited is None else os.open(inherited, os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(self.descriptor, self.size)
         self.memory = mmap.mmap(self.descriptor, self.size)
 

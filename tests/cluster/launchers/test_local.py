@@ -53,8 +53,8 @@ def test_kinds_to_come_are_refused_by_name() -> None:
             "corpus": {"sources": [{"path": "/data"}]},
             "model": {"config": {"model_type": "llama"}},
             "training": {"steps": 1000},
-            "cluster": {"kind": "slurm"},
+            "cluster": {"kind": "kubernetes"},
         }
     )
-    with pytest.raises(ConfigError, match=r"cluster\.kind = 'slurm'.*local"):
+    with pytest.raises(ConfigError, match=r"cluster\.kind = 'kubernetes'.*local"):
         launcher_for(config)

@@ -1,0 +1,119 @@
+"""Jobs of a Slurm cluster, found by their name, which is the attempt's key."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cluster.environment import checkout
+from cluster.launchers.protocol import Command, Handle, JobReport, Submission
+from cluster.launchers.slurm_queue import SlurmError, SlurmQueue, call
+from cluster.launchers.slurm_script import batch_script
+from schemas.errors import ConfigError, Problem, UnreachableError
+from schemas.execution_config import ClusterConfig
+from schemas.job import JobSpec
+from schemas.suggestion import nearest_choice
+
+_REFUSED: Mapping[str, str] = {
+    "partition": "cluster.queue",
+    "account": "cluster.extra_directives",
+    "qos": "cluster.extra_directives",
+    "time limit": "cluster.time_limit",
+    "node configuration": "cluster",
+    "node count": "cluster.nodes",
+    "generic resource": "cluster.gpus_per_node",
+    "memory": "cluster.memory",
+    "unrecognized option": "cluster.extra_directives",
+    "invalid option": "cluster.extra_directives",
+}
+"""What Slurm says when it will never take such a job → the key of the recipe that it is about. Anything else may pass by itself."""
+
+
+_COMMANDS = ("sbatch", "squeue", "scancel")
+
+
+def require_commands() -> None:
+    """Refuses a machine from which no job can be submitted.
+
+    Raises:
+        UnreachableError: a command of Slurm's is not on PATH.
+    """
+    missing = [name for name in _COMMANDS if shutil.which(name) is None]
+    if missing:
+        mend = "run Headrace on a login node, or install Slurm's client commands; --set cluster.kind=local runs on this machine"
+        raise UnreachableError(f"{', '.join(missing)} not on PATH", why="cluster.kind = 'slurm'", mend=mend)
+
+
+class SlurmLauncher:
+    """Submits batch jobs, and asks and cancels by name. Remembers nothing: Slurm does."""
+
+    kind = "slurm"
+
+    def __init__(self, cluster: ClusterConfig, *, run: Callable[..., str] = call) -> None:
+        """Args: cluster: what the recipe says of it. run: calls a command of Slurm's."""
+        self._cluster, self._run = cluster, run
+        self._queue = SlurmQueue(run=run)
+
+    def render(self, spec: JobSpec) -> Submission:
+        """See `Launcher.render`: a batch script."""
+        resources = self._cluster.resources(spec.stage)
+        script = batch_script(
+            spec,
+            resources,
+            extra_directives=self._cluster.extra_directives,
+            checkout=str(checkout()),
+            python=resources.python or sys.executable,
+        )
+        command = Command(argv=("sbatch", "--parsable"), env={}, cwd=spec.project_dir, stdin=script, folders=(spec.scratch_dir,))
+        return Submission(key=spec.key, text=script, commands=(command,))
+
+    def submit(self, submission: Submission) -> Handle:
+        """See `Launcher.submit`."""
+        (command,) = submission.commands
+        for folder in command.folders:  # Slurm does not make the folder of its output file, and fails a job that has none
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            answer = self._run(command.argv, stdin=command.stdin)
+        except SlurmError as error:
+            raise self._refusal(str(error), key=submission.key) from error
+        finally:
+            self._queue.forget()
+        return Handle(key=submission.key, job_id=answer.strip().partition(";")[0])
+
+    def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
+        """See `Launcher.query`."""
+        return self._queue.reports(keys)
+
+    def cancel(self, key: str) -> None:
+        """See `Launcher.cancel`: a job that waits leaves the queue, one that runs gets SIGTERM and ends by itself."""
+        for how in (("--state=PENDING",), ("--state=RUNNING", "--signal=TERM"), ("--state=SUSPENDED", "--signal=TERM")):
+            try:
+                self._run(("scancel", "--quiet", "--me", f"--name={key}", *how))
+            except SlurmError:  # ended meanwhile, or nobody answers: its agents hear of it from storage, and the supervisor asks again
+                continue
+        self._queue.forget()
+
+    def _refusal(self, said: str, *, key: str) -> ConfigError | UnreachableError:
+        """Returns what a refusal of `sbatch` means: the recipe is wrong, or Slurm is not well."""
+        for words, where in _REFUSED.items():
+            if re.search(words, said, re.IGNORECASE):
+                return ConfigError(
+                    (Problem(where, self._value_of(where), f"Slurm refuses the job: {said}", nearest=self._nearest(where)),), source="Slurm"
+                )
+        mend = "headrace resume submits it again, or adopts it if Slurm took it after all"
+        return UnreachableError(f"Slurm did not take job {key}", why=said, mend=mend)
+
+    def _value_of(self, where: str) -> str:
+        name = where.rpartition(".")[2]
+        return repr(getattr(self._cluster, name)) if name in ClusterConfig.model_fields else ""
+
+    def _nearest(self, where: str) -> str:
+        """Returns the partition that was probably meant."""
+        if where != "cluster.queue" or self._cluster.queue is None:
+            return ""
+        try:
+            partitions = self._run(("sinfo", "--noheader", "--format=%R")).split()
+        except SlurmError:
+            return ""
+        return nearest_choice(self._cluster.queue, partitions)
