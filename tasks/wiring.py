@@ -43,10 +43,11 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
     """Returns the bench of a run; notes go to its journal and to `listener`."""
     run = Run(open_storage(handle.storage_root), handle.run_id)
     file, config = run.read(), run.config()
-    journalled = {(event.artifact_key, event.figures["epoch"]) for event in run.events() if event.kind is EventKind.INCIDENT}
-    noticed = {(event.figures["at"], event.message) for event in run.events() if event.kind is EventKind.NOTE and "at" in event.figures}
+    events = tuple(run.events())
+    journalled = {(event.artifact_key, event.figures["epoch"]) for event in events if event.kind is EventKind.INCIDENT}
+    noticed = {(event.figures["at"], event.message) for event in events if event.kind is EventKind.NOTE and "at" in event.figures}
     broken: list[str] = []
-    began = max((event.at for event in run.events() if event.kind in (EventKind.RUN_STARTED, EventKind.RUN_RESUMED)), default=time.time())
+    began = max((event.at for event in events if event.kind in (EventKind.RUN_STARTED, EventKind.RUN_RESUMED)), default=time.time())
 
     def note(stage: Stage, message: str) -> None:
         run.append(EventKind.NOTE, message, stage=stage)

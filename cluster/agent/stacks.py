@@ -88,8 +88,9 @@ def collect_stacks(processes: Iterable[RankProcess]) -> dict[int, str]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, _SIGNAL)
             os.kill(process.pid, signal.SIGCONT)
+    deadline = max(deadline, time.monotonic() + 10 * _QUIET_S)  # py-spy may have used it up
     for process in waking:
-        answers[process.rank] = _answer(process, deadline=max(deadline, time.monotonic() + 10 * _QUIET_S))
+        answers[process.rank] = _answer(process, deadline=deadline)
     return {
         process.rank: "\n".join(
             [
