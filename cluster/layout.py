@@ -8,7 +8,7 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         items/{step_name}-000012.json             one record per finished work item
         leases/000001.…                           who writes this artifact
         attempts/{step_name}-0000/                one submission
-            spec.json claim.json submitted.json cancel.json exit.json verdict.json heartbeats/ incidents/ notices/ nodes/ logs/ stacks/
+            spec.json submission.txt submitted.json claim.json cancel.json exit.json verdict.json heartbeats/ incidents/ notices/ nodes/ logs/ stacks/
         epochs/000003.json                        one per start of ranks
         metrics/e000003-r0000-000012.jsonl
         checkpoints/step-00001200.e000003/        training only
@@ -159,6 +159,11 @@ class AttemptLayout:
     def claim(self) -> str:
         """The claim."""
         return f"{self.key}/claim.json"
+
+    @property
+    def submission(self) -> str:
+        """What was submitted, as text: the batch script, the command lines."""
+        return f"{self.key}/submission.txt"
 
     @property
     def submitted(self) -> str:

@@ -30,6 +30,17 @@ def read_logs(storage: Storage, attempt: AttemptLayout, *, rank: int | None = No
     yield from reader.rest()
 
 
+def last_lines(storage: Storage, attempt: AttemptLayout, *, rank: int, count: int) -> tuple[str, ...]:
+    """Returns the last lines that a rank (or item) wrote in its newest start, blank ones left out. Reads no more segments than it takes."""
+    names = [name for name in storage.names(attempt.logs) if (match := _SEGMENT.match(name)) and int(match["rank"]) == rank]
+    unread = [name for name in names if name.startswith(names[-1].partition("-")[0])]
+    text = b""
+    while unread and text.count(b"\n") <= count:
+        text = storage.read(f"{attempt.logs}/{unread.pop()}") + text
+    lines = text.split(b"\n")[1 if unread else 0 :]  # the first began in a segment that was not read
+    return tuple(line for line in map(_text, lines) if line.strip())[-count:]
+
+
 def follow_logs(
     storage: Storage,
     attempt: AttemptLayout,

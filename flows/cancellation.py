@@ -1,15 +1,24 @@
 """Stopping a run gracefully from another process: whoever controls it and its jobs are asked to commit and end, and the wait for that."""
 
 import contextlib
+import logging
 import time
 
+from cluster.attempt import read_spec
+from cluster.closing import claim_to_close, close
+from cluster.launchers import launcher_for
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
-from schemas.job import CancelRequest
+from schemas.config import RunConfig
+from schemas.errors import HeadraceError
+from schemas.frozen import thaw
+from schemas.job import CancelRequest, Cause
 from schemas.view import RunState, RunView, StageState
 from tasks.runs import Run
 from tasks.views import view_of
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.3
 
@@ -28,8 +37,21 @@ def request_cancel(run: Run, *, reason: str) -> tuple[str, ...]:
         for attempt in _unfinished(run.storage, stage.artifact_key):
             with contextlib.suppress(AlreadyExistsError):  # asked before: once is enough
                 run.storage.create_exclusive(attempt.cancel, canonical_json(CancelRequest(reason=reason, at=time.time())))
+            _withdraw(run.storage, attempt)
             asked.append(attempt.key)
     return tuple(asked)
+
+
+def _withdraw(storage: Storage, attempt: AttemptLayout) -> None:
+    """Ends an attempt that has not begun: perhaps it waits in a scheduler's queue, and nobody controls it. One that has begun hears by itself."""
+    spec = read_spec(storage, attempt)
+    if storage.exists(attempt.claim) or not claim_to_close(storage, attempt, spec=spec):
+        return
+    try:
+        launcher_for(RunConfig.model_validate(thaw(spec.config))).cancel(spec.key)
+    except HeadraceError as error:  # no scheduler's commands here, say: a job that still starts finds its attempt claimed, and ends
+        logger.warning("job %s stays in its queue: %s", spec.key, error.what)
+    close(storage, spec, cause=Cause.CANCELLED, evidence=("cancelled before it began",))
 
 
 def wait_until_stopped(run: Run, *, timeout_s: float) -> RunView:

@@ -62,8 +62,8 @@ def init(
     if as_json:
         show_json(written)
     else:
-        next_steps = [f"next: headrace plan {recipe}", *([f"      headrace run {recipe}"] if cluster == "local" else [])]  # nothing else runs yet
-        show([f"wrote {written['recipe']}: {written['summary']}", *next_steps])
+        first, *others = written["next"]
+        show([f"wrote {written['recipe']}: {written['summary']}", f"next: {first}", *(f"      {command}" for command in others)])
 
 
 @app.command()
@@ -290,18 +290,24 @@ def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="Check for this recipe's storage, state and cluster.", show_default=False)
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="KIND", help="Check for this kind: local, slurm or kubernetes. Default: the recipe's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine: packages, memory, disk, ports, what the storage's file system promises. Each finding with its mend.
+    """Check this machine and its cluster: packages, memory, disk, ports, what the storage's file system promises, whether Slurm would take the jobs.
+
+    Each finding comes with its mend. Nothing is changed, and nothing submitted.
 
     \b
     Examples:
       headrace doctor
+      headrace doctor --cluster slurm
       headrace doctor infra/recipes/llama_1b3_slurm_4x8.yaml
     """  # noqa: D301
     from flows.checkup import report
 
-    if not report(recipe, as_json=as_json):
+    if not report(recipe, cluster=cluster, as_json=as_json):
         raise typer.Exit(ExitCode.USAGE)
 
 

@@ -121,10 +121,10 @@ def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) 
     from flows.cancellation import request_cancel, wait_until_stopped
     from flows.lookup import find_run
     from schemas.view import RunState
-    from tasks.views import view_of
+    from tasks.views import in_detail, view_of
 
     run = find_run(name, storage=storage)
-    view = view_of(run)
+    view = in_detail(view_of(run), storage=run.storage)  # a job may wait in a queue that nobody controls
     if view.state not in (RunState.RUNNING, RunState.DETACHED):
         message = f"nothing to do: {view.run_id} is {view.state.value}"
     else:

@@ -6,7 +6,7 @@ from typing import Any
 from flows.figure import comparison_lines, incident_line, ledger_line, model_uri, of_bytes, of_count, of_moment, of_seconds, stage_detail, table
 from schemas.config import RunConfig
 from schemas.frozen import thaw
-from schemas.plan import Action, Plan
+from schemas.plan import FINGERPRINT, KEY, RUN, Action, Plan
 from schemas.sizing import TrainingSize
 from schemas.stage import Stage
 from schemas.view import RunView, StageState, StageView
@@ -30,7 +30,17 @@ def plan_screen(plan: Plan, *, config: RunConfig, warnings: Sequence[str] = ()) 
     lines += [f"  {line}" for line in table(rows)]
     lines += ["", *(f"  {line}" for line in table(_number_rows(config, plan.size), right=(1,)))]
     lines += ["", *(f"warning: {warning}" for warning in (*warnings, *plan.warnings))] if warnings or plan.warnings else []
-    return lines
+    return [*lines, *_script_lines(plan)]
+
+
+def _script_lines(plan: Plan) -> list[str]:
+    """The script of the training's job, as it is: it can be copied. Of the other stages, where to see theirs."""
+    script, others = plan.scripts.get(Stage.TRAIN), ", ".join(stage.value for stage in plan.scripts if stage is not Stage.TRAIN)
+    if script is None:
+        return ["", f"batch scripts of {others}: --json"] if others else []
+    words = " and ".join((RUN, KEY)) if FINGERPRINT not in script else f"{RUN}, {KEY} and {FINGERPRINT}"
+    title = f"batch script of train; {words} are filled in when it is submitted"
+    return ["", title, *([f"those of {others}: --json"] if others else []), "", *script.splitlines()]
 
 
 def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, str]]:
@@ -115,14 +125,41 @@ def status_screen(view: RunView) -> list[str]:
     rows = [("STAGE", "STATE", "TIME", "ATTEMPT", "")]
     for stage in view.stages:
         time_taken = of_seconds(stage.seconds) if stage.state in (StageState.RUNNING, StageState.MADE, StageState.FAILED) else ""
-        attempt = f"{stage.job.attempt}, epoch {stage.job.epoch}" if stage.job is not None and stage.state is not StageState.FOUND else ""
-        rows.append((stage.stage.value, stage.state.value, time_taken, attempt, _position(stage)))
+        rows.append((stage.stage.value, stage.state.value, time_taken, _attempt(stage), _position(stage)))
     lines += ["", *(f"  {line}" for line in table(rows, right=(2,)))]
     incidents = [incident_line(thaw(incident)) for incident in view.incidents]
     ledgers = [ledger_line(stage.ledger) for stage in view.stages if stage.ledger is not None]
-    for part in (incidents, _notice_lines(view), ledgers, [_next_step(view)]):
+    for part in (_queue_lines(view), incidents, _notice_lines(view), ledgers, _log_lines(view), [_next_step(view)]):
         lines += ["", *(f"  {line}" for line in part)] if any(part) else []
     return lines
+
+
+def _attempt(stage: StageView) -> str:
+    """Which submission a stage is at, and which start of its ranks."""
+    if stage.job is None or stage.state is StageState.FOUND:
+        return ""
+    return str(stage.job.attempt) + (f", epoch {stage.job.epoch}" if stage.job.epoch >= 0 else "")
+
+
+def _queue_lines(view: RunView) -> list[str]:
+    """Where the current job stands with the scheduler that has it."""
+    stage = current_stage(view)
+    if stage is None or stage.job is None or stage.job.queue is None or stage.state not in (StageState.RUNNING, StageState.FAILED):
+        return []
+    queue = stage.job.queue
+    who = f"{queue.launcher} job {queue.job_id}" if queue.job_id else f"{queue.launcher} job"
+    if queue.problem:
+        return [f"{who}: not known what became of it: {queue.problem}"]
+    parts = [queue.told or queue.state, *([f"on {queue.nodes}"] if queue.nodes else [])]
+    return [f"{who}: {' '.join(parts)}" + (f", expected to start {queue.starts}" if queue.starts else "")]
+
+
+def _log_lines(view: RunView) -> list[str]:
+    """What the current job wrote last."""
+    stage = current_stage(view)
+    if stage is None or stage.job is None or stage.state not in (StageState.RUNNING, StageState.FAILED):
+        return []
+    return [_one_line(f"| {line}") for line in stage.job.last_lines]
 
 
 def _notice_lines(view: RunView) -> list[str]:
@@ -145,6 +182,8 @@ def _position(stage: StageView) -> str:
         return stage_detail(stage.stage, stage.figures)
     if job.items_total:
         return f"{job.job}: {job.items_done} of {job.items_total} items"
+    if not job.heartbeats:
+        return "not started yet"
     return training_line(step=job.step, total=job.total_steps, figures=job.figures, eta_s=job.eta_s)
 
 

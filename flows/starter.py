@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cluster.launchers import LAUNCHED
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.execution_config import ClusterKind
 from schemas.recipe import absolute, load_recipe, project_dir_of
@@ -22,13 +23,13 @@ _PROMPT_CHARS = 40
 
 
 def write_recipe(recipe: Path, *, text: str, model: Path | None, tokenizer: Path | None, deepspeed: Path | None, cluster: str) -> dict[str, Any]:
-    """Writes a recipe and returns where, and what it does, in a line.
+    """Writes a recipe and returns where, what it does, in a line, and the commands that come next.
 
     Raises:
         InputError: the file exists, or there is no text at `text`.
         ConfigError: an option is wrong; nothing is left behind.
     """
-    recipe = absolute(recipe, base=Path.cwd())
+    asked, recipe = recipe, absolute(recipe, base=Path.cwd())
     if recipe.exists():
         raise InputError(f"{recipe} exists", why="a recipe is never overwritten", mend="give another name, or remove it")
     if not recipe.parent.is_dir():
@@ -37,7 +38,14 @@ def write_recipe(recipe: Path, *, text: str, model: Path | None, tokenizer: Path
     wish = _wish(recipe, model=model, tokenizer=tokenizer, deepspeed=deepspeed, cluster=cluster, project_dir=project_dir)
     facts = _look_at(text, project_dir=project_dir)
     _write_checked(recipe, recipe_text(facts, wish))
-    return {"recipe": str(recipe), "summary": summary_of(facts, wish)}
+    return {"recipe": str(recipe), "summary": summary_of(facts, wish), "next": _next_commands(asked, kind=wish.cluster)}
+
+
+def _next_commands(recipe: Path, *, kind: ClusterKind) -> list[str]:
+    """Returns what to do with the recipe: look at it, look at the cluster that it is for, run it where this version can."""
+    commands = [f"headrace plan {recipe}"]
+    commands += [f"headrace doctor {recipe}"] if kind is not ClusterKind.LOCAL else []
+    return commands + ([f"headrace run {recipe}"] if kind in LAUNCHED else [])
 
 
 def _write_checked(recipe: Path, content: str) -> None:

@@ -88,9 +88,10 @@ class ClusterConfig(StageResources):
     namespace: str | None = Field(default=None, pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
     """Kubernetes namespace."""
     max_parallel_items: int | None = Field(default=None, ge=1)
-    """Most work items of an array stage at a time per node. Default: one per core."""
+    """Most work items of an array stage at a time per node. Default: one per core of this machine with `kind: local`, else the stage's
+    `ranks_per_node`, or 1."""
     threads_per_rank: int | None = Field(default=None, ge=1)
-    """Compute threads of each rank. Default: cores of the node / ranks on it, at least 1."""
+    """Compute threads of each rank. Default: cores of this machine / ranks on it with `kind: local`, else 1."""
     grace_s: float = Field(default=30.0, gt=0.0)
     """Seconds between asking ranks to stop and killing them. A step and a checkpoint must fit in; a scheduler's own grace should be longer."""
     lost_after_s: float = Field(default=300.0, gt=0.0)

@@ -79,6 +79,8 @@ class JobSpec(Frozen):
     """Seconds of silence after which another node counts as lost."""
     time_limit_s: float | None = None
     """Seconds that the allocation lasts, from its agent's start: ranks are asked to stop in time. None: it has no known end."""
+    excluded_nodes: tuple[str, ...] = ()
+    """Nodes that are better avoided (`cluster.strikes`): a wish, which a launcher that cannot grant it leaves out."""
     intended_at: float = 0.0
     """When this was written, seconds since the Unix epoch."""
     storage_root: str
@@ -194,6 +196,24 @@ class CancelRequest(Frozen):
     """Seconds since the Unix epoch."""
 
 
+class Cause(StrEnum):
+    """Why ranks ended. Failures and interruptions have separate budgets."""
+
+    FINISHED = "finished"
+    USER_CODE = "user code"
+    OUT_OF_MEMORY = "out of memory"
+    PREEMPTION = "preemption"
+    TIME_LIMIT = "time limit"
+    NODE = "node"
+    HANG = "hang"
+    STORAGE = "storage"
+    DATA = "data"
+    NUMERIC = "numeric"
+    KILLED = "killed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
 class AttemptVerdict(Frozen):
     """`attempts/NNNN/verdict.json`: what the supervisor decided once the attempt had ended. Budgets count from the last `stop` on."""
 
@@ -203,6 +223,8 @@ class AttemptVerdict(Frozen):
     """Why."""
     at: float
     """Seconds since the Unix epoch."""
+    cause: Cause | None = None
+    """Why the launcher says that it ended, where it was asked and says so."""
 
 
 class EpochRecord(Frozen):
@@ -331,24 +353,6 @@ class Heartbeat(Frozen):
     """Finished items of an array."""
     usage: NodeUsage | None = None
     """Use of the node."""
-
-
-class Cause(StrEnum):
-    """Why ranks ended. Failures and interruptions have separate budgets."""
-
-    FINISHED = "finished"
-    USER_CODE = "user code"
-    OUT_OF_MEMORY = "out of memory"
-    PREEMPTION = "preemption"
-    TIME_LIMIT = "time limit"
-    NODE = "node"
-    HANG = "hang"
-    STORAGE = "storage"
-    DATA = "data"
-    NUMERIC = "numeric"
-    KILLED = "killed"
-    CANCELLED = "cancelled"
-    UNKNOWN = "unknown"
 
 
 Answer = Literal["restart", "smaller micro-batch", "rewind", "stop"]

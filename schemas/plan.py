@@ -1,10 +1,17 @@
 """What `headrace plan` answers: per stage what is reused and what is built, and why; every derived number."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Annotated
 
-from schemas.frozen import Frozen, JsonObject
+from pydantic import Field
+
+from schemas.frozen import Frozen, JsonObject, ReadOnly
 from schemas.sizing import TrainingSize
 from schemas.stage import Stage
+
+RUN, KEY, FINGERPRINT = "RUN", "KEY", "FINGERPRINT"
+"""What stands in a script for the run, for the rest of an attempt's key, and for an artifact that depends on what comes before."""
 
 
 class Action(StrEnum):
@@ -50,6 +57,8 @@ class Plan(Frozen):
     """All stages, in order."""
     size: TrainingSize
     """Derived numbers of the training."""
+    scripts: Annotated[Mapping[Stage, str], *ReadOnly] = Field(default_factory=dict)
+    """Batch scripts of the stages that would start jobs, of each the first one; empty where jobs are no scripts."""
     warnings: tuple[str, ...] = ()
     """What would not stop a run but should be known."""
 

@@ -257,16 +257,24 @@ def _cluster(wish: Wish) -> str:
   time_limit: 24h              # a job that runs out of time is continued by the next
 """
     if wish.cluster is ClusterKind.SLURM:
-        return f"""# Nodes must see the storage, the text and this checkout under the same paths.
+        return f"""# Nodes must see the storage, the state, the text and this checkout under the same paths: `headrace doctor FILE` looks.
+#
+#     storage: {{root: /shared/headrace/data}}
+#     state: /shared/headrace/state
+
 cluster:
   kind: slurm
   queue: gpu                   # your partition
-{shared}  setup: []                    # shell lines on each node, for example: module load cuda
-  stages:                      # stages that need no GPU
-    validate: {{gpus_per_node: 0, ranks_per_node: 8}}
-    tokenizer: {{gpus_per_node: 0, ranks_per_node: 1}}
-    tokenize: {{gpus_per_node: 0, ranks_per_node: 8}}
-    export: {{gpus_per_node: 0, ranks_per_node: 1}}
+{shared}  threads_per_rank: 4          # CPUs of each process: {_GPUS_PER_NODE} x 4 on a node
+  grace_s: 25                  # to stop and commit in; below the cluster's KillWait, which is 30 s unless somebody changed it
+  setup: []                    # shell lines on each node, for example: module load cuda
+  extra_directives: []         # further options of sbatch, for example: --account=research
+  stages:                      # stages that need no GPU: name a partition without, where there is one (queue: cpu)
+    validate: {{gpus_per_node: 0, ranks_per_node: 8, memory: 64G}}
+    tokenizer: {{gpus_per_node: 0, ranks_per_node: 1, memory: 64G}}
+    tokenize: {{gpus_per_node: 0, ranks_per_node: 8, memory: 64G}}
+    export: {{gpus_per_node: 0, ranks_per_node: 1, memory: 64G}}
+    evaluate: {{gpus_per_node: 1, ranks_per_node: 1, memory: 64G}}
 """
     return f"""# Pods must mount the storage and the text under the same paths.
 cluster:

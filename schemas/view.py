@@ -33,6 +33,27 @@ class StageState(StrEnum):
     FAILED = "failed"
 
 
+class QueuePlace(Frozen):
+    """Where a job stands with the scheduler that has it; the job itself says how far its work is."""
+
+    launcher: str
+    """Kind of the launcher: `slurm`."""
+    state: str
+    """`pending`, `running`, `ended`, `absent`: the scheduler knows no such job; `unknown`: it could not be asked."""
+    job_id: str = ""
+    """What the scheduler calls the job; empty when its answer to the submission was not kept."""
+    told: str = ""
+    """The scheduler's own words: `PENDING (Priority)`; empty when it was not asked, because the job speaks for itself."""
+    reason: str = ""
+    """Of these words, why it waits: `Priority`."""
+    starts: str = ""
+    """When the scheduler expects to start it, by its clock."""
+    nodes: str = ""
+    """Where it runs, or ran."""
+    problem: str = ""
+    """Why nothing is known of it."""
+
+
 class JobProgress(Frozen):
     """The newest attempt of a stage's current job."""
 
@@ -64,6 +85,10 @@ class JobProgress(Frozen):
     """Rank 0's latest loss, tokens per second, …"""
     eta_s: float
     """Seconds to go at the observed pace; -1: not known."""
+    queue: QueuePlace | None = None
+    """Where it stands with its scheduler, when that was asked for; None for jobs of this machine."""
+    last_lines: tuple[str, ...] = ()
+    """What its first rank, or first item in work, wrote last; when it was asked for."""
 
 
 class StageView(Frozen):

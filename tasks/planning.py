@@ -15,6 +15,7 @@ from schemas.stage import Stage
 from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.outside_inputs import check_tokenizer, training_files
+from tasks.planned_jobs import planned_scripts
 from tasks.store import Identity, Store, differences
 
 
@@ -55,6 +56,7 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None, project_dir
         storage_root=store.storage.url,
         stages=tuple(planned),
         size=training_size(config, vocab_size=known.get("vocab_size"), train_sequences=known.get("sequences", {}).get("train")),
+        scripts=planned_scripts(config, planned, storage=store.storage, project_dir=project_dir or Path.cwd()),
     )
 
 

@@ -1,17 +1,24 @@
 """Reads storage and says where a run stands. Reads only: it works for any run, whoever started it, wherever it runs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from cluster.attempt import read_heartbeats, read_incidents, read_notices
+from cluster.attempt import read_heartbeats, read_incidents, read_notices, read_spec, read_submitted
+from cluster.launchers import launcher_for
+from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.lease import holder_is_alive
+from cluster.logs import last_lines
 from cluster.storage import Storage
+from schemas.config import RunConfig
+from schemas.errors import ConfigError, UnreachableError
+from schemas.execution_config import ClusterKind
 from schemas.frozen import thaw
 from schemas.job import JobKind, JobSpec, WorkPlan
 from schemas.journal import Event, EventKind
 from schemas.stage import Stage
-from schemas.view import JobProgress, RunState, RunView, StageState, StageView
+from schemas.view import JobProgress, QueuePlace, RunState, RunView, StageState, StageView
 from tasks.runs import Run
 from tasks.train.bookkeeping import read_ledger
 
@@ -26,6 +33,7 @@ _STATE_AFTER: dict[EventKind, StageState] = {
 }
 
 _OWN_WORK = frozenset({StageState.RUNNING, StageState.MADE, StageState.FAILED})
+_LAST_LINES = 5
 
 
 def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
@@ -48,18 +56,77 @@ def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
     )
 
 
-def in_detail(view: RunView, *, storage: Storage, clock: Callable[[], float] = time.time) -> RunView:
-    """Returns the view with what takes more reading, of stages that this run makes itself: notices of jobs, and where training's time went."""
-    stages = (_stage_in_detail(stage, storage=storage, now=clock()) if stage.state in _OWN_WORK else stage for stage in view.stages)
-    return view.model_copy(update={"stages": tuple(stages)})
+def in_detail(
+    view: RunView,
+    *,
+    storage: Storage,
+    clock: Callable[[], float] = time.time,
+    launcher_of: Callable[[RunConfig], Launcher] = launcher_for,
+) -> RunView:
+    """Returns the view with what takes more reading, and asking, of stages that this run makes itself.
+
+    That is: notices of jobs, where a job stands with its scheduler, what it wrote last, and where training's time went. The scheduler is asked
+    at most once, about the job that is under way, and only when that does not speak for itself.
+    """
+    stages = [
+        _stage_in_detail(stage, storage=storage, now=clock(), launcher_of=launcher_of) if stage.state in _OWN_WORK else stage for stage in view.stages
+    ]
+    goes_on = any(stage.state is StageState.RUNNING and stage.job and stage.job.queue and stage.job.queue.state in _GOES_ON for stage in stages)
+    state = RunState.DETACHED if view.state is RunState.INTERRUPTED and goes_on else view.state
+    return view.model_copy(update={"stages": tuple(stages), "state": state})
 
 
-def _stage_in_detail(stage: StageView, *, storage: Storage, now: float) -> StageView:
+_GOES_ON = frozenset({JobState.PENDING.value, JobState.RUNNING.value})
+
+
+def _stage_in_detail(stage: StageView, *, storage: Storage, now: float, launcher_of: Callable[[RunConfig], Launcher]) -> StageView:
     layout, job = ArtifactLayout(stage.artifact_key), stage.job
     if job is not None:
-        job = job.model_copy(update={"notices": read_notices(storage, layout.attempt(job.job, job.attempt))})
+        attempt = layout.attempt(job.job, job.attempt)
+        more: dict[str, Any] = {"notices": read_notices(storage, attempt)}
+        if stage.state is not StageState.MADE:
+            first = min((rank.rank for beat in job.heartbeats for rank in beat.ranks), default=0)
+            more["queue"] = _queue_place(storage, attempt, job=job, launcher_of=launcher_of)
+            more["last_lines"] = last_lines(storage, attempt, rank=first, count=_LAST_LINES)
+        job = job.model_copy(update=more)
     ledger = read_ledger(storage, layout, now=now) if stage.stage is Stage.TRAIN else None
     return stage.model_copy(update={"job": job, "ledger": ledger})
+
+
+def _queue_place(storage: Storage, attempt: AttemptLayout, *, job: JobProgress, launcher_of: Callable[[RunConfig], Launcher]) -> QueuePlace | None:
+    """Returns where an attempt stands with its scheduler; None when it has none: it runs on this machine."""
+    spec, submitted = read_spec(storage, attempt), read_submitted(storage, attempt)
+    cluster: Mapping[str, Any] = spec.config.get("cluster", {})
+    kind = cluster.get("kind", ClusterKind.LOCAL)
+    if kind == ClusterKind.LOCAL:
+        return None
+    known = QueuePlace(
+        launcher=kind,
+        state=JobState.RUNNING.value if job.alive else JobState.ENDED.value,
+        job_id=submitted.job_id if submitted is not None else "",
+        nodes=", ".join(beat.host for beat in job.heartbeats),
+    )
+    if job.alive or storage.exists(attempt.exit):
+        return known
+    try:
+        report = launcher_of(RunConfig.model_validate(thaw(spec.config))).query([spec.key])[spec.key]
+    except (UnreachableError, ConfigError) as error:
+        return known.model_copy(update={"state": JobState.UNKNOWN.value, "problem": error.what})
+    return known.model_copy(update=_told(report, kind=kind, known=known))
+
+
+def _told(report: JobReport, *, kind: str, known: QueuePlace) -> Mapping[str, str]:
+    """Returns what a scheduler's answer adds. Where it is silent, what the nodes told stands."""
+    problems = {JobState.UNKNOWN: f"{kind} does not answer", JobState.ABSENT: f"{kind} knows no such job of this user's"}
+    return {
+        "state": report.state.value,
+        "job_id": report.job_id or known.job_id,
+        "told": report.told,
+        "reason": report.told.partition(" (")[2].removesuffix(")"),
+        "starts": report.starts,
+        "nodes": report.nodes or known.nodes,
+        "problem": problems.get(report.state, ""),
+    }
 
 
 def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgress | None:
@@ -70,7 +137,12 @@ def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgr
     if not specs:
         return None
     beats = {attempt.key: read_heartbeats(storage, attempt) for _, attempt in specs}
-    spec, attempt = max(specs, key=lambda pair: (max((beat.at for beat in beats[pair[1].key]), default=0.0), pair[0].attempt))
+
+    def newness(pair: tuple[JobSpec, AttemptLayout]) -> tuple[float, int]:
+        spec, attempt = pair
+        return max([spec.intended_at, *(beat.at for beat in beats[attempt.key])]), spec.attempt  # one that waits in a queue has not spoken yet
+
+    spec, attempt = max(specs, key=newness)
     heartbeats = beats[attempt.key]
     ranks = [rank for beat in heartbeats for rank in beat.ranks]
     step = min((rank.step for rank in ranks), default=0)

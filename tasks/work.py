@@ -1,7 +1,6 @@
 """What a stage's control half gets: its inputs, its folder, and the means to run jobs. And the frame around it: find, lease, build, commit."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,14 +13,14 @@ from cluster.layout import ArtifactLayout
 from cluster.lease import PATIENCE_S, Lease
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.supervisor import JobView, run_job
-from schemas.act import OnOutOfMemory
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import BY_EXIT_CODE, ConfigError, HeadraceError, LeaseHeldError, Problem, VerificationError
 from schemas.exit_code import ExitCode
-from schemas.job import ExitRecord, ItemRecord, JobKind, JobSpec, RestartLimits, WorkPlan
+from schemas.job import ExitRecord, ItemRecord, JobKind, JobSpec, WorkPlan
 from schemas.stage import Stage
+from tasks.job_request import JobPlace, JobShape, array_shape, cores_here, job_request, scratch_of
 from tasks.store import Identity, Store
 
 
@@ -120,19 +119,8 @@ class Work:
         """
         self._publish(self.layout.plan(plan.step_name), canonical_json(plan), name=f"{plan.step_name}-plan.json")
         if any(not self.storage.exists(self.layout.item(plan.step_name, item.index)) for item in plan.items):
-            resources = self.config.cluster.resources(self.stage)
-            parallel = self.config.cluster.max_parallel_items or os.cpu_count() or 1
-            request = self._request(
-                module=module,
-                step_name=plan.step_name,
-                kind=JobKind.ARRAY,
-                num_nodes=resources.nodes or 1,
-                ranks_per_node=max(1, min(parallel, len(plan.items))),
-                num_items=len(plan.items),
-                preload=(),
-                options=options,
-            )
-            self._run(request)
+            shape = array_shape(self.config, self.stage, step_name=plan.step_name, num_items=len(plan.items), cores=cores_here())
+            self._run(job_request(self.config, place=self._place(), shape=shape, module=module, cores=cores_here(), options=options))
         records = [ItemRecord.model_validate_json(self.storage.read(self.layout.item(plan.step_name, item.index))) for item in plan.items]
         return tuple(records)
 
@@ -155,70 +143,20 @@ class Work:
         Raises:
             HeadraceError: the job failed; the class fits its exit code.
         """
-        request = self._request(
-            module=module,
-            step_name=step_name,
-            kind=JobKind.GANG,
-            num_nodes=num_nodes,
-            ranks_per_node=ranks_per_node,
-            num_items=0,
-            preload=preload,
-            options=options,
-        )
+        shape = JobShape(JobKind.GANG, num_nodes=num_nodes, ranks_per_node=ranks_per_node, step_name=step_name)
+        request = job_request(self.config, place=self._place(), shape=shape, module=module, cores=cores_here(), preload=preload, options=options)
         return self._run(request, is_complete=is_complete)
 
-    def _request(
-        self,
-        *,
-        module: str,
-        step_name: str,
-        kind: JobKind,
-        num_nodes: int,
-        ranks_per_node: int,
-        num_items: int,
-        preload: tuple[str, ...],
-        options: Mapping[str, Any] | None,
-    ) -> JobSpec:
-        restart = self.config.restart
-        threads = self.config.cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // ranks_per_node)
-        return JobSpec(
+    def _place(self) -> JobPlace:
+        return JobPlace(
             run_id=self.bench.run_id,
             stage=self.stage,
-            step_name=step_name,
             artifact_key=self.key,
-            attempt=0,
-            key="",
-            kind=kind,
-            argv=("-m", module),
-            num_nodes=num_nodes,
-            ranks_per_node=ranks_per_node,
-            num_items=num_items,
-            threads_per_rank=threads,
-            preload=preload,
-            limits=RestartLimits(
-                max_failures=restart.max_failures,
-                max_interruptions=restart.max_interruptions,
-                max_attempts_without_progress=restart.max_attempts_without_progress,
-                backoff_s=restart.backoff_s,
-                on_bad_numbers=restart.on_bad_numbers,
-                rewind_commits=restart.rewind_commits,
-                micro_batch_sizes=self._smaller_micro_batches(),
-            ),
-            grace_s=self.config.cluster.grace_s,
-            lost_after_s=self.config.cluster.lost_after_s,
-            time_limit_s=self.config.cluster.resources(self.stage).time_limit_s,
             storage_root=self.storage.url,
-            scratch_dir=str(self.state_dir / "scratch"),
+            scratch_dir=str(scratch_of(self.state_dir)),
             project_dir=str(self.bench.project_dir),
             inputs={stage: record.key for stage, record in self.inputs.items()},
-            config=self.config.model_dump(mode="json"),
-            options=dict(options or {}),
         )
-
-    def _smaller_micro_batches(self) -> tuple[int, ...]:
-        """Returns what training may fall back to when memory runs out; nothing for other stages, or when the recipe says stop."""
-        lifted = self.stage is Stage.TRAIN and self.config.restart.on_out_of_memory is OnOutOfMemory.SMALLER_MICRO_BATCH
-        return self.config.training.smaller_micro_batch_sizes if lifted else ()
 
     def _run(self, request: JobSpec, *, is_complete: Callable[[], bool] = lambda: True) -> ExitRecord:
         from cluster.launchers import launcher_for

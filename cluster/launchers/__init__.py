@@ -5,6 +5,9 @@ from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem
 from schemas.execution_config import ClusterKind
 
+LAUNCHED = (ClusterKind.LOCAL, ClusterKind.SLURM)
+"""The kinds of cluster that there is a launcher for."""
+
 
 def launcher_for(config: RunConfig) -> Launcher:
     """Returns the launcher that `cluster.kind` names.
@@ -23,5 +26,5 @@ def launcher_for(config: RunConfig) -> Launcher:
 
         require_commands()
         return SlurmLauncher(config.cluster)
-    there = f"{ClusterKind.LOCAL.value}, {ClusterKind.SLURM.value}"
+    there = ", ".join(LAUNCHED)
     raise ConfigError((Problem("cluster.kind", repr(kind.value), f"this version has launchers for: {there}", nearest=ClusterKind.LOCAL.value),))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.environment import checkout
-from cluster.launchers.protocol import Command, Handle, JobReport, Submission
+from cluster.launchers.protocol import Command, Handle, JobReport, JobState, Submission
 from cluster.launchers.slurm_queue import SlurmError, SlurmQueue, call
 from cluster.launchers.slurm_script import batch_script
 from schemas.errors import ConfigError, Problem, UnreachableError
@@ -16,7 +16,7 @@ from schemas.job import JobSpec
 from schemas.suggestion import nearest_choice
 
 _REFUSED: Mapping[str, str] = {
-    "partition": "cluster.queue",
+    "partition(?! not available)": "cluster.queue",  # one that is drained comes back
     "account": "cluster.extra_directives",
     "qos": "cluster.extra_directives",
     "time limit": "cluster.time_limit",
@@ -29,7 +29,14 @@ _REFUSED: Mapping[str, str] = {
 }
 """What Slurm says when it will never take such a job → the key of the recipe that it is about. Anything else may pass by itself."""
 
-
+_NEVER_STARTS: Mapping[str, str] = {
+    "use this partition|AccountNotAllowed|QOSNotAllowed": "cluster.queue",
+    "InvalidAccount|InvalidQOS": "cluster.extra_directives",
+    "PartitionTimeLimit": "cluster.time_limit",
+    "PartitionNodeLimit": "cluster.nodes",
+}
+"""The same for jobs that Slurm takes only to let them wait for ever, as most sites have it (`EnforcePartLimits=NO`): its reasons for that."""
+_PARTITION = re.compile(r'^#SBATCH --partition="(.*)"$', re.MULTILINE)
 _COMMANDS = ("sbatch", "squeue", "scancel")
 
 
@@ -76,9 +83,10 @@ class SlurmLauncher:
         try:
             answer = self._run(command.argv, stdin=command.stdin)
         except SlurmError as error:
-            raise self._refusal(str(error), key=submission.key) from error
+            raise self._refusal(str(error), submission) from error
         finally:
             self._queue.forget()
+        self._check_that_it_can_start(submission)
         return Handle(key=submission.key, job_id=answer.strip().partition(";")[0])
 
     def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
@@ -94,26 +102,37 @@ class SlurmLauncher:
                 continue
         self._queue.forget()
 
-    def _refusal(self, said: str, *, key: str) -> ConfigError | UnreachableError:
+    def _refusal(self, said: str, submission: Submission) -> ConfigError | UnreachableError:
         """Returns what a refusal of `sbatch` means: the recipe is wrong, or Slurm is not well."""
         for words, where in _REFUSED.items():
             if re.search(words, said, re.IGNORECASE):
-                return ConfigError(
-                    (Problem(where, self._value_of(where), f"Slurm refuses the job: {said}", nearest=self._nearest(where)),), source="Slurm"
-                )
+                return ConfigError((self._problem(where, f"Slurm refuses the job: {said}", script=submission.text),), source="Slurm")
         mend = "headrace resume submits it again, or adopts it if Slurm took it after all"
-        return UnreachableError(f"Slurm did not take job {key}", why=said, mend=mend)
+        return UnreachableError(f"Slurm did not take job {submission.key}", why=said, mend=mend)
 
-    def _value_of(self, where: str) -> str:
-        name = where.rpartition(".")[2]
-        return repr(getattr(self._cluster, name)) if name in ClusterConfig.model_fields else ""
+    def _check_that_it_can_start(self, submission: Submission) -> None:
+        """Takes a job back that would wait for ever: Slurm knows as soon as it has it. The answer serves the next question, too."""
+        report = self._queue.reports([submission.key])[submission.key]
+        for reasons, where in _NEVER_STARTS.items():
+            if report.state is JobState.PENDING and re.search(reasons, report.told):
+                self.cancel(submission.key)
+                message = f"Slurm would let the job wait for ever: {report.told}"
+                raise ConfigError((self._problem(where, message, script=submission.text),), source="Slurm")
 
-    def _nearest(self, where: str) -> str:
-        """Returns the partition that was probably meant."""
-        if where != "cluster.queue" or self._cluster.queue is None:
-            return ""
+    def _problem(self, where: str, message: str, *, script: str) -> Problem:
+        if where != "cluster.queue":
+            name = where.rpartition(".")[2]
+            return Problem(where, repr(getattr(self._cluster, name)) if name in ClusterConfig.model_fields else "", message)
+        asked = _PARTITION.search(script)
+        queue = asked[1] if asked is not None else None
+        stages = [stage for stage, resources in self._cluster.stages.items() if queue is not None and resources.queue == queue]
+        key = f"cluster.stages.{stages[0].value}.queue" if stages and queue != self._cluster.queue else where
+        return Problem(key, repr(queue), message, nearest=self._nearest(queue))
+
+    def _nearest(self, queue: str | None) -> str:
+        """Returns the partition that was probably meant; empty when it is there, and only refuses."""
         try:
-            partitions = self._run(("sinfo", "--noheader", "--format=%R")).split()
+            partitions = self._run(("sinfo", "--noheader", "--all", "--format=%R")).split()
         except SlurmError:
             return ""
-        return nearest_choice(self._cluster.queue, partitions)
+        return "" if queue is None or queue in partitions else nearest_choice(queue, partitions)

@@ -3,9 +3,12 @@
 A scheduler is a shared resource. One `squeue` answers for all jobs of the user, and the longer nothing changes the rarer it is asked.
 """
 
+import contextlib
 import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,21 +48,33 @@ class SlurmError(Exception):
     """A command of Slurm's failed, or did not answer."""
 
 
-def call(argv: Sequence[str], *, stdin: str = "") -> str:
+def call(argv: Sequence[str], *, stdin: str = "", answer_s: float = ANSWER_S) -> str:
     """Runs a command of Slurm's and returns what it printed.
+
+    Args:
+        argv: the command.
+        stdin: what it reads.
+        answer_s: longest wait for its end; it is killed then.
 
     Raises:
         SlurmError: it is not there, failed, or did not answer in time.
     """
     if shutil.which(argv[0]) is None:
         raise SlurmError(f"{argv[0]} is not on PATH")
-    try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{argv[0]} did not answer for {ANSWER_S:g} s") from error
-    if done.returncode != 0:
-        raise SlurmError(done.stderr.strip() or f"{argv[0]} ended with exit code {done.returncode}")
-    return done.stdout
+    pipe = subprocess.PIPE
+    # A session of its own: Ctrl-C tears no submission apart, and what a site's wrapper around the command has started ends with it.
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=answer_s)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SlurmError(f"{argv[0]} did not answer for {answer_s:g} s") from error
+            raise
+    if process.returncode != 0:
+        raise SlurmError(stderr.strip() or f"{argv[0]} ended with exit code {process.returncode}")
+    return stdout
 
 
 def parse_queue(text: str) -> dict[str, JobReport]:
@@ -106,8 +121,8 @@ class SlurmQueue:
     _asked_at: float = -MOST_AGE_S
     _changed_at: float = 0.0
     _no_accounting: bool = False
-    _ended: dict[str, JobReport] = field(default_factory=dict)
-    """By key: what accounting said. An end is final."""
+    _accounted: dict[str, JobReport] = field(default_factory=dict)
+    """By key: what accounting said. An end is final; anything else is asked anew with the queue."""
 
     def reports(self, keys: Iterable[str]) -> dict[str, JobReport]:
         """Returns a report for every key; `UNKNOWN` when Slurm does not answer."""
@@ -122,14 +137,15 @@ class SlurmQueue:
         now = self.clock()
         if now - self._asked_at < min(MOST_AGE_S, max(LEAST_AGE_S, _GROWTH * (now - self._changed_at))):
             return
-        self._asked_at = now
         try:
             reports: Mapping[str, JobReport] | None = parse_queue(self.run(("squeue", "--noheader", "--me", "--states=all", f"--format={_FIELDS}")))
         except SlurmError as error:
             logger.warning("Slurm does not answer: %s", error)
             reports = None
+        self._asked_at = self.clock()  # after the answer: one that took long must not be asked for again at once
+        self._accounted = {key: report for key, report in self._accounted.items() if report.state is JobState.ENDED}
         if reports != self._reports:
-            self._reports, self._changed_at = reports, now
+            self._reports, self._changed_at = reports, self._asked_at
 
     def _report(self, key: str) -> JobReport:
         if self._reports is None:
@@ -138,24 +154,17 @@ class SlurmQueue:
 
     def _from_accounting(self, key: str) -> JobReport:
         """Returns what accounting remembers of a job that has left the queue; where there is none, the queue's answer stands: no such job."""
-        if key in self._ended or self._no_accounting:
-            return self._ended.get(key, JobReport(JobState.ABSENT))
+        if self._no_accounting:
+            return JobReport(JobState.ABSENT)
+        if key not in self._accounted:
+            self._accounted[key] = self._ask_accounting(key)
+        return self._accounted[key]
+
+    def _ask_accounting(self, key: str) -> JobReport:
+        what = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList,JobName")
         try:
-            text = self.run(
-                (
-                    "sacct",
-                    "--noheader",
-                    "--parsable2",
-                    "--allocations",
-                    f"--name={key}",
-                    "--starttime=now-30days",
-                    "--format=JobID,State,NodeList,JobName",
-                )
-            )
+            text = self.run(("sacct", *what, f"--name={key}", "--starttime=now-30days"))
         except SlurmError as error:
             self._no_accounting = "disabled" in str(error) or "not on PATH" in str(error)
             return JobReport(JobState.ABSENT if self._no_accounting else JobState.UNKNOWN)
-        report = parse_accounting(text, key=key)
-        if report.state is JobState.ENDED:
-            self._ended[key] = report
-        return report
+        return parse_accounting(text, key=key)

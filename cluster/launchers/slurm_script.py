@@ -30,7 +30,7 @@ def batch_script(spec: JobSpec, resources: StageResources, *, extra_directives: 
     directives = [f"--{name}={_quoted(value)}" for name, value in _directives(spec, resources).items()]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {directive}" for directive in (*directives, "--no-requeue", *extra_directives)),
+        *(f"#SBATCH {directive}" for directive in (*directives, "--no-requeue", *extra_directives, *_exclusion(spec, extra_directives))),
         "",
         "# What fails here is answered by Headrace's own policy, with a new job: Slurm does not start this one again.",
         "set -u",
@@ -65,6 +65,12 @@ def _directives(spec: JobSpec, resources: StageResources) -> Mapping[str, str]:
         "gpus-per-node": str(resources.gpus_per_node) if resources.gpus_per_node else None,
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _exclusion(spec: JobSpec, extra_directives: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the directive that avoids nodes: those of the recipe, too, as only the last one counts. None when there is nothing to add."""
+    named = (directive.partition("=")[2].strip('"') for directive in extra_directives if directive.startswith("--exclude="))
+    return (f"--exclude={_quoted(','.join((*named, *spec.excluded_nodes)))}",) if spec.excluded_nodes else ()
 
 
 def _srun_options(spec: JobSpec) -> tuple[str, ...]:

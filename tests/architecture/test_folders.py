@@ -50,8 +50,13 @@ def test_no_flow_file_shadows_an_importable_module() -> None:
 
 
 def test_flows_define_no_class() -> None:
+    """Prefect loads flows by path, which would give a class two identities. A worker is a class by Prefect's own rule, and loaded by name."""
     classes = [
-        f"{path.name}:{node.name}" for path in sources("flows") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+        f"{path.name}:{node.name}"
+        for path in sources("flows")
+        if path.name != "slurm_worker.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
     ]
     assert classes == []
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from cluster.layout import AttemptLayout
-from cluster.logs import LogLine, LogReader, follow_logs, read_logs
+from cluster.logs import LogLine, LogReader, follow_logs, last_lines, read_logs
 from cluster.storage import FileStorage
 
 ATTEMPT = AttemptLayout("train/x-0123456789ab/attempts/job-0000")
@@ -55,3 +57,19 @@ def test_a_reader_holds_an_unfinished_line_back(tmp_path: Path) -> None:
     assert [line.text for line in reader.read()] == ["whole"]
     assert list(reader.read()) == []
     assert [line.text for line in reader.rest()] == ["hal"]
+
+
+def test_the_last_lines_of_a_rank_take_no_more_reading_than_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = FileStorage(tmp_path)
+    assert last_lines(storage, ATTEMPT, rank=0, count=3) == ()
+    publish(storage, b"an earlier start\n", rank=0, sequence=0)
+    for sequence, data in enumerate((b"line 0\nlin", b"e 1\nline 2\n\n\n", b"line 3\nlast")):
+        publish(storage, data, rank=0, sequence=sequence, epoch=1)
+    publish(storage, b"another rank\n", rank=1, sequence=0, epoch=1)
+    assert last_lines(storage, ATTEMPT, rank=0, count=3) == ("line 2", "line 3", "last")
+    assert last_lines(storage, ATTEMPT, rank=0, count=9) == ("line 0", "line 1", "line 2", "line 3", "last")
+    assert last_lines(storage, ATTEMPT, rank=2, count=9) == ()
+    read: list[str] = []
+    monkeypatch.setattr(storage, "read", lambda key, read_all=storage.read: (read.append(key), read_all(key))[1])
+    assert last_lines(storage, ATTEMPT, rank=0, count=4) == ("line 2", "line 3", "last"), "blank lines count, and half a line is none"
+    assert len(read) == 2

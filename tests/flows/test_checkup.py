@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import checkup
+from flows import checkup, checkup_storage
 from schemas.config import RunConfig
 
 MOUNTS = """
@@ -112,24 +112,24 @@ def test_a_link_that_overwrites_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     ("folder", "kind"), [("/x", "overlay"), ("/data/x", "ext4"), ("/data/home/me", "nfs4"), ("/data/homer", "ext4"), ("/data/with space", "tmpfs")]
 )
 def test_the_file_system_of_a_folder(folder: str, kind: str) -> None:
-    assert checkup.file_system_of(Path(folder), mounts=MOUNTS) == kind
+    assert checkup_storage.file_system_of(Path(folder), mounts=MOUNTS) == kind
 
 
-def test_clients_of_a_scheduler_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_client_of_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (finding,) = checkup.check_clients(checkup.ClusterKind.SLURM)
-    assert finding["level"] == "error"
-    assert "sbatch" in finding["what"]
-    assert checkup.check_clients(checkup.ClusterKind.LOCAL) == []
-
-
-def test_a_scheduler_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("sbatch", "squeue", "sacct", "scancel", "sinfo"):
-        (tmp_path / name).write_text("#!/bin/sh\necho slurm 22.05\n")
-        (tmp_path / name).chmod(0o755)
+    assert levels(checkup.check_kubernetes()) == ["warning"]
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    (finding,) = checkup.check_clients(checkup.ClusterKind.SLURM)
-    assert (finding["level"], finding["what"]) == ("ok", "slurm 22.05")
-    (tmp_path / "sinfo").write_text("#!/bin/sh\necho no config >&2\nexit 1\n")
-    (finding,) = checkup.check_clients(checkup.ClusterKind.SLURM)
+    (tmp_path / "kubectl").write_text("#!/bin/sh\necho v1.33\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    (finding,) = checkup.check_kubernetes()
+    assert (finding["level"], finding["what"]) == ("ok", "v1.33")
+    (tmp_path / "kubectl").write_text("#!/bin/sh\necho no config >&2\nexit 1\n")
+    (finding,) = checkup.check_kubernetes()
     assert (finding["level"], "no config" in finding["what"]) == ("error", True)
+
+
+def test_state_on_a_network_disk_is_right_where_nodes_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup_storage, "mounts_here", lambda: f"server:/x {tmp_path} nfs4 rw 0 0\n")
+    assert levels(checkup.check_file_system(tmp_path, subject="state")) == ["warning"]
+    assert checkup.check_file_system(tmp_path, subject="state", is_shared=True) == []
+    assert checkup.check_file_system(tmp_path, subject="storage.root") == []

@@ -26,7 +26,7 @@ FLAGS = {
     "verify": {"--storage"},
     "verify-resume": {"--kills", "--world", "--seed", "--keep", "--set"},
     "rollback": {"--alias", "--history", "--storage"},
-    "doctor": set(),
+    "doctor": {"--cluster"},
     "deploy": {"--pool"},
     "demo": set(),
 }
@@ -203,12 +203,17 @@ def test_a_wrong_recipe_is_told_with_all_problems(tmp_path: Path, monkeypatch: p
 
 def test_doctor_fails_only_on_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     finding = {"level": "warning", "subject": "memory", "what": "little", "mend": "buy some"}
-    monkeypatch.setattr(checkup, "findings_of", lambda _config: [finding])
+    monkeypatch.setattr(checkup, "findings_of", lambda *_: [finding])
     assert call(monkeypatch, "doctor") == 0
     assert "mend: buy some" in capsys.readouterr().out
-    monkeypatch.setattr(checkup, "findings_of", lambda _config: [{**finding, "level": "error"}])
+    monkeypatch.setattr(checkup, "findings_of", lambda *_: [{**finding, "level": "error"}])
     assert call(monkeypatch, "doctor", "--json") == 2
     assert json.loads(capsys.readouterr().out)["findings"][0]["level"] == "error"
+
+
+def test_doctor_knows_the_kinds_of_clusters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "doctor", "--cluster", "slrum") == 2
+    assert "--cluster = 'slrum': must be one of local, slurm, kubernetes; nearest valid: slurm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cluster.attempt import claim_attempt, read_exit
 from cluster.layout import ArtifactLayout
 from flows.cancellation import request_cancel, wait_until_stopped
 from flows.logs_of import log_lines
@@ -16,7 +17,9 @@ from schemas.journal import EventKind, RunFile
 from schemas.stage import Stage
 from schemas.view import RunState
 from tasks.runs import Run
+from tests.chaos.live_training import tiny_config
 from tests.fakes.job_request import ARTIFACT, gang_request
+from tests.fakes.scripted_launcher import ScriptedLauncher
 
 RUN_ID = "demo-20261122t020000-7f3a"
 LAYOUT = ArtifactLayout(ARTIFACT)
@@ -38,6 +41,7 @@ def run(tmp_path: Path) -> Run:
         run.storage.create_exclusive(attempt.spec, canonical_json(spec))
         run.storage.create_exclusive(attempt.log_segment(epoch=number, rank=0, sequence=0), text)
         run.storage.create_exclusive(attempt.log_segment(epoch=number, rank=1, sequence=0), b"other rank\n")
+        claim_attempt(run.storage, attempt, key=spec.key, submission="first")
     run.storage.create_exclusive(LAYOUT.attempt("", 0).exit, canonical_json(ENDED))
     return run
 
@@ -88,6 +92,21 @@ def test_the_control_process_is_asked_before_any_job_and_also_between_jobs(run: 
     began = time.time()
     assert request_cancel(run, reason="no job works") == ()
     assert run.stop_asked(began)
+
+
+def test_a_job_that_has_not_begun_leaves_its_queue_and_never_will(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It may wait for days, and nobody controls it: the next run starts another."""
+    launcher = ScriptedLauncher([])
+    monkeypatch.setattr("flows.cancellation.launcher_for", lambda config: launcher)
+    waiting = LAYOUT.attempt("", 2)
+    spec = gang_request(tmp_path, config=tiny_config().model_dump(mode="json")).model_copy(update={"attempt": 2, "key": "waits"})
+    run.storage.create_exclusive(waiting.spec, canonical_json(spec))
+    assert request_cancel(run, reason="test") == (LAYOUT.attempt("", 1).key, waiting.key)
+    assert launcher.cancelled == ["waits"]
+    record = read_exit(run.storage, waiting)
+    assert record is not None
+    assert (record.cause, record.message) == (Cause.CANCELLED, "cancelled before it began")
+    assert not claim_attempt(run.storage, waiting, key="waits", submission="late"), "a job that starts all the same finds it taken"
 
 
 def test_a_run_that_nobody_works_on_has_stopped(run: Run) -> None:

@@ -12,7 +12,7 @@ from schemas.ledger import GoodputLedger, Spent
 from schemas.plan import Action, Plan, PlannedStage
 from schemas.sizing import training_size
 from schemas.stage import Stage
-from schemas.view import JobProgress, RunState, RunView, StageState, StageView
+from schemas.view import JobProgress, QueuePlace, RunState, RunView, StageState, StageView
 from tests.fakes.golden import assert_golden
 
 FIGURES: dict[Stage, dict[str, Any]] = {
@@ -107,6 +107,35 @@ def test_status_of_a_running_run(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
+def test_status_of_a_job_in_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = QueuePlace(launcher="slurm", state="pending", job_id="4711", told="PENDING (Resources)", reason="Resources", starts="2026-11-22T10:00:00")
+    job = training_job(attempt=1, alive=False, epoch=-1, step=0, total_steps=0, heartbeats=(), figures={}, eta_s=-1.0, queue=queue)
+    view = running_view()
+    stages = (*view.stages[:3], view.stages[3].model_copy(update={"job": job}), *view.stages[4:])
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        assert_golden_screen("status_queued.txt", status_screen(view.model_copy(update={"stages": stages, "state": RunState.DETACHED})))
+    time.tzset()
+
+
+def test_a_failed_stage_shows_its_job_and_its_last_words() -> None:
+    queue = QueuePlace(launcher="slurm", state="ended", job_id="4711", nodes="node1")
+    job = training_job(alive=False, queue=queue, last_lines=("CUDA error", "x" * 500))
+    stages = [stage_view(stage, StageState.PENDING) for stage in Stage]
+    stages[3] = stage_view(Stage.TRAIN, StageState.FAILED, message="train failed", job=job)
+    lines = status_screen(run_view(tuple(stages), RunState.FAILED))
+    assert "  slurm job 4711: ended on node1" in lines
+    assert "  | CUDA error" in lines
+    assert all(len(line) <= 102 for line in lines if line.startswith("  |"))
+
+
+def test_a_finished_run_says_nothing_of_its_jobs() -> None:
+    queue = QueuePlace(launcher="slurm", state="ended", job_id="4711")
+    stages = tuple(stage.model_copy(update={"job": training_job(queue=queue)}) for stage in FINISHED.stages)
+    assert not any("4711" in line for line in status_screen(FINISHED.model_copy(update={"stages": stages})))
+
+
 def test_status_shows_the_newest_notices_and_where_the_time_went() -> None:
     notices = tuple(
         Notice(at=1e9 + step, kind=NoticeKind.CHECKPOINT_SKIPPED, epoch=0, rank=-1, step=step, message=f"that of step {step} is still being written")
@@ -194,6 +223,22 @@ def test_the_plan_shows_actions_reasons_and_numbers() -> None:
     plan = Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config, train_sequences=13_000), warnings=("slow disk",))
     lines = plan_screen(plan, config=config, warnings=("x has no effect",))
     assert_golden_screen("plan_screen.txt", lines)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "end"),
+    [
+        ({Stage.TRAIN: "#!/bin/bash\nexit $code\n", Stage.EXPORT: "x"}, ["", "#!/bin/bash", "exit $code"]),
+        ({Stage.EXPORT: "x", Stage.EVALUATE: "y"}, ["", "batch scripts of export, evaluate: --json"]),
+    ],
+)
+def test_a_plan_ends_in_the_trainings_script_which_can_be_copied(scripts: dict[Stage, str], end: list[str]) -> None:
+    config = RunConfig.model_validate(
+        {"name": "demo", "corpus": {"sources": ["/text"]}, "model": {"factory": "package:make"}, "training": {"epochs": 2.0, "global_batch_size": 16}}
+    )
+    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    lines = plan_screen(Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config), scripts=scripts), config=config)
+    assert lines[-len(end) :] == end
 
 
 def test_the_plan_of_a_model_known_to_its_code_only() -> None:

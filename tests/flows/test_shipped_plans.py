@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.launchers import LAUNCHED
 from flows.piloting import load_checked, plan_checked, run_recipe
 from flows.proving import prove
 from flows.screens import plan_screen
@@ -32,7 +33,7 @@ def test_a_shipped_recipe_is_planned(recipe: Path, tmp_path: Path) -> None:
     plan = plan_checked(loaded, from_stage=None)
     assert [stage.action for stage in plan.stages] == [Action.BUILD] + [Action.DEPENDS] * 6
     assert plan.stage(Stage.VALIDATE).key.startswith(f"validate/{loaded.config.name}-")
-    screen = plan_screen(plan, config=loaded.config)
+    screen = plan_screen(plan.model_copy(update={"scripts": {}}), config=loaded.config)
     assert not any("?" in line for line in screen)  # every number is known
 
 
@@ -53,7 +54,22 @@ def test_a_cluster_without_a_launcher_is_refused_before_anything_is_made(recipe:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_comments_of_recipes_promise_only_what_is_there(recipe: Path) -> None:
     text = recipe.read_text(encoding="utf-8")
-    runs = f"headrace run  infra/recipes/{recipe.name}" in text or f"headrace run infra/recipes/{recipe.name}" in text
+    runs = re.search(rf"headrace run +infra/recipes/{re.escape(recipe.name)}", text) is not None
     kind = load_checked(recipe, ["corpus.sources=['.']"]).config.cluster.kind
-    assert not (runs and kind is not ClusterKind.LOCAL)
-    assert not re.search("job scripts|manifests", text)
+    assert runs == (kind in LAUNCHED)
+    assert ("batch script" in text) == (kind is ClusterKind.SLURM)
+    assert not re.search("manifests", text)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_plan_for_slurm_holds_the_script_of_every_job_and_no_other_plan_does(recipe: Path, tmp_path: Path) -> None:
+    loaded = load_checked(recipe, overrides(tmp_path))
+    plan = plan_checked(loaded, from_stage=None)
+    if loaded.config.cluster.kind is not ClusterKind.SLURM:
+        assert plan.scripts == {}
+        return
+    assert list(plan.scripts) == [stage for stage in Stage if stage is not Stage.REGISTER]
+    assert all(f'--job-name="RUN-{stage.value}-KEY"' in script for stage, script in plan.scripts.items())
+    shown = plan_screen(plan, config=loaded.config)
+    assert set(plan.scripts[Stage.TRAIN].splitlines()) <= set(shown)
+    assert f'#SBATCH --partition="{loaded.config.cluster.resources(Stage.VALIDATE).queue}"' not in shown  # only that of the training is shown

@@ -13,6 +13,7 @@ import yaml
 from flows.starter import write_recipe
 from schemas.errors import ConfigError, InputError
 from schemas.recipe import load_recipe
+from schemas.stage import Stage
 
 RECORD = {"id": "a-1", "url": "http://example.com/a/very/long/address/that/is/longer/than/the/text", "content": "Es war einmal mitten im Winter"}
 
@@ -103,6 +104,27 @@ def test_every_rank_gets_work(project: Path, cluster: str) -> None:
     assert loaded.config.cluster.kind == cluster
     assert max(loaded.config.training.feasible_world_sizes) >= (8 if cluster != "local" else 1)
     assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "commands"),
+    [
+        ("local", ["headrace plan my.yaml", "headrace run my.yaml"]),
+        ("slurm", ["headrace plan my.yaml", "headrace doctor my.yaml", "headrace run my.yaml"]),
+        ("kubernetes", ["headrace plan my.yaml", "headrace doctor my.yaml"]),
+    ],
+)
+def test_the_next_commands_are_those_that_work(project: Path, cluster: str, commands: list[str]) -> None:
+    assert init(write_jsonl(project), cluster=cluster)["next"] == commands
+
+
+def test_a_recipe_for_slurm_asks_for_gpus_in_training_alone_and_stops_before_it_is_killed(project: Path) -> None:
+    init(write_jsonl(project), cluster="slurm")
+    config = load_recipe(Path("my.yaml")).config
+    gpus = {stage: config.cluster.resources(stage).gpus_per_node for stage in Stage if stage is not Stage.REGISTER}
+    assert gpus == dict.fromkeys(gpus, 0) | {Stage.TRAIN: 8, Stage.EVALUATE: 1}
+    assert config.cluster.grace_s < 30, "Slurm's KillWait, where nobody changed it"
+    assert config.cluster.threads_per_rank == 4
 
 
 def test_an_existing_model_brings_its_tokenizer_and_length(project: Path) -> None:

@@ -166,7 +166,7 @@ BROKEN_RULES = (
     Wrong({"corpus.sources": [{"path": "docs", "name": "a"}, {"path": "docs", "name": "a"}]}, "corpus.sources", "[{'path'", "", "twice: a"),
     Wrong({"cluster.extra_directives": ["--x"]}, "cluster.extra_directives", "['--x']", "", "kind: slurm"),
     Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["-A x"]}, "cluster.extra_directives", "['-A x']", "", "one long option"),
-    Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["--a=b\\n#SBATCH --x"]}, "cluster.extra_directives", "", "", "on one line"),
+    Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["--a=b\n#SBATCH --x"]}, "cluster.extra_directives", "['--a=b", "", "on one line"),
     Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["--time=5"]}, "cluster.extra_directives", "['--time=5']", "", "cluster.time_limit"),
     Wrong({"cluster.kind": "slurm", "cluster.image": "x"}, "cluster.image", "'x'", "", "extra_directives"),
     Wrong({"cluster.namespace": "a"}, "cluster.namespace", "'a'", "", "kind: kubernetes"),

@@ -1,0 +1,124 @@
+"""`headrace doctor` on storage: room, what the file system promises, and whether its kind suits."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.figure import of_bytes
+from flows.finding import Finding, finding
+from schemas.config import RunConfig
+from schemas.sizing import training_size
+
+_FEW_BYTES = 5_000_000_000
+NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.sshfs", "fuse.s3fs", "9p")
+"""Kinds that several machines see."""
+
+
+def check_disk(folder: Path, *, subject: str, config: RunConfig | None) -> Finding:
+    """Free space against what checkpoints will take."""
+    free = shutil.disk_usage(existing(folder)).free
+    size = training_size(config) if config is not None else None
+    need = (size.checkpoint_bytes or 0) * (size.kept_checkpoints or 0) if size is not None else _FEW_BYTES
+    what = f"{of_bytes(free)} free for {folder}"
+    if size is not None:
+        what += f", up to {of_bytes(need)} needed for checkpoints"
+    return finding(
+        "error" if free < need and size is not None else "warning" if free < need else "ok",
+        subject,
+        what,
+        "free space, or name another storage.root" if free < need else "",
+    )
+
+
+def check_storage(folder: Path, *, subject: str = "storage.root") -> list[Finding]:
+    """What the file system promises: exclusive creation, `link(2)` that refuses an existing target, fsync of files and folders."""
+    home = existing(folder)
+    probe = home / f".headrace-doctor-{secrets.token_hex(4)}"
+    try:
+        probe.mkdir()
+    except OSError as error:
+        return [
+            finding(
+                "error", subject, f"{home} cannot be written: {error.strerror}", f"give yourself the right to write there, or name another {subject}"
+            )
+        ]
+    try:
+        problems = list(_broken_promises(probe))
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    if problems:
+        mend = f"name a {subject} on a local disk or NFS; object stores mounted as folders do not keep these promises"
+        return [finding("error", subject, f"{home}: {problem}", mend) for problem in problems]
+    return [finding("ok", subject, f"{home} keeps its promises: exclusive create, link, fsync, flock")]
+
+
+def _broken_promises(folder: Path) -> Iterator[str]:
+    import fcntl
+
+    first, second = folder / "first", folder / "second"
+    first.write_bytes(b"1")
+    try:
+        os.close(os.open(first, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        yield "exclusive creation overwrote an existing file"
+    except FileExistsError:
+        pass
+    try:
+        os.link(first, second)
+    except OSError as error:
+        yield f"link(2) fails: {error.strerror}"
+    else:
+        try:
+            os.link(first, second)
+            yield "link(2) overwrote an existing target"
+        except FileExistsError:
+            pass
+    for path, flags in ((first, os.O_RDONLY), (folder, os.O_RDONLY | os.O_DIRECTORY)):
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            yield f"fsync of a {'folder' if path == folder else 'file'} fails: {error.strerror}"
+        finally:
+            os.close(descriptor)
+    with first.open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK,):
+                yield f"flock fails: {error.strerror}"
+
+
+def check_file_system(folder: Path, *, subject: str, is_shared: bool = False) -> list[Finding]:
+    """Whether a folder lies on a kind of file system that suits it: state belongs on a local disk, unless nodes share it."""
+    kind = file_system_of(existing(folder), mounts=mounts_here())
+    if subject == "state" and kind in NETWORK_FILE_SYSTEMS and not is_shared:
+        return [finding("warning", subject, f"{folder} lies on {kind}; its SQLite databases want a local disk", "set `state` to a local folder")]
+    if kind in ("tmpfs", "ramfs"):
+        return [finding("warning", subject, f"{folder} lies in memory ({kind}) and is gone after a restart", f"set {subject} to a folder on disk")]
+    return []
+
+
+def file_system_of(folder: Path, *, mounts: str) -> str:
+    """Returns the type of the file system that `folder` lies on, from the text of /proc/mounts."""
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = fields[1].replace("\\040", " ")
+        if (folder == Path(point) or Path(point) in folder.parents) and len(point) >= len(best):
+            best, kind = point, fields[2]
+    return kind
+
+
+def mounts_here() -> str:
+    """Returns the text of /proc/mounts."""
+    return Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
+
+
+def existing(folder: Path) -> Path:
+    """Returns the deepest existing folder on the way to `folder`."""
+    return next(parent for parent in (folder, *folder.parents) if parent.is_dir())
