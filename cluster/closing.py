@@ -53,7 +53,8 @@ def close_gone(
     agent = f"the agent (pid {claim.pid} on {claim.host})"
     if signs.process_dead:
         shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # it was on this machine, and nobody else will
-        return close(storage, spec, cause=Cause.KILLED, evidence=(f"{agent} has ended without an exit record", *last_words))
+        killed = (job.cause if job is not None else None) or Cause.KILLED
+        return close(storage, spec, cause=killed, evidence=(f"{agent} has ended without an exit record", *last_words))
     evidence = (f"no heartbeat of {agent} for {signs.silent_s:.0f} s", f"launcher: {told}", *last_words)
     return close(storage, spec, cause=cause, evidence=evidence)
 
@@ -99,6 +100,8 @@ def close(storage: Storage, spec: JobSpec, *, cause: Cause, evidence: tuple[str,
 
 
 def _last_words(spec: JobSpec) -> tuple[str, ...]:
-    """Returns the end of the first agent's own log, when its scratch folder is on this machine."""
-    log = NodeScratch(Path(spec.scratch_dir) / "n0000").agent_log
-    return tuple(log.read_text(errors="replace").splitlines()[-EVIDENCE_LINES:]) if log.exists() else ()
+    """Returns the end of the first agent's own log, or of a batch job's that did not get so far, when the scratch folder is on this machine."""
+    folder = Path(spec.scratch_dir)
+    logs = (NodeScratch(folder / "n0000").agent_log, *sorted(folder.glob("*.out")))
+    log = next((log for log in logs if log.exists() and log.stat().st_size > 0), None)
+    return tuple(log.read_text(errors="replace").splitlines()[-EVIDENCE_LINES:]) if log is not None else ()

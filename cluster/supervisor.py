@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from cluster.attempt import (
     NoticeFeed,
@@ -32,14 +33,15 @@ from cluster.attempt import (
     read_verdict,
 )
 from cluster.closing import claim_to_close, close, close_gone
-from cluster.launchers.protocol import JobReport, JobState, Launcher
+from cluster.launchers.protocol import JobReport, JobState, Launcher, Submission
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Life, Signs, Silence, judge
 from cluster.process import is_dead
 from cluster.restart import INTERRUPTIONS, Decision, decide, idle_starts
 from cluster.storage import AlreadyExistsError, Storage
+from cluster.strikes import nodes_to_avoid, read_strikes
 from schemas.canonical import canonical_json
-from schemas.errors import InterruptedRunError, UnreachableError
+from schemas.errors import ConfigError, InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import AttemptVerdict, CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Notice, Submitted
 
@@ -47,8 +49,16 @@ logger = logging.getLogger(__name__)
 
 _ASK_AFTER_S = 3.0
 """The launcher is asked only when the heartbeat has been silent for so long: a scheduler is a shared resource."""
-_SETTLE_S = 20.0
-"""Longest wait for a launcher to notice the end of a job that has left its exit record."""
+_SETTLE_S = 60.0
+"""Longest wait for a launcher to notice the end of a job that has left its exit record; its answers may be half a minute old."""
+_SUBMISSIONS = 3
+"""How often an attempt is submitted to a launcher that answers, refuses it for now, and does not have it."""
+_SUBMIT_AGAIN_S = 1.0
+"""Pause before the second submission; the next one is as much longer."""
+_CANCEL_AGAIN_S = 5.0
+"""A job that has not started cannot hear of its cancellation from storage: the launcher is told again so often."""
+_KNOWN = frozenset({JobState.PENDING, JobState.RUNNING})
+"""The launcher says that the job lives."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,10 @@ class _Supervision:
     def __init__(self, request: JobSpec, *, storage: Storage, launcher: Launcher, watch: _Watch, is_complete: Callable[[], bool]) -> None:
         self._request, self._storage, self._launcher, self._watch, self._is_complete = request, storage, launcher, watch, is_complete
         self._layout = ArtifactLayout(request.artifact_key)
-        self._cancelled: set[str] = set()
+        self._cancelled: dict[str, float] = {}
+        """Attempt key → when its launcher was told last."""
+        self._vouched_at: float | None = None
+        """When the launcher said last that the followed attempt lives; of one that has not begun, at the latest when it is first looked at."""
         self._last_view: JobView | None = None
         self._feed: NoticeFeed | None = None
 
@@ -204,7 +217,8 @@ class _Supervision:
             raise InterruptedRunError(f"{self._request.stage.value} stopped before its job was submitted", mend="headrace resume goes on")
         number += 1
         key = f"{self._request.run_id}-{self._request.stage.value}-{secrets.token_hex(3)}"
-        own = {"attempt": number, "key": key, "intended_at": time.time()}
+        avoided = nodes_to_avoid(read_strikes(self._storage, self._layout, step_name=self._request.step_name), now=time.time())
+        own = {"attempt": number, "key": key, "intended_at": time.time(), "excluded_nodes": avoided}
         spec = self._request.model_copy(update={**own, "scratch_dir": f"{self._request.scratch_dir}/{key}"})
         attempt = self._attempt(number)
         try:
@@ -215,11 +229,45 @@ class _Supervision:
         return number
 
     def _submit(self, spec: JobSpec, attempt: AttemptLayout) -> None:
-        handle = self._launcher.submit(self._launcher.render(spec))
-        answer = Submitted(key=spec.key, launcher=self._launcher.kind, job_id=handle.job_id, at=time.time())
+        submission = self._launcher.render(spec)
+        with contextlib.suppress(AlreadyExistsError):  # a submitter that died meanwhile kept it
+            self._storage.create_exclusive(attempt.submission, submission.text.encode())
+        try:
+            job_id = self._job_of(spec, submission)
+        except ConfigError as error:  # the next start shall submit what has been mended meanwhile, and adopt nothing of this
+            if claim_to_close(self._storage, attempt, spec=spec):
+                close(self._storage, spec, cause=Cause.CANCELLED, evidence=tuple(error.what.splitlines()))
+                self._note_verdict(spec.attempt, Decision("stop", f"refused by {self._launcher.kind}"))
+            raise
+        answer = Submitted(key=spec.key, launcher=self._launcher.kind, job_id=job_id, at=time.time())
         with contextlib.suppress(AlreadyExistsError):  # submitted before; the claim lets one of them work
             self._storage.create_exclusive(attempt.submitted, canonical_json(answer))
-        logger.info("submitted attempt %s as job %s", spec.key, handle.job_id)
+        logger.info("submitted attempt %s as job %s", spec.key, job_id)
+
+    def _job_of(self, spec: JobSpec, submission: Submission) -> str:
+        """Submits until the launcher has the job for certain, and returns what it calls it.
+
+        A submission that failed may have been taken all the same, at once or later: the launcher is asked, and the claim lets one job work.
+        """
+        for count in range(1, _SUBMISSIONS + 1):
+            try:
+                return self._launcher.submit(submission).job_id
+            except ConfigError:
+                if not spec.excluded_nodes:
+                    raise
+                logger.warning("without %s there are too few nodes: submitted without that wish", ", ".join(spec.excluded_nodes))
+                spec = spec.model_copy(update={"excluded_nodes": ()})
+                submission = self._launcher.render(spec)
+            except UnreachableError as error:
+                job = self._ask(spec.key, while_in=frozenset({JobState.UNKNOWN}), patience_s=spec.lost_after_s)
+                if job.state not in (JobState.ABSENT, JobState.UNKNOWN):
+                    logger.warning("%s; it has the job all the same", error)
+                    return job.job_id
+                if job.state is JobState.UNKNOWN or count == _SUBMISSIONS or self._watch.stop_requested():
+                    raise
+                logger.warning("submitted again soon: %s", error)
+                self._pause(_SUBMIT_AGAIN_S * count)
+        raise AssertionError("the last try returns or raises")
 
     def _has_all_items(self) -> bool:
         """Whether every item of an array has its record: one may have been removed since, to be made again."""
@@ -227,7 +275,7 @@ class _Supervision:
         return self._request.kind is JobKind.GANG or all(self._storage.exists(item) for item in items)
 
     def _same_request(self, spec: JobSpec) -> bool:
-        ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": "", "intended_at": 0.0}
+        ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": "", "intended_at": 0.0, "excluded_nodes": ()}
         return canonical_json(spec.model_copy(update=ours)) == canonical_json(self._request.model_copy(update=ours))
 
     # ---- following ---------------------------------------------------------------------------------------------------
@@ -237,7 +285,7 @@ class _Supervision:
         attempt, silence = self._attempt(number), Silence()
         self._feed = NoticeFeed(self._storage, attempt)
         spec = read_spec(self._storage, attempt)
-        answered_at = self._watch.clock()
+        answered_at, self._vouched_at = self._watch.clock(), None
         while True:
             try:
                 record = self._look(spec, attempt, silence)
@@ -253,8 +301,8 @@ class _Supervision:
 
     def _look(self, spec: JobSpec, attempt: AttemptLayout, silence: Silence) -> ExitRecord | None:
         """Looks at an attempt once, tells the caller, and closes it when it is gone. Returns its exit record, if there is one."""
-        self._cancel_if_wished(spec)
         submitted, claim, beats = read_submitted(self._storage, attempt), read_claim(self._storage, attempt), read_heartbeats(self._storage, attempt)
+        self._cancel_if_wished(spec, claimed=claim is not None)
         began_at = submitted.at if submitted else time.time()
         silent_s = silence.observe(beats, claimed=claim is not None, now=self._watch.clock(), wall=time.time(), began_at=began_at)
         process_dead = claim is not None and is_dead(claimant(claim))
@@ -263,6 +311,10 @@ class _Supervision:
             job = self._launcher.query([spec.key])[spec.key]
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
         state = JobState.RUNNING if job is None else job.state
+        if state in _KNOWN or (self._vouched_at is None and not beats):
+            self._vouched_at = self._watch.clock()
+        if state is JobState.ABSENT and self._vouched_at is not None:  # a launcher that forgets or lies for a moment ends nothing
+            silent_s = min(silent_s, self._watch.clock() - self._vouched_at)
         signs = Signs(job=state, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
         life = judge(signs, lost_after_s=spec.lost_after_s)
         self._watch.on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
@@ -300,10 +352,16 @@ class _Supervision:
             return past.notices
         return self._feed.read()
 
-    def _cancel_if_wished(self, spec: JobSpec) -> None:
-        if self._watch.stop_requested() and spec.key not in self._cancelled:
-            self._cancelled.add(spec.key)
+    def _cancel_if_wished(self, spec: JobSpec, *, claimed: bool) -> None:
+        if not self._watch.stop_requested():
+            return
+        if spec.key not in self._cancelled:
             cancel_attempt(self._storage, self._attempt(spec.attempt), key=spec.key, launcher=self._launcher, reason="stop requested")
+        elif claimed or self._watch.clock() - self._cancelled[spec.key] < _CANCEL_AGAIN_S:
+            return
+        else:
+            self._launcher.cancel(spec.key)
+        self._cancelled[spec.key] = self._watch.clock()
 
     def _pause(self, seconds: float) -> None:
         deadline = self._watch.clock() + seconds
@@ -314,9 +372,10 @@ class _Supervision:
 
     def _decide(self, number: int, record: ExitRecord) -> Decision:
         """Decides what follows an attempt, and notes it. Only interruptions are left to decide: failures the agent has judged."""
+        told = JobReport(JobState.ENDED)
         if record.exit_code is not ExitCode.INTERRUPTED or record.cause not in INTERRUPTIONS or not record.incidents:
             decision = Decision("stop", "done" if record.exit_code is ExitCode.DONE else record.message, exit_code=record.exit_code)
-        elif record.cause is Cause.PREEMPTION and self._end_by_launcher(record.key).cause is Cause.CANCELLED:
+        elif record.cause is Cause.PREEMPTION and (told := self._end_by_launcher(record.key)).cause is Cause.CANCELLED:
             decision = Decision("stop", f"cancelled by somebody in the queue of {self._launcher.kind}", exit_code=ExitCode.INTERRUPTED)
         else:
             spec = read_spec(self._storage, self._attempt(number))
@@ -325,27 +384,35 @@ class _Supervision:
             past = (*counted.incidents, *record.incidents[:-1])
             starts = past if spec.kind is JobKind.GANG else [incident for incident in past if incident.rank < 0]  # items restart apart
             idle = idle_starts(starts, committed_step=last.committed_step, baseline=counted.baseline)
-            decision = decide(past, cause=last.cause, idle=idle, limits=spec.limits)
-        self._note_verdict(number, decision)
+            cause = told.cause if told.cause is not None and told.cause in INTERRUPTIONS else last.cause
+            decision = decide(past, cause=cause, idle=idle, limits=spec.limits)
+        self._note_verdict(number, decision, cause=told.cause)
+        if told.state is JobState.PENDING:  # an administrator has put it back into the queue, where it would only wait to find its attempt over
+            self._launcher.cancel(record.key)
         return decision
 
     def _end_by_launcher(self, key: str) -> JobReport:
         """Returns what the launcher says of a job that has ended. To its agents a job that somebody cancels looks like one that is preempted."""
-        deadline = self._watch.clock() + _SETTLE_S
+        return self._ask(key, while_in=_KNOWN | {JobState.UNKNOWN}, patience_s=_SETTLE_S)
+
+    def _ask(self, key: str, *, while_in: frozenset[JobState], patience_s: float) -> JobReport:
+        """Returns what the launcher answers once it is none of `while_in`, or after `patience_s` at the latest."""
+        deadline = self._watch.clock() + patience_s
         while True:
             report = self._launcher.query([key])[key]
-            if report.state not in (JobState.PENDING, JobState.RUNNING) or self._watch.clock() > deadline:
+            if report.state not in while_in or self._watch.clock() > deadline or self._watch.stop_requested():
                 return report
             self._watch.sleep(self._watch.poll_s)
 
-    def _note_verdict(self, number: int, decision: Decision) -> None:
-        verdict = AttemptVerdict(decision="stop" if decision.action == "stop" else "restart", reason=decision.reason, at=time.time())
+    def _note_verdict(self, number: int, decision: Decision, *, cause: Cause | None = None) -> None:
+        word: Literal["stop", "restart"] = "stop" if decision.action == "stop" else "restart"
+        verdict = AttemptVerdict(decision=word, reason=decision.reason, at=time.time(), cause=cause)
         with contextlib.suppress(AlreadyExistsError):
             self._storage.create_exclusive(self._attempt(number).verdict, canonical_json(verdict))
 
     def _final(self, record: ExitRecord, decision: Decision) -> ExitRecord:
         """Returns the record as the caller shall see it: what the policy made of it."""
-        if decision.action == "stop" and decision.exit_code is not record.exit_code:
+        if decision.action == "stop" and record.exit_code is not ExitCode.DONE and decision.reason != record.message:
             return record.model_copy(update={"exit_code": decision.exit_code, "message": f"{record.message}; {decision.reason}"})
         return record
 

@@ -15,7 +15,7 @@ from cluster.process import process_table
 from cluster.storage import FileStorage
 from cluster.supervisor import JobView, run_job
 from schemas.canonical import canonical_json
-from schemas.errors import InterruptedRunError, UnreachableError
+from schemas.errors import ConfigError, InterruptedRunError, Problem, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import Cause, Claim, ExitRecord, Heartbeat, Incident, ItemRecord, JobSpec, RankPhase, RankProgress
 from tests.fakes.job_request import ARTIFACT, LIMITS, array_request, gang_request
@@ -201,16 +201,74 @@ def test_a_never_submitted_attempt_of_another_request_is_closed(stage: Stage) ->
     def refuses(_spec: JobSpec) -> JobState:
         raise UnreachableError("sbatch says no")
 
-    stage.launcher.scripts = [refuses, ends(stage)]
+    stage.launcher.scripts = [refuses, refuses, refuses, ends(stage)]
     with pytest.raises(UnreachableError):
         stage.run()
+    stage.launcher.submitted.clear()
     changed = stage.request.model_copy(update={"ranks_per_node": 1})
     assert stage.run(request=changed).exit_code is ExitCode.DONE
-    assert [spec.attempt for spec in stage.launcher.submitted] == [0, 1]
+    assert [spec.attempt for spec in stage.launcher.submitted] == [1]
     assert stage.storage.exists(stage.attempt(0).claim)  # a late job of it loses the claim
     closed = read_exit(stage.storage, stage.attempt(0))
     assert closed is not None
     assert closed.cause is Cause.CANCELLED
+
+
+def refuses_with(stage: Stage, state: JobState, *, later: JobState | None = None) -> Script:
+    """A submission that fails; `later` is what the launcher says of it ten seconds afterwards."""
+
+    def script(spec: JobSpec) -> JobState:
+        stage.launcher.states[spec.key] = state
+        if later is not None:
+            stage.clock.at(stage.clock.now + 10.0, lambda: stage.launcher.states.update({spec.key: later}))
+        raise UnreachableError("sbatch says no")
+
+    return script
+
+
+@pytest.mark.parametrize("state", [JobState.PENDING, JobState.RUNNING, JobState.ENDED])
+def test_a_submission_that_failed_and_was_taken_all_the_same_is_followed(stage: Stage, state: JobState) -> None:
+    def taken(spec: JobSpec) -> JobState:
+        runs(stage)(spec)
+        return refuses_with(stage, state)(spec)
+
+    stage.launcher.scripts = [taken]
+    stage.clock.at(5.0, lambda: stage.end(stage.launcher.submitted[0]))
+    assert stage.run().exit_code is ExitCode.DONE
+    assert len(stage.launcher.submitted) == 1
+
+
+def test_what_the_launcher_will_never_take_is_over_and_the_next_start_submits_anew(stage: Stage) -> None:
+    """Slurm takes a job and lets it wait for ever; its launcher takes it back, and it stays in the queue's memory as cancelled."""
+
+    def refuses(spec: JobSpec) -> JobState:
+        stage.launcher.states[spec.key] = JobState.ENDED
+        raise ConfigError((Problem("cluster.queue", "'closed'", "takes nobody's jobs"),))
+
+    stage.launcher.scripts = [refuses, ends(stage)]
+    with pytest.raises(ConfigError):
+        stage.run()
+    refused = read_exit(stage.storage, stage.attempt(0))
+    assert refused is not None
+    assert refused.cause is Cause.CANCELLED
+    assert stage.run().exit_code is ExitCode.DONE
+    assert [spec.attempt for spec in stage.launcher.submitted] == [0, 1]
+
+
+def test_nothing_is_submitted_again_before_the_launcher_can_be_asked(stage: Stage) -> None:
+    stage.launcher.scripts = [refuses_with(stage, JobState.UNKNOWN, later=JobState.ABSENT), ends(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    first, second = stage.launcher.submitted
+    assert first.key == second.key
+    assert stage.clock.now >= 10.0
+
+
+def test_a_launcher_that_nobody_can_ask_is_given_up(stage: Stage) -> None:
+    stage.launcher.scripts = [refuses_with(stage, JobState.UNKNOWN)]
+    with pytest.raises(UnreachableError):
+        stage.run(poll_s=20.0)
+    assert stage.clock.now >= 300.0
+    assert len(stage.launcher.submitted) == 1
 
 
 def test_silence_of_the_scheduler_makes_no_new_attempt(stage: Stage) -> None:
@@ -225,6 +283,21 @@ def test_absence_shorter_than_lost_after_makes_no_new_attempt(stage: Stage) -> N
     stage.launcher.scripts = [runs(stage, JobState.ABSENT)]
     stage.clock.at(280.0, lambda: stage.end(stage.launcher.submitted[0]))
     stage.run(poll_s=20.0)
+    assert len(stage.launcher.submitted) == 1
+
+
+@pytest.mark.parametrize("has_started", [False, True])
+def test_a_launcher_that_forgets_a_job_for_a_moment_ends_nothing(stage: Stage, has_started: bool) -> None:
+    """The job has been silent for hours, and the launcher has vouched for it all the while."""
+    stage.launcher.scripts = [runs(stage) if has_started else never_starts(JobState.PENDING)]
+
+    def says(state: JobState) -> Callable[[], None]:
+        return lambda: stage.launcher.states.update({stage.launcher.submitted[0].key: state})
+
+    stage.clock.at(9_000.0, says(JobState.ABSENT))
+    stage.clock.at(9_250.0, says(JobState.RUNNING))
+    stage.clock.at(9_400.0, lambda: stage.end(stage.launcher.submitted[0]))
+    assert stage.run(poll_s=20.0).exit_code is ExitCode.DONE
     assert len(stage.launcher.submitted) == 1
 
 
@@ -346,6 +419,81 @@ def test_a_stop_is_asked_of_the_job_and_its_end_awaited(stage: Stage) -> None:
     assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
     assert stage.launcher.cancelled == [stage.launcher.submitted[0].key]
     assert stage.storage.exists(stage.attempt(0).cancel)
+
+
+def test_a_job_that_waits_is_cancelled_until_the_launcher_has_heard(stage: Stage) -> None:
+    stage.launcher.scripts = [never_starts(JobState.PENDING)]
+    wished = []
+
+    def heard() -> None:
+        stage.launcher.states[stage.launcher.submitted[0].key] = JobState.ENDED
+        stage.launcher.causes[stage.launcher.submitted[0].key] = Cause.CANCELLED
+
+    stage.clock.at(2.0, lambda: wished.append(True))
+    stage.clock.at(19.0, heard)
+    record = stage.run(stop_requested=lambda: bool(wished))
+    assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
+    assert len(stage.launcher.cancelled) >= 3
+
+
+def preempted(stage: Stage, *, state: JobState, cause: Cause | None = None, later: JobState | None = None) -> Script:
+    """A job that was told to stop by a signal; what the launcher says of it then, and half a minute later."""
+
+    def script(spec: JobSpec) -> JobState:
+        ends(stage, ExitCode.INTERRUPTED, Cause.PREEMPTION, committed_step=5)(spec)
+        if later is None:
+            learns(spec)
+        else:
+            stage.clock.at(stage.clock.now + 30.0, lambda: learns(spec))
+        return state
+
+    def learns(spec: JobSpec) -> None:
+        stage.launcher.states[spec.key] = later or state
+        if cause is not None:
+            stage.launcher.causes[spec.key] = cause
+
+    return script
+
+
+@pytest.mark.parametrize("first", [JobState.ENDED, JobState.RUNNING, JobState.PENDING, JobState.UNKNOWN])
+def test_a_job_that_somebody_cancelled_is_not_submitted_again(stage: Stage, first: JobState) -> None:
+    """The launcher may know it only half a minute later."""
+    later = None if first is JobState.ENDED else JobState.ENDED
+    stage.launcher.scripts = [preempted(stage, state=first, cause=Cause.CANCELLED, later=later)]
+    record = stage.run()
+    assert record.exit_code is ExitCode.INTERRUPTED
+    assert "cancelled by somebody" in record.message
+    assert len(stage.launcher.submitted) == 1
+
+
+def test_what_the_launcher_knows_of_a_signal_decides(stage: Stage) -> None:
+    stage.launcher.scripts = [preempted(stage, state=JobState.ENDED, cause=Cause.NODE), ends(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    verdict = read_verdict(stage.storage, stage.attempt(0))
+    assert verdict is not None
+    assert verdict.reason.startswith("node: restart")
+
+
+def test_a_node_that_was_lost_twice_is_avoided(stage: Stage) -> None:
+    stage.launcher.scripts = [runs(stage, JobState.ENDED), runs(stage, JobState.ENDED), ends(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    assert [spec.excluded_nodes for spec in stage.launcher.submitted] == [(), (), ("node",)]
+
+
+def test_where_too_few_nodes_are_left_none_is_avoided(stage: Stage) -> None:
+    def refuses(_spec: JobSpec) -> JobState:
+        raise ConfigError((Problem("cluster", "", "Requested node configuration is not available"),))
+
+    stage.launcher.scripts = [runs(stage, JobState.ENDED), runs(stage, JobState.ENDED), refuses, ends(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    assert [(spec.attempt, spec.excluded_nodes) for spec in stage.launcher.submitted[2:]] == [(2, ("node",)), (2, ())]
+
+
+def test_a_job_that_was_put_back_into_the_queue_is_taken_out_of_it(stage: Stage) -> None:
+    stage.launcher.scripts = [preempted(stage, state=JobState.PENDING), ends(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    first, _ = stage.launcher.submitted
+    assert stage.launcher.cancelled == [first.key]
 
 
 def test_resumed_after_a_cancel_it_goes_on(stage: Stage) -> None:

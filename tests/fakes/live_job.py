@@ -1,4 +1,4 @@
-"""A real job of a test: real supervisor, local launcher and agents, fake programs. Whatever is left when the test ends is killed, by pid."""
+"""A real job of a test: real supervisor, launcher and agents, fake programs. Whatever is left when the test ends is killed, by pid."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ import psutil
 
 from cluster.attempt import list_attempts, read_heartbeats, read_spec
 from cluster.launchers.local import LocalLauncher
-from cluster.launchers.protocol import AGENT_MODULE
+from cluster.launchers.protocol import AGENT_MODULE, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage
 from cluster.supervisor import JobView, run_job
@@ -23,8 +23,9 @@ PATIENCE_S = 60.0
 class LiveJob:
     """A request and what becomes of it."""
 
-    def __init__(self, request: JobSpec) -> None:
+    def __init__(self, request: JobSpec, *, launcher: Launcher | None = None, patience_s: float = PATIENCE_S) -> None:
         self.request = request
+        self._launcher, self._patience_s = launcher, patience_s
         self.storage = FileStorage(Path(request.storage_root))
         self.layout = ArtifactLayout(request.artifact_key)
         self.views: list[JobView] = []
@@ -32,7 +33,8 @@ class LiveJob:
 
     def run(self, **options: Any) -> ExitRecord:
         """Sees the job through; `when` may act on it meanwhile. A job that goes on for ever fails the test."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self._patience_s
+        launcher = self._launcher or LocalLauncher(ClusterConfig())  # each time one without a memory, as another control process has it
 
         def on_view(view: JobView) -> None:
             assert time.monotonic() < deadline, f"the job does not end: {view}"
@@ -40,7 +42,7 @@ class LiveJob:
             if self._act is not None:
                 self._act(view)
 
-        return run_job(self.request, storage=self.storage, launcher=LocalLauncher(ClusterConfig()), on_view=on_view, poll_s=0.05, **options)
+        return run_job(self.request, storage=self.storage, launcher=launcher, on_view=on_view, poll_s=0.05, **options)
 
     def when(self, condition: Callable[[JobView], bool], act: Callable[[], None]) -> None:
         """Does something once, at the first view for which the condition holds."""
