@@ -13,7 +13,7 @@ LOCKS := infra/requirements/base.txt infra/requirements/$(ACCEL).txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 WHEELS := $(if $(wildcard wheelhouse),--no-index --find-links wheelhouse,)
 
-.PHONY: help venv dev demo test test-fast test-exhaustive soak check format bench lock wheelhouse clean
+.PHONY: help venv dev demo slurm-demo slurm-there test test-fast test-exhaustive soak check format bench lock wheelhouse clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,13 @@ $(DEV_READY): $(READY) infra/requirements/dev.txt
 
 demo: $(READY) ## the whole pipeline on real text that this machine has
 	@$(BIN)/headrace demo
+
+slurm-demo: slurm-there $(READY) ## the same on a Slurm cluster of three nodes that it starts here, one of which fails; needs root and Slurm
+	@$(BIN)/python infra/slurm/demo.py
+
+slurm-there:
+	@type -P slurmctld slurmd munged sbatch >/dev/null \
+	  || { echo "Slurm is not installed; mend: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge" >&2; exit 2; }
 
 test: $(DEV_READY) ## the test suite
 	@$(BIN)/python -m pytest -m "not exhaustive"

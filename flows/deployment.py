@@ -36,14 +36,14 @@ def deploy_all(*, pool: str | None, file: Path = _FILE) -> dict[str, Any]:
         )
     if not is_healthy(url, timeout_s=10.0):
         raise UnreachableError(f"no Prefect server answers at {url}", why="PREFECT_API_URL names it", mend="start it, or correct PREFECT_API_URL")
-    pools = sorted({str(deployment["work_pool"]["name"]) for deployment in chosen})
-    for name in pools:
+    pools = {str(deployment["work_pool"]["name"]): str(deployment["work_pool"].get("type", "process")) for deployment in chosen}
+    for name, kind in sorted(pools.items()):
         if _prefect("work-pool", "inspect", name).returncode:
-            _must(_prefect("work-pool", "create", name, "--type", "process"), what=f"work pool {name!r} could not be created")
+            _must(_prefect("work-pool", "create", name, "--type", kind), what=f"work pool {name!r} could not be created")
     names = [str(deployment["name"]) for deployment in chosen]
     for name in names:
         _must(_prefect("--no-prompt", "deploy", "--prefect-file", str(file), "--name", name), what=f"deployment {name!r} was refused")
-    return {"deployments": names, "pools": pools, "server": url}
+    return {"deployments": names, "pools": sorted(pools), "server": url}
 
 
 def _deployments(file: Path, *, pool: str | None) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 
 _LOOPBACK = "lo"
-_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(seconds=1800)
 """Longest wait for the other ranks. The agent's watchdog knows who is to blame and acts long before: this is for a gang that nobody watches."""
 
 
@@ -34,16 +34,15 @@ class Gang:
         """Meets the other ranks at MASTER_ADDR:MASTER_PORT and returns this rank's place.
 
         The keys of the store carry the epoch: ranks of a dead start that read or write the same store cannot be mistaken for peers.
-        Ranks of one machine listen on its loopback alone; by itself the store, which asks nobody who they are, listens everywhere.
+        Ranks of one machine listen on its loopback alone, those of several where rank 0's name leads: see `_listen`.
         """
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        listener = None
         if host.startswith("127."):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
-            listener = socket.create_server((host, port)).detach() if rank == 0 else None
+        listener = _listen(host, port) if rank == 0 else None
         store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False, master_listen_fd=listener)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=PrefixStore(f"epoch-{epoch}", store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
@@ -70,3 +69,14 @@ class Gang:
     def all(self, condition: bool) -> bool:
         """Whether `condition` holds on every rank; the same answer on every rank. Also a barrier."""
         return all(flag for (flag,) in self.gather([int(condition)]))
+
+
+def _listen(host: str, port: int) -> int | None:
+    """Listens where the other ranks look for rank 0, and nowhere else: by itself the store, which asks nobody who they are, listens everywhere.
+
+    Returns the socket; None where only that is left: this node's own name leads it to itself (Debian's 127.0.1.1), and others elsewhere.
+    """
+    address = socket.gethostbyname(host)
+    if address != host and address.startswith("127.0."):
+        return None
+    return socket.create_server((address, port)).detach()
