@@ -19,6 +19,9 @@ from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
 from schemas.job import Cause, Claim, ExitRecord, Incident, JobSpec
 
+LEFT_OPEN = "the attempt is over; the supervisor decides what follows"
+"""Reason of incidents that end an attempt and decide nothing."""
+
 _BY_SUPERVISOR = "supervisor"
 """Submission token of claims that are taken only to close an attempt."""
 
@@ -81,7 +84,7 @@ def close(storage: Storage, spec: JobSpec, *, cause: Cause, evidence: tuple[str,
         exit_status=0,
         evidence=evidence,
         decision="stop",
-        reason="the attempt is over; the supervisor decides what follows",
+        reason=LEFT_OPEN,
     )
     record = ExitRecord(
         key=spec.key,

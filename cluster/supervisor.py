@@ -320,6 +320,8 @@ class _Supervision:
         self._watch.on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
         if record is None and life is Life.GONE:
             record = close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs, job=job)
+            if record is not None:  # what it says happened is news, and nobody looks at this attempt again
+                self._watch.on_view(replace(self._view(spec, Life.ENDED, beats=beats, record=record), job=job))
         return record
 
     def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.closing import LEFT_OPEN
 from schemas.ledger import GoodputLedger, Spent
 from schemas.stage import Stage
 
@@ -105,8 +106,8 @@ def incident_line(incident: Mapping[str, Any]) -> str:
     rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
     who = f"rank {rank}" if rank >= 0 else "the job"
     at = f" at step {step}" if step >= 0 else ""
-    if incident.get("decision") == "stop" and incident.get("cause") in _ANNOUNCED:
-        return f"{who} {_verb(str(incident.get('cause')))}{at}; the next one goes on from step {max(0, committed)}"
+    if incident.get("decision") == "stop" and _goes_on(incident):
+        return f"{who} {_verb(str(incident.get('cause')))}{at}; step {max(0, committed)} is committed"
     if incident.get("decision") == "stop":
         return f"{who} {_verb(str(incident.get('cause')))}{at}; stopped: {incident.get('reason')}"
     recovered = float(incident.get("recovered_after_s", -1.0))
@@ -117,6 +118,11 @@ def incident_line(incident: Mapping[str, Any]) -> str:
 
 _ANNOUNCED = ("preemption", "time limit")
 """Causes after which ranks committed and ended as they were asked to."""
+
+
+def _goes_on(incident: Mapping[str, Any]) -> bool:
+    """Whether another attempt follows one that ended with this incident, as far as can be told from it."""
+    return incident.get("cause") in _ANNOUNCED or (incident.get("reason") == LEFT_OPEN and incident.get("cause") != "cancelled")
 
 
 def ledger_line(ledger: GoodputLedger) -> str:

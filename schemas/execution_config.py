@@ -43,7 +43,7 @@ class StageResources(Frozen):
     image: str | None = None
     """Container image."""
     setup: tuple[str, ...] = ()
-    """Shell lines run on each node before the agent starts, for example `module load cuda`."""
+    """Shell lines of a Slurm job, run once before its agents start, which inherit what they export: `module load cuda`."""
 
     @property
     def time_limit_s(self) -> float | None:

@@ -44,7 +44,7 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
     run = Run(open_storage(handle.storage_root), handle.run_id)
     file, config = run.read(), run.config()
     events = tuple(run.events())
-    journalled = {(event.artifact_key, event.figures["epoch"]) for event in events if event.kind is EventKind.INCIDENT}
+    journalled = {(event.artifact_key, event.figures["epoch"], event.figures["at"]) for event in events if event.kind is EventKind.INCIDENT}
     noticed = {(event.figures["at"], event.message) for event in events if event.kind is EventKind.NOTE and "at" in event.figures}
     broken: list[str] = []
     began = max((event.at for event in events if event.kind in (EventKind.RUN_STARTED, EventKind.RUN_RESUMED)), default=time.time())
@@ -56,7 +56,7 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
     def on_view(stage: Stage, view: JobView) -> None:
         for incident in view.incidents:
             pointer = run.pointer(stage)
-            place = (pointer.key if pointer else "", incident.epoch)
+            place = (pointer.key if pointer else "", incident.epoch, incident.at)
             if place in journalled:  # also when the process before this one wrote it
                 continue
             journalled.add(place)

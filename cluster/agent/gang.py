@@ -52,7 +52,7 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
             attempt=node.spec.attempt,
             key=node.spec.key,
             world_size=node.spec.num_nodes * node.spec.ranks_per_node,
-            rendezvous=f"{node.advertise}:{free_port(node.advertise)}",
+            rendezvous=_rendezvous(node),
             reason=reason,
         )
         own = GangEpoch(node, peers, record, pace).run()
@@ -85,6 +85,12 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
         if (wish := node.why_stopped()) is not None:
             return Outcome(ExitCode.INTERRUPTED, wish.cause, wish.reason, record.epoch)
         reason = finding.message
+
+
+def _rendezvous(node: Node) -> str:
+    """Returns where this start's ranks meet: of one node on its loopback, where nobody else can come."""
+    host = node.advertise if node.spec.num_nodes > 1 else "127.0.0.1"
+    return f"{host}:{free_port(host)}"
 
 
 def follow_gang(node: Node, peers: Peers) -> None:

@@ -324,6 +324,9 @@ def test_a_job_that_ended_before_its_agent_started_is_replaced(stage: Stage) -> 
     stage.launcher.scripts = [never_starts(JobState.ENDED), ends(stage)]
     assert stage.run().exit_code is ExitCode.DONE
     assert [spec.attempt for spec in stage.launcher.submitted] == [0, 1]
+    lost = [view for view in stage.views if view.attempt == 0][-1]
+    assert lost.state is Life.ENDED
+    assert lost.incidents[-1].evidence[0].startswith("the job ended before its agent started"), "who looks on hears of it"
 
 
 def test_agents_that_never_start_stop_by_policy(stage: Stage) -> None:

@@ -72,11 +72,11 @@ def test_model_uri(figures: dict[str, Any], uri: str) -> None:
         ({"decision": "stop", "reason": "no progress", "cause": "user code"}, "rank 1 crashed at step 80; stopped: no progress"),
         (
             {"decision": "stop", "rank": -1, "cause": "preemption", "committed_step": 80},
-            "the job preempted at step 80; the next one goes on from step 80",
+            "the job preempted at step 80; step 80 is committed",
         ),
         (
             {"decision": "stop", "rank": -1, "cause": "time limit", "committed_step": 80},
-            "the job stopped before its time limit at step 80; the next one goes on from step 80",
+            "the job stopped before its time limit at step 80; step 80 is committed",
         ),
     ],
 )

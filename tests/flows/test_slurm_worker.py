@@ -79,6 +79,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
+@pytest.mark.slow
 def test_prefect_finds_the_worker_by_its_type() -> None:
     """By the entry point of the installed package, as `prefect worker start --type slurm` does."""
     code = "from prefect.workers.base import BaseWorker; print(BaseWorker.get_worker_class_from_type('slurm').__module__)"
