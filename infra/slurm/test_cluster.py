@@ -34,7 +34,7 @@ _PROGRAMS = ("munged", "slurmctld", "slurmd", "scontrol", "unshare")
 _FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb", "sacctmgr")
 _NODE = 'hostname "$1" && mount --bind "$2" /etc/hosts || exit 1; slurmd -D -N "$1" -f "$3" & wait $!'
 """The first process of a node: names it, and waits for its slurmd."""
-_USABLE = frozenset({"idle", "mixed", "allocated", "completing"})
+_USABLE = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
 
 
 class ClusterError(Exception):

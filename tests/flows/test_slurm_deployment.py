@@ -153,6 +153,7 @@ def test_a_flow_run_that_waits_in_the_queue_is_cancelled_with_its_job(lab: Prefe
     assert lives(folder) == []
 
 
+@pytest.mark.exhaustive
 def test_a_running_flow_is_cancelled_with_its_job(lab: PrefectLab, deploy: Callable[..., str], folder: Path) -> None:
     deployment = deploy(sleep_s=600.0)
     with working(lab, folder):
@@ -165,6 +166,7 @@ def test_a_running_flow_is_cancelled_with_its_job(lab: PrefectLab, deploy: Calla
     assert (len(jobs_of(flow_run)), len(lives(folder))) == (1, 1)
 
 
+@pytest.mark.exhaustive
 def test_a_job_that_never_ran_is_submitted_again(lab: PrefectLab, deploy: Callable[..., str], folder: Path) -> None:
     """An administrator took it out of the queue, while no worker lived."""
     deployment = deploy(held=True)
@@ -181,6 +183,7 @@ def test_a_job_that_never_ran_is_submitted_again(lab: PrefectLab, deploy: Callab
     assert len(lives(folder)) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_flow_that_was_killed_and_keeps_no_journal_has_crashed(lab: PrefectLab, deploy: Callable[..., str], folder: Path) -> None:
     """It is not known whether it may be repeated."""
     deployment = deploy(sleep_s=600.0)
@@ -195,6 +198,7 @@ def test_a_flow_that_was_killed_and_keeps_no_journal_has_crashed(lab: PrefectLab
     assert len(lives(folder)) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_job_at_its_end_of_time_leaves_the_flow_run_to_the_next(lab: PrefectLab, deploy: Callable[..., str], folder: Path) -> None:
     """As at preemption: Slurm tells the flow's process, which reschedules its flow run; the next job waits until it has ended."""
     deployment = deploy(sleep_s=25.0)
