@@ -3,6 +3,7 @@
 Node 0 leads: it takes a gang's epochs, decides, and writes the exit record. The others start ranks for each new epoch of their attempt.
 """
 
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from schemas.job import Cause, EpochRecord, Heartbeat, Incident, JobSpec, RankPr
 _REPORT = re.compile(r"^e(\d+)-n(\d+)\.json$")
 _LOOK_EVERY_S = 0.5
 _WAIT_S = 0.2
+_MOST_TICK_S = 5.0
+"""Longest time between two looks that counts."""
 
 
 class NodeReport(Frozen):
@@ -75,8 +78,10 @@ class Peers:
     spec: JobSpec
     node_rank: int
     _seen: dict[int, tuple[int, float]] = field(default_factory=dict)
-    """Node → newest heartbeat's sequence, and when it was first seen here (monotonic)."""
+    """Node → newest heartbeat's sequence, and when it was first seen here (`_watched`)."""
     _looked_at: float = 0.0
+    _watched_s: float = 0.0
+    _watched_at: float | None = None
 
     @property
     def alone(self) -> bool:
@@ -113,12 +118,18 @@ class Peers:
         return self._silence(ended={report.node_rank for report in self.reports(slot)})
 
     def collect(self, own: NodeReport, *, slot: int, settle_s: float) -> tuple[NodeReport, ...]:
-        """Returns all nodes' reports, this one's first. Waits for the others, but after a failure only `settle_s`, for the first cause."""
+        """Returns all nodes' reports, this one's first. Waits for the others, but after a failure only `settle_s`, for the first cause.
+
+        Asked to stop, all nodes end within the grace: who has not told by then is gone, and this one has no time left to wait.
+        """
         deadline = time.monotonic() + settle_s
+        given_up = deadline + self.spec.grace_s if own.outcome == "stopped" else math.inf
         while True:
             reports = (own, *self.reports(slot))
             failed = [report for report in reports if report.outcome == "failed"]
             if len(reports) >= self.spec.num_nodes or any(not report.echo for report in failed) or (failed and time.monotonic() > deadline):
+                return reports
+            if time.monotonic() > given_up:
                 return reports
             lost = self._silence(ended={report.node_rank for report in reports})
             if lost is not None:
@@ -153,9 +164,17 @@ class Peers:
         beats = () if self.alone else read_heartbeats(self.storage, self.attempt)
         return tuple(beat for beat in beats if beat.node_rank != self.node_rank and beat.epoch == epoch)
 
+    def _watched(self) -> float:
+        """Returns seconds of looking on: while this process, or its whole job, is suspended, others are not silent."""
+        now = time.monotonic()
+        if self._watched_at is not None:
+            self._watched_s += min(now - self._watched_at, _MOST_TICK_S)
+        self._watched_at = now
+        return self._watched_s
+
     def _silence(self, *, ended: set[int]) -> Finding | None:
         """Returns the loss of a node whose heartbeats, as seen from here, have not changed for `lost_after_s`."""
-        now = time.monotonic()
+        now = self._watched()
         newest = {beat.node_rank: beat.sequence for beat in read_heartbeats(self.storage, self.attempt)}
         for node in sorted(set(range(self.spec.num_nodes)) - {self.node_rank} - ended):
             sequence = newest.get(node, -1)
