@@ -7,13 +7,14 @@ is made within a minute after the kill has failed.
 import json
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from tests.benchmarks.harness import ROOT, Figure, Outcome, versions_of
 from tests.benchmarks.workload import PACKAGES, RANKS, workload
@@ -77,7 +78,8 @@ def _kill_torchrun(folder: Path) -> float | None:
         try:
             process.wait(timeout=TRIAL_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            for one in (*psutil.Process(process.pid).children(recursive=True), process):  # its ranks are in sessions of their own
+                one.kill()
     entered = [folder / f"entered-{rank}.json" for rank in range(RANKS)]
     if not all(path.exists() for path in entered):
         return None
