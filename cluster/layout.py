@@ -285,6 +285,11 @@ class RunLayout:
         return f"{self.key}/artifacts/{stage.value}.json"
 
 
+def flow_run_link(flow_run_id: object) -> str:
+    """Returns the key of what links a Prefect flow run to its run."""
+    return f"flow-runs/{safe_key(str(flow_run_id))}.json"
+
+
 def registry_claim(root_hash: str) -> str:
     """Returns the key of the claim that makes a registration unique."""
     return f"registry/{root_hash}.json"

@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from cluster.launchers import launcher_for
+from cluster.layout import flow_run_link
 from cluster.lease import PATIENCE_S, Lease
 from cluster.storage import AlreadyExistsError, open_storage
 from schemas.canonical import canonical_json
@@ -35,7 +36,7 @@ def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage |
     storage = open_storage(loaded.config.storage.root)
     if run_id is not None:
         return RunHandle(run_id=run_id, storage_root=storage.url, state_dir=Run(storage, run_id).read().state_dir)
-    link = f"flow-runs/{runtime.flow_run.id}.json"
+    link = flow_run_link(runtime.flow_run.id)
     if storage.exists(link):
         return RunHandle.model_validate_json(storage.read(link))
     launcher_for(loaded.config)  # refuses what nothing here can run, before a run is made

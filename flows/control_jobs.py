@@ -4,10 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from cluster.launchers.protocol import JobReport, JobState
-from cluster.launchers.slurm_queue import SlurmError, call, parse_queue
-
-_QUEUE = ("squeue", "--noheader", "--me", "--states=all", "--format=%A|%T|%r|%S|%N|%j")
-"""As `parse_queue` reads it."""
+from cluster.launchers.slurm_queue import SlurmError, all_jobs, call
 
 
 def submit(name: str, *, options: Sequence[str], script: str, variables: Mapping[str, str]) -> str:
@@ -41,7 +38,7 @@ def ask_queue() -> Mapping[str, JobReport]:
     Raises:
         SlurmError: it does not answer.
     """
-    return parse_queue(call(_QUEUE))
+    return all_jobs(call)
 
 
 def live_jobs() -> Sequence[str]:

@@ -31,6 +31,7 @@ from prefect.logging import get_logger
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from cluster.launchers.protocol import JobReport, JobState
+from cluster.layout import flow_run_link
 from cluster.lease import PATIENCE_S, holder_is_alive
 from cluster.storage import open_storage
 from flows.cancellation import request_cancel
@@ -172,7 +173,7 @@ def run_of(flow_run_id: uuid.UUID, parameters: Mapping[str, Any]) -> Run | None:
     storage = open_storage(str(root))
     if run_id is not None:
         return Run(storage, str(run_id))
-    link = f"flow-runs/{flow_run_id}.json"
+    link = flow_run_link(flow_run_id)
     return open_run(RunHandle.model_validate_json(storage.read(link))) if storage.exists(link) else None
 
 

@@ -77,6 +77,11 @@ def call(argv: Sequence[str], *, stdin: str = "", answer_s: float = ANSWER_S) ->
     return stdout
 
 
+def all_jobs(run: Callable[[Sequence[str]], str] = call) -> dict[str, JobReport]:
+    """Returns job name → report of all the user's jobs that Slurm still knows. Raises SlurmError: it does not answer."""
+    return parse_queue(run(("squeue", "--noheader", "--me", "--states=all", f"--format={_FIELDS}")))
+
+
 def parse_queue(text: str) -> dict[str, JobReport]:
     """Returns job name → report from lines of `_FIELDS`. Pure."""
     reports: dict[str, JobReport] = {}
@@ -138,7 +143,7 @@ class SlurmQueue:
         if now - self._asked_at < min(MOST_AGE_S, max(LEAST_AGE_S, _GROWTH * (now - self._changed_at))):
             return
         try:
-            reports: Mapping[str, JobReport] | None = parse_queue(self.run(("squeue", "--noheader", "--me", "--states=all", f"--format={_FIELDS}")))
+            reports: Mapping[str, JobReport] | None = all_jobs(self.run)
         except SlurmError as error:
             logger.warning("Slurm does not answer: %s", error)
             reports = None

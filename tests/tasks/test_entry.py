@@ -1,5 +1,6 @@
 """What a rank says of itself reaches its agent: progress, signs of life and notices."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,28 @@ def test_a_phase_is_told_twice_for_people_and_for_the_watchdog(task: RankTask, t
     assert (told.rank, told.phase, told.step) == (1, RankPhase.VALIDATING, 4)
     assert [pulse.phase for pulse in board.read()] == [RankPhase.STARTING, RankPhase.VALIDATING]
     board.close()
+
+
+def test_people_are_told_of_news_at_once_and_of_steps_now_and_then(task: RankTask, tmp_path: Path) -> None:
+    """Replacing a file at every step took two per cent of training while checkpoints flooded the disk."""
+
+    def told() -> tuple[RankPhase, int, int]:
+        (progress,) = EpochScratch(tmp_path).progress()
+        return (progress.phase, progress.step, progress.committed_step)
+
+    task.progress(RankPhase.COMPILING, step=0)
+    task.progress(RankPhase.STEPPING, step=1)
+    assert told() == (RankPhase.STEPPING, 1, -1)
+    task.progress(RankPhase.SAVING, step=2)
+    task.progress(RankPhase.STEPPING, step=3)
+    assert told() == (RankPhase.STEPPING, 1, -1), "soon enough"
+    task.progress(RankPhase.STEPPING, step=4, committed_step=2)
+    assert told() == (RankPhase.STEPPING, 4, 2)
+    task.progress(RankPhase.FINISHED, step=5, committed_step=2)
+    assert told() == (RankPhase.FINISHED, 5, 2)
+    time.sleep(0.3)
+    task.progress(RankPhase.FINISHED, step=6, committed_step=2)
+    assert told() == (RankPhase.FINISHED, 6, 2)
 
 
 def test_notices_are_lines_in_the_ranks_own_file(task: RankTask, tmp_path: Path) -> None:
