@@ -164,6 +164,18 @@ def test_two_nodes_share_the_items(array: Callable[..., LiveJob]) -> None:
 
 
 @pytest.mark.slow
+def test_what_stopped_two_nodes_is_told_after_what_items_suffered(array: Callable[..., LiveJob]) -> None:
+    """The supervisor decides by the last incident: an item's failure on another node, long mended, is not why the job ended."""
+    job = array(num_nodes=2, items=20, item_s=0.3, faults=[fault("raise", item=18)])
+    job.when(lambda view: view.items_done >= 4, lambda: [agent.terminate() for agent in job.agents()] and None)
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE, "the next attempt does the rest"
+    first = read_exit(job.storage, job.attempt(0))
+    assert first is not None
+    assert [(incident.cause, incident.rank) for incident in first.incidents] == [(Cause.USER_CODE, 18), (Cause.PREEMPTION, -1)]
+
+
+@pytest.mark.slow
 def test_a_failure_on_one_node_ends_the_other(array: Callable[..., LiveJob]) -> None:
     job = array(num_nodes=2, item_s=30.0, faults=[fault("exit:7", item=4)])
     record = job.run()

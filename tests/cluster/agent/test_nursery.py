@@ -70,6 +70,18 @@ def test_processes_run_with_their_environment_log_and_folder(nursery: Nursery, t
     assert (tmp_path / "plain.log").read_text() == f"hello from plain hi {tmp_path}\n"
 
 
+def test_signals_that_a_scheduler_sends_to_every_process_do_not_end_the_zygote(nursery: Nursery, tmp_path: Path) -> None:
+    """With it would end all ranks, in the middle of their last checkpoint."""
+    pid = nursery.start(program(tmp_path, "sleep"))
+    zygote = psutil.Process(pid).parent()
+    assert zygote is not None
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        zygote.send_signal(number)
+    assert status_of(nursery, tmp_path, "plain") == 0
+    assert psutil.Process(pid).parent() == zygote
+    nursery.kill_all()
+
+
 def test_exit_codes_and_signals_come_back(nursery: Nursery, tmp_path: Path) -> None:
     assert status_of(nursery, tmp_path, "exit", "75") == 75
     pid = nursery.start(program(tmp_path, "sleep"))
