@@ -17,7 +17,6 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from cluster.attempt import (
     NoticeFeed,
@@ -33,17 +32,18 @@ from cluster.attempt import (
     read_verdict,
 )
 from cluster.closing import claim_to_close, close, close_gone
-from cluster.launchers.protocol import JobReport, JobState, Launcher, Submission
+from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Life, Signs, Silence, judge
 from cluster.process import is_dead
 from cluster.restart import INTERRUPTIONS, Decision, decide, idle_starts
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.strikes import nodes_to_avoid, read_strikes
+from cluster.submission import Patience, note_verdict, submit_attempt
 from schemas.canonical import canonical_json
-from schemas.errors import ConfigError, InterruptedRunError, UnreachableError
+from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Notice, Submitted
+from schemas.job import CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Notice
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,6 @@ _ASK_AFTER_S = 3.0
 """The launcher is asked only when the heartbeat has been silent for so long: a scheduler is a shared resource."""
 _SETTLE_S = 60.0
 """Longest wait for a launcher to notice the end of a job that has left its exit record; its answers may be half a minute old."""
-_SUBMISSIONS = 3
-"""How often an attempt is submitted to a launcher that answers, refuses it for now, and does not have it."""
-_SUBMIT_AGAIN_S = 1.0
-"""Pause before the second submission; the next one is as much longer."""
 _CANCEL_AGAIN_S = 5.0
 """A job that has not started cannot hear of its cancellation from storage: the launcher is told again so often."""
 _KNOWN = frozenset({JobState.PENDING, JobState.RUNNING})
@@ -126,8 +122,8 @@ def run_job(
         UnreachableError: the launcher did not take the job.
         InterruptedRunError: a stop was requested before anything was submitted.
     """
-    watch = _Watch(clock=clock, sleep=sleep, poll_s=poll_s, on_view=on_view, stop_requested=stop_requested)
-    return _Supervision(request, storage=storage, launcher=launcher, watch=watch, is_complete=is_complete).run()
+    patience = Patience(clock=clock, sleep=sleep, poll_s=poll_s, stop_requested=stop_requested)
+    return _Supervision(request, storage=storage, launcher=launcher, patience=patience, on_view=on_view, is_complete=is_complete).run()
 
 
 def cancel_attempt(storage: Storage, attempt: AttemptLayout, *, key: str, launcher: Launcher, reason: str) -> None:
@@ -137,22 +133,21 @@ def cancel_attempt(storage: Storage, attempt: AttemptLayout, *, key: str, launch
     launcher.cancel(key)
 
 
-@dataclass(frozen=True)
-class _Watch:
-    """Time, and whom to tell."""
-
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    poll_s: float
-    on_view: Callable[[JobView], None]
-    stop_requested: Callable[[], bool]
-
-
 class _Supervision:
     """One call of `run_job`."""
 
-    def __init__(self, request: JobSpec, *, storage: Storage, launcher: Launcher, watch: _Watch, is_complete: Callable[[], bool]) -> None:
-        self._request, self._storage, self._launcher, self._watch, self._is_complete = request, storage, launcher, watch, is_complete
+    def __init__(
+        self,
+        request: JobSpec,
+        *,
+        storage: Storage,
+        launcher: Launcher,
+        patience: Patience,
+        on_view: Callable[[JobView], None],
+        is_complete: Callable[[], bool],
+    ) -> None:
+        self._request, self._storage, self._launcher, self._patience = request, storage, launcher, patience
+        self._on_view, self._is_complete = on_view, is_complete
         self._layout = ArtifactLayout(request.artifact_key)
         self._cancelled: dict[str, float] = {}
         """Attempt key → when its launcher was told last."""
@@ -167,10 +162,10 @@ class _Supervision:
         while ended is None:
             record = self._follow(number)
             decision = self._decide(number, record)
-            if decision.action == "stop" or self._watch.stop_requested():
+            if decision.action == "stop" or self._patience.stop_requested():
                 return self._final(record, decision)
-            self._pause(decision.delay_s)
-            if self._watch.stop_requested():
+            self._patience.pause(decision.delay_s)
+            if self._patience.stop_requested():
                 return self._final(record, decision)
             number = self._submit_next(number)
         return ended
@@ -192,7 +187,7 @@ class _Supervision:
         if verdict is None and record.cause is not Cause.CANCELLED and record.exit_code is not ExitCode.DONE:
             return newest, None  # nobody has decided yet
         if verdict is None:
-            self._note_verdict(newest, Decision("stop", "asked for again"))
+            note_verdict(self._storage, self._attempt(newest), Decision("stop", "asked for again"))
         return self._submit_next(newest), None
 
     def _adopt(self, number: int) -> int:
@@ -204,7 +199,7 @@ class _Supervision:
             logger.info("adopting attempt %s", spec.key)
             return number
         if self._same_request(spec):
-            self._submit(spec, attempt)
+            submit_attempt(spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
             return number
         if claim_to_close(self._storage, attempt, spec=spec):
             close(self._storage, spec, cause=Cause.CANCELLED, evidence=("never submitted; the request has changed since",))
@@ -213,7 +208,7 @@ class _Supervision:
 
     def _submit_next(self, number: int) -> int:
         """Writes the intent for the next attempt and submits it. When another supervisor was faster, its attempt is followed."""
-        if self._watch.stop_requested():
+        if self._patience.stop_requested():
             raise InterruptedRunError(f"{self._request.stage.value} stopped before its job was submitted", mend="headrace resume goes on")
         number += 1
         key = f"{self._request.run_id}-{self._request.stage.value}-{secrets.token_hex(3)}"
@@ -225,49 +220,8 @@ class _Supervision:
             self._storage.create_exclusive(attempt.spec, canonical_json(spec))
         except AlreadyExistsError:
             return self._adopt(number)
-        self._submit(spec, attempt)
+        submit_attempt(spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
         return number
-
-    def _submit(self, spec: JobSpec, attempt: AttemptLayout) -> None:
-        submission = self._launcher.render(spec)
-        with contextlib.suppress(AlreadyExistsError):  # a submitter that died meanwhile kept it
-            self._storage.create_exclusive(attempt.submission, submission.text.encode())
-        try:
-            job_id = self._job_of(spec, submission)
-        except ConfigError as error:  # the next start shall submit what has been mended meanwhile, and adopt nothing of this
-            if claim_to_close(self._storage, attempt, spec=spec):
-                close(self._storage, spec, cause=Cause.CANCELLED, evidence=tuple(error.what.splitlines()))
-                self._note_verdict(spec.attempt, Decision("stop", f"refused by {self._launcher.kind}"))
-            raise
-        answer = Submitted(key=spec.key, launcher=self._launcher.kind, job_id=job_id, at=time.time())
-        with contextlib.suppress(AlreadyExistsError):  # submitted before; the claim lets one of them work
-            self._storage.create_exclusive(attempt.submitted, canonical_json(answer))
-        logger.info("submitted attempt %s as job %s", spec.key, job_id)
-
-    def _job_of(self, spec: JobSpec, submission: Submission) -> str:
-        """Submits until the launcher has the job for certain, and returns what it calls it.
-
-        A submission that failed may have been taken all the same, at once or later: the launcher is asked, and the claim lets one job work.
-        """
-        for count in range(1, _SUBMISSIONS + 1):
-            try:
-                return self._launcher.submit(submission).job_id
-            except ConfigError:
-                if not spec.excluded_nodes:
-                    raise
-                logger.warning("without %s there are too few nodes: submitted without that wish", ", ".join(spec.excluded_nodes))
-                spec = spec.model_copy(update={"excluded_nodes": ()})
-                submission = self._launcher.render(spec)
-            except UnreachableError as error:
-                job = self._ask(spec.key, while_in=frozenset({JobState.UNKNOWN}), patience_s=spec.lost_after_s)
-                if job.state not in (JobState.ABSENT, JobState.UNKNOWN):
-                    logger.warning("%s; it has the job all the same", error)
-                    return job.job_id
-                if job.state is JobState.UNKNOWN or count == _SUBMISSIONS or self._watch.stop_requested():
-                    raise
-                logger.warning("submitted again soon: %s", error)
-                self._pause(_SUBMIT_AGAIN_S * count)
-        raise AssertionError("the last try returns or raises")
 
     def _has_all_items(self) -> bool:
         """Whether every item of an array has its record: one may have been removed since, to be made again."""
@@ -285,26 +239,26 @@ class _Supervision:
         attempt, silence = self._attempt(number), Silence()
         self._feed = NoticeFeed(self._storage, attempt)
         spec = read_spec(self._storage, attempt)
-        answered_at, self._vouched_at = self._watch.clock(), None
+        answered_at, self._vouched_at = self._patience.clock(), None
         while True:
             try:
                 record = self._look(spec, attempt, silence)
-                answered_at = self._watch.clock()
+                answered_at = self._patience.clock()
                 if record is not None:
                     return record
             except (OSError, UnreachableError) as error:
                 logger.warning("storage does not answer: %s", error)
-                if self._watch.clock() - answered_at > spec.lost_after_s:
+                if self._patience.clock() - answered_at > spec.lost_after_s:
                     what = f"{self._storage.url} has not answered for {spec.lost_after_s:g} s"
                     raise UnreachableError(what, why=str(error), mend="the job goes on; headrace resume follows it again") from error
-            self._watch.sleep(self._watch.poll_s)
+            self._patience.sleep(self._patience.poll_s)
 
     def _look(self, spec: JobSpec, attempt: AttemptLayout, silence: Silence) -> ExitRecord | None:
         """Looks at an attempt once, tells the caller, and closes it when it is gone. Returns its exit record, if there is one."""
         submitted, claim, beats = read_submitted(self._storage, attempt), read_claim(self._storage, attempt), read_heartbeats(self._storage, attempt)
         self._cancel_if_wished(spec, claimed=claim is not None)
         began_at = submitted.at if submitted else time.time()
-        silent_s = silence.observe(beats, claimed=claim is not None, now=self._watch.clock(), wall=time.time(), began_at=began_at)
+        silent_s = silence.observe(beats, claimed=claim is not None, now=self._patience.clock(), wall=time.time(), began_at=began_at)
         process_dead = claim is not None and is_dead(claimant(claim))
         job: JobReport | None = None
         if process_dead or silent_s > _ASK_AFTER_S or not beats:
@@ -312,16 +266,16 @@ class _Supervision:
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
         state = JobState.RUNNING if job is None else job.state
         if state in _KNOWN or (self._vouched_at is None and not beats):
-            self._vouched_at = self._watch.clock()
+            self._vouched_at = self._patience.clock()
         if state is JobState.ABSENT and self._vouched_at is not None:  # a launcher that forgets or lies for a moment ends nothing
-            silent_s = min(silent_s, self._watch.clock() - self._vouched_at)
+            silent_s = min(silent_s, self._patience.clock() - self._vouched_at)
         signs = Signs(job=state, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
         life = judge(signs, lost_after_s=spec.lost_after_s)
-        self._watch.on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
+        self._on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
         if record is None and life is Life.GONE:
             record = close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs, job=job)
             if record is not None:  # what it says happened is news, and nobody looks at this attempt again
-                self._watch.on_view(replace(self._view(spec, Life.ENDED, beats=beats, record=record), job=job))
+                self._on_view(replace(self._view(spec, Life.ENDED, beats=beats, record=record), job=job))
         return record
 
     def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
@@ -355,20 +309,15 @@ class _Supervision:
         return self._feed.read()
 
     def _cancel_if_wished(self, spec: JobSpec, *, claimed: bool) -> None:
-        if not self._watch.stop_requested():
+        if not self._patience.stop_requested():
             return
         if spec.key not in self._cancelled:
             cancel_attempt(self._storage, self._attempt(spec.attempt), key=spec.key, launcher=self._launcher, reason="stop requested")
-        elif claimed or self._watch.clock() - self._cancelled[spec.key] < _CANCEL_AGAIN_S:
+        elif claimed or self._patience.clock() - self._cancelled[spec.key] < _CANCEL_AGAIN_S:
             return
         else:
             self._launcher.cancel(spec.key)
-        self._cancelled[spec.key] = self._watch.clock()
-
-    def _pause(self, seconds: float) -> None:
-        deadline = self._watch.clock() + seconds
-        while (left := deadline - self._watch.clock()) > 0 and not self._watch.stop_requested():
-            self._watch.sleep(min(left, self._watch.poll_s))
+        self._cancelled[spec.key] = self._patience.clock()
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
@@ -388,29 +337,14 @@ class _Supervision:
             idle = idle_starts(starts, committed_step=last.committed_step, baseline=counted.baseline)
             cause = told.cause if told.cause is not None and told.cause in INTERRUPTIONS else last.cause
             decision = decide(past, cause=cause, idle=idle, limits=spec.limits)
-        self._note_verdict(number, decision, cause=told.cause)
+        note_verdict(self._storage, self._attempt(number), decision, cause=told.cause)
         if told.state is JobState.PENDING:  # an administrator has put it back into the queue, where it would only wait to find its attempt over
             self._launcher.cancel(record.key)
         return decision
 
     def _end_by_launcher(self, key: str) -> JobReport:
         """Returns what the launcher says of a job that has ended. To its agents a job that somebody cancels looks like one that is preempted."""
-        return self._ask(key, while_in=_KNOWN | {JobState.UNKNOWN}, patience_s=_SETTLE_S)
-
-    def _ask(self, key: str, *, while_in: frozenset[JobState], patience_s: float) -> JobReport:
-        """Returns what the launcher answers once it is none of `while_in`, or after `patience_s` at the latest."""
-        deadline = self._watch.clock() + patience_s
-        while True:
-            report = self._launcher.query([key])[key]
-            if report.state not in while_in or self._watch.clock() > deadline or self._watch.stop_requested():
-                return report
-            self._watch.sleep(self._watch.poll_s)
-
-    def _note_verdict(self, number: int, decision: Decision, *, cause: Cause | None = None) -> None:
-        word: Literal["stop", "restart"] = "stop" if decision.action == "stop" else "restart"
-        verdict = AttemptVerdict(decision=word, reason=decision.reason, at=time.time(), cause=cause)
-        with contextlib.suppress(AlreadyExistsError):
-            self._storage.create_exclusive(self._attempt(number).verdict, canonical_json(verdict))
+        return self._patience.ask(self._launcher, key, while_in=_KNOWN | {JobState.UNKNOWN}, most_s=_SETTLE_S)
 
     def _final(self, record: ExitRecord, decision: Decision) -> ExitRecord:
         """Returns the record as the caller shall see it: what the policy made of it."""

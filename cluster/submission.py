@@ -1,0 +1,111 @@
+"""Brings an attempt, whose intent is written, into a launcher's hands: kept as submitted, submitted until the launcher has it for certain."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.closing import claim_to_close, close
+from cluster.launchers.protocol import JobReport, JobState, Launcher, Submission
+from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.restart import Decision
+from cluster.storage import AlreadyExistsError, Storage
+from schemas.canonical import canonical_json
+from schemas.errors import ConfigError, UnreachableError
+from schemas.job import AttemptVerdict, Cause, JobSpec, Submitted
+
+logger = logging.getLogger(__name__)
+
+_SUBMISSIONS = 3
+"""How often an attempt is submitted to a launcher that answers, refuses it for now, and does not have it."""
+_SUBMIT_AGAIN_S = 1.0
+"""Pause before the second submission; the next one is as much longer."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How a supervisor waits: until it is asked to stop."""
+
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    sleep: Callable[[float], None]
+    """Waits."""
+    poll_s: float
+    """Seconds between two looks."""
+    stop_requested: Callable[[], bool]
+    """Whether to stop gracefully."""
+
+    def pause(self, seconds: float) -> None:
+        """Waits, unless somebody wishes a stop."""
+        deadline = self.clock() + seconds
+        while (left := deadline - self.clock()) > 0 and not self.stop_requested():
+            self.sleep(min(left, self.poll_s))
+
+    def ask(self, launcher: Launcher, key: str, *, while_in: frozenset[JobState], most_s: float) -> JobReport:
+        """Returns what a launcher answers once it is none of `while_in`, or after `most_s` at the latest."""
+        deadline = self.clock() + most_s
+        while True:
+            report = launcher.query([key])[key]
+            if report.state not in while_in or self.clock() > deadline or self.stop_requested():
+                return report
+            self.sleep(self.poll_s)
+
+
+def submit_attempt(spec: JobSpec, *, storage: Storage, launcher: Launcher, patience: Patience) -> None:
+    """Submits an attempt whose spec is in storage, and notes what the launcher answered.
+
+    Raises:
+        ConfigError: the launcher will never take it. The attempt is closed: the next start submits what has been mended meanwhile.
+        UnreachableError: the launcher did not take it, or nobody could be asked whether it did.
+    """
+    attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)
+    submission = launcher.render(spec)
+    with contextlib.suppress(AlreadyExistsError):  # a submitter that died meanwhile kept it
+        storage.create_exclusive(attempt.submission, submission.text.encode())
+    try:
+        job_id = _job_of(spec, submission, launcher=launcher, patience=patience)
+    except ConfigError as error:
+        if claim_to_close(storage, attempt, spec=spec):
+            close(storage, spec, cause=Cause.CANCELLED, evidence=tuple(error.what.splitlines()))
+            note_verdict(storage, attempt, Decision("stop", f"refused by {launcher.kind}"))
+        raise
+    answer = Submitted(key=spec.key, launcher=launcher.kind, job_id=job_id, at=time.time())
+    with contextlib.suppress(AlreadyExistsError):  # submitted before; the claim lets one of them work
+        storage.create_exclusive(attempt.submitted, canonical_json(answer))
+    logger.info("submitted attempt %s as job %s", spec.key, job_id)
+
+
+def note_verdict(storage: Storage, attempt: AttemptLayout, decision: Decision, *, cause: Cause | None = None) -> None:
+    """Notes what was decided once an attempt had ended, unless somebody has; `cause`: why the launcher ended it, where it says so."""
+    word: Literal["stop", "restart"] = "stop" if decision.action == "stop" else "restart"
+    verdict = AttemptVerdict(decision=word, reason=decision.reason, at=time.time(), cause=cause)
+    with contextlib.suppress(AlreadyExistsError):
+        storage.create_exclusive(attempt.verdict, canonical_json(verdict))
+
+
+def _job_of(spec: JobSpec, submission: Submission, *, launcher: Launcher, patience: Patience) -> str:
+    """Submits until the launcher has the job for certain, and returns what it calls it.
+
+    A submission that failed may have been taken all the same, at once or later: the launcher is asked, and the claim lets one job work.
+    """
+    for count in range(1, _SUBMISSIONS + 1):
+        try:
+            return launcher.submit(submission).job_id
+        except ConfigError:
+            if not spec.excluded_nodes:
+                raise
+            logger.warning("without %s there are too few nodes: submitted without that wish", ", ".join(spec.excluded_nodes))
+            spec = spec.model_copy(update={"excluded_nodes": ()})
+            submission = launcher.render(spec)
+        except UnreachableError as error:
+            job = patience.ask(launcher, spec.key, while_in=frozenset({JobState.UNKNOWN}), most_s=spec.lost_after_s)
+            if job.state not in (JobState.ABSENT, JobState.UNKNOWN):
+                logger.warning("%s; it has the job all the same", error)
+                return job.job_id
+            if job.state is JobState.UNKNOWN or count == _SUBMISSIONS or patience.stop_requested():
+                raise
+            logger.warning("submitted again soon: %s", error)
+            patience.pause(_SUBMIT_AGAIN_S * count)
+    raise AssertionError("the last try returns or raises")
