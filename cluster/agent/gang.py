@@ -178,7 +178,7 @@ class GangEpoch:
         return self._report(scratch, Finding(Cause.FINISHED, (), "finished"), outcome="finished")
 
     def _start(self, scratch: EpochScratch, board: PulseBoard) -> None:
-        read_ahead(self.node.storage, self.node.artifact)
+        read_ahead(self.node.storage, self.node.artifact, ranks=self._own_ranks, world_size=self.record.world_size)
         self.node.nursery.kill_all()  # what was killed has given back memory and devices only once it is gone
         host, _, port = self.record.rendezvous.rpartition(":")
         for local_rank, rank in enumerate(self._own_ranks):
