@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.environment import checkout
+from cluster.file_system import NETWORK_FILE_SYSTEMS, file_system_of, mounts_here
 from cluster.launchers.slurm_queue import MOST_AGE_S, SlurmError, call
 from cluster.launchers.slurm_site import SETTINGS, parse_settings, seconds_of
+from flows.checkup_containers import container_findings
 from flows.checkup_partitions import job_findings
-from flows.checkup_storage import NETWORK_FILE_SYSTEMS, existing, file_system_of, mounts_here
+from flows.checkup_storage import existing
 from flows.figure import of_seconds
 from flows.finding import Finding, finding
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterConfig
+from schemas.execution_config import ClusterConfig, StageResources
 from schemas.stage import Stage
 
 _NEEDED = ("sbatch", "squeue", "scancel")
@@ -45,7 +47,7 @@ def slurm_findings(config: RunConfig | None, *, project: Path, root: str, state:
     answer = check_answer(ask)
     if answer["level"] == "error":
         return [*findings, answer]
-    findings += [answer, *_settings_findings(config, ask)]
+    findings += [answer, *_settings_findings(config, ask), *container_findings(config, project=project, root=root, ask=ask)]
     return findings + (job_findings(config, project=project, root=root, ask=ask) if config is not None else [])
 
 
@@ -156,7 +158,8 @@ def _shared(config: RunConfig | None, *, project: Path, root: str, state: Path) 
     """Returns what all nodes must see, by the name that people know it by."""
     paths = {"state": state, "project folder": project, "checkout": checkout()}
     paths |= {"storage.root": Path(root)} if "://" not in root else {}
-    pythons = {config.cluster.resources(stage).python for stage in Stage} if config is not None else {None}
+    resources = [config.cluster.resources(stage) for stage in Stage] if config is not None else [StageResources()]
+    pythons = {each.python for each in resources if each.image is None}  # an image has its own
     return paths | {f"{_PYTHON}{python or sys.executable}": Path(python or sys.executable) for python in pythons}
 
 

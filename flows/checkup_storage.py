@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.file_system import NETWORK_FILE_SYSTEMS, file_system_of, mounts_here
 from flows.figure import of_bytes
 from flows.finding import Finding, finding
 from schemas.config import RunConfig
 from schemas.sizing import training_size
 
 _FEW_BYTES = 5_000_000_000
-NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.sshfs", "fuse.s3fs", "9p")
-"""Kinds that several machines see."""
 
 
 def check_disk(folder: Path, *, subject: str, config: RunConfig | None) -> Finding:
@@ -99,24 +98,6 @@ def check_file_system(folder: Path, *, subject: str, is_shared: bool = False) ->
     if kind in ("tmpfs", "ramfs"):
         return [finding("warning", subject, f"{folder} lies in memory ({kind}) and is gone after a restart", f"set {subject} to a folder on disk")]
     return []
-
-
-def file_system_of(folder: Path, *, mounts: str) -> str:
-    """Returns the type of the file system that `folder` lies on, from the text of /proc/mounts."""
-    best, kind = "", "unknown"
-    for line in mounts.splitlines():
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        point = fields[1].replace("\\040", " ")
-        if (folder == Path(point) or Path(point) in folder.parents) and len(point) >= len(best):
-            best, kind = point, fields[2]
-    return kind
-
-
-def mounts_here() -> str:
-    """Returns the text of /proc/mounts."""
-    return Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
 
 
 def existing(folder: Path) -> Path:

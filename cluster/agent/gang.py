@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from cluster.agent.compilations import remove_dead_locks
 from cluster.agent.node import Node, Outcome, Wish, free_port
 from cluster.agent.nursery import End, Program
 from cluster.agent.peers import NodeReport, Peers
@@ -180,6 +181,7 @@ class GangEpoch:
     def _start(self, scratch: EpochScratch, board: PulseBoard) -> None:
         read_ahead(self.node.storage, self.node.artifact, ranks=self._own_ranks, world_size=self.record.world_size)
         self.node.nursery.kill_all()  # what was killed has given back memory and devices only once it is gone
+        remove_dead_locks(self.node.nursery.env)
         host, _, port = self.record.rendezvous.rpartition(":")
         for local_rank, rank in enumerate(self._own_ranks):
             place = Place(

@@ -61,7 +61,9 @@ class Nursery:
 
     def __init__(self, *, preload: tuple[str, ...], env: Mapping[str, str], cwd: str, log: Path) -> None:
         """Args: preload: modules the zygote imports first. env: its whole environment. cwd: working directory. log: its own output."""
-        self._preload, self._env, self._cwd, self._log = preload, dict(env), cwd, log
+        self._preload, self._cwd, self._log = preload, cwd, log
+        self.env: Mapping[str, str] = dict(env)
+        """What every process starts with."""
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Wire | None = None
         self._tokens = itertools.count()
@@ -152,7 +154,7 @@ class Nursery:
         ]
         with theirs, self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, env=self._env, cwd=self._cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(),)
+                command, env=self.env, cwd=self._cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(),)
             )
         self._wire = Wire(ours)
         if self._recorded is not None:

@@ -4,8 +4,8 @@
 
 `options`: steps, step_s, commit_every, later_step_s (seconds of a step after the first epoch; default: step_s), busy_s (seconds by
 rank, of a step before the ranks meet), and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`, `exit:N`, `oom`,
-`segv`, `port`, `hang`, `stop`, `gil`, `deadlock`, or `echo` (answer to another's end); it strikes in the first `times` epochs that reach the step
-(default 1).
+`segv`, `port`, `hang`, `stop`, `gil`, `deadlock`, `compile` (killed while it compiles an operator), or `echo` (answer to another's end); it
+strikes in the first `times` epochs that reach the step (default 1). `compiles`: a step at which every rank compiles an operator.
 """
 
 import argparse
@@ -48,6 +48,8 @@ def main() -> None:
         for fault in options.get("faults", ()):
             if fault["rank"] == rank and fault["step"] == step and strikes(output, fault, spec.epoch):
                 strike(fault["kind"])
+        if step == options.get("compiles"):
+            _take_lock().unlink()
         busy_s = options.get("busy_s", {}).get(str(rank), step_s)
         time.sleep(busy_s)
         own_pulse().finish_part("forward_s", busy_s)
@@ -73,6 +75,17 @@ def _meet(folder: Path, *, rank: int, wants_stop: bool) -> bool:
     while len(present := os.listdir(folder)) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.002)
     return any(name.endswith("-stop") for name in present)
+
+
+def _take_lock() -> Path:
+    """Waits for the lock under which torch compiles an operator, as torch does, and returns it, taken."""
+    lock = Path(os.environ["TORCH_EXTENSIONS_DIR"], "fused", "lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.open(lock, os.O_CREAT | os.O_EXCL)  # stays open
+            return lock
+        time.sleep(0.01)
 
 
 class _Flag:
@@ -105,7 +118,9 @@ def strike(kind: str) -> None:
         time.sleep(0.5)
     if kind in ("raise", "raise-late"):
         raise ValueError("the data ran out of luck")
-    if kind == "kill":
+    if kind == "compile":
+        _take_lock()
+    if kind in ("kill", "compile"):
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "segv":
         ctypes.string_at(0)

@@ -8,13 +8,6 @@ import pytest
 from flows import checkup, checkup_storage
 from schemas.config import RunConfig
 
-MOUNTS = """
-overlay / overlay rw 0 0
-/dev/sda1 /data ext4 rw 0 0
-server:/home /data/home nfs4 rw 0 0
-tmpfs /data/with\\040space tmpfs rw 0 0
-"""
-
 
 def config(**training: object) -> RunConfig:
     return RunConfig.model_validate(
@@ -106,13 +99,6 @@ def test_a_storage_that_breaks_a_promise(tmp_path: Path, call: str, says: str, m
 def test_a_link_that_overwrites_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", lambda source, target: Path(target).write_bytes(Path(source).read_bytes()))
     assert "overwrote" in checkup.check_storage(tmp_path)[0]["what"]
-
-
-@pytest.mark.parametrize(
-    ("folder", "kind"), [("/x", "overlay"), ("/data/x", "ext4"), ("/data/home/me", "nfs4"), ("/data/homer", "ext4"), ("/data/with space", "tmpfs")]
-)
-def test_the_file_system_of_a_folder(folder: str, kind: str) -> None:
-    assert checkup_storage.file_system_of(Path(folder), mounts=MOUNTS) == kind
 
 
 def test_a_client_of_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def test_a_calm_gang_finishes_and_leaves_all_it_made(gang: Callable[..., LiveJob
     assert list(Path(job.request.scratch_dir).iterdir()) == []
 
 
+def test_a_rank_killed_while_it_compiles_leaves_no_lock_behind(gang: Callable[..., LiveJob], tmp_path: Path) -> None:
+    """Row 43: torch's own lock would have every later start wait for ever."""
+    folder = tmp_path / "extensions"
+    job = gang(compiles=7, faults=[fault("compile", step=7)], changes={"env": {"TORCH_EXTENSIONS_DIR": str(folder)}})
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert [incident.cause for incident in record.incidents] == [Cause.KILLED]
+    assert list(folder.rglob("lock")) == []
+    assert f"removed {folder}/fused/lock" in (Path(job.request.storage_root) / job.attempt().logs / "agent-n0000.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "cause", "status", "evidence"),
     [
