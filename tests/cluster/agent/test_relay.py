@@ -1,0 +1,208 @@
+"""Checkpoints on object storage: a local commit becomes true for all once its files are there, and what is withdrawn here goes there."""
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.agent.relay import CheckpointRelay
+from cluster.attempt import committed
+from cluster.epoch import take_epoch
+from cluster.layout import ArtifactLayout, step_name
+from cluster.mirror import Mirror
+from cluster.patience import PatientStorage
+from cluster.s3_storage import S3Storage
+from cluster.storage import FileStorage, file_entry
+from schemas.act import Act, ActKind
+from schemas.canonical import canonical_json
+from schemas.checkpoint import CommitRecord, QuarantineRecord
+from tests.fakes.live_job import wait_until
+from tests.fakes.s3_faults import troubled
+from tests.fakes.s3_server import BUCKET, S3Server
+
+pytestmark = pytest.mark.slow
+
+LAYOUT = ArtifactLayout("train/tiny-0123456789ab")
+
+
+class Start:
+    """One attempt on a node, whose ranks commit when they are told to."""
+
+    def __init__(self, storage: S3Storage, cache: Path, *, spare: int = 1) -> None:
+        self.storage = PatientStorage(storage, patience_s=20.0)
+        self.mirror = Mirror.open(storage, folder=cache, most_bytes=10_000_000, patiently=self.storage.patiently)
+        self.key = secrets.token_hex(4)
+        self.relay = CheckpointRelay(self.mirror, storage=self.storage, layout=LAYOUT, key=self.key, spare_commits=spare)
+        self.local = FileStorage(self.mirror.root)
+        self.epoch = -1
+
+    def begin(self) -> None:
+        self.epoch = take_epoch(self.storage, LAYOUT, attempt=0, key=self.key, world_size=1, rendezvous="", reason="test").epoch
+        self.relay.begin()
+
+    def commit(self, step: int, content: str = "") -> CommitRecord:
+        """Writes and commits a checkpoint as ranks do."""
+        folder = f"checkpoints/{step_name(step)}.e{self.epoch:06d}"
+        place = self.mirror.root / LAYOUT.key / folder
+        place.mkdir(parents=True)
+        for name in ("rank-0000.bin", "state.json"):
+            (place / name).write_text(content or f"{name} of step {step} of epoch {self.epoch}")
+        files = tuple(file_entry(path, relative_to=place) for path in sorted(place.iterdir()))
+        commit = CommitRecord(step=step, epoch=self.epoch, folder=folder, files=files, world_size=1, committed_at=0.0).sealed()
+        self.local.create_exclusive(LAYOUT.commit(step), commit.to_bytes())
+        return commit
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint as retention does."""
+        commit = CommitRecord.from_bytes(self.local.read(LAYOUT.commit(step)))
+        self.local.delete(LAYOUT.commit(step))
+        self.local.delete(f"{LAYOUT.key}/{commit.folder}")
+
+    def quarantine(self, step: int) -> None:
+        record = QuarantineRecord(step=step, found_in_epoch=self.epoch, findings=("damaged",), commit="")
+        self.local.create_exclusive(f"{LAYOUT.key}/quarantine/{step_name(step)}.e{self.epoch:06d}.json", canonical_json(record))
+        self.local.delete(LAYOUT.commit(step))
+
+    def has_data(self, step: int) -> bool:
+        commit = CommitRecord.from_bytes(self.local.read(LAYOUT.commit(step)))
+        return all((self.mirror.root / LAYOUT.key / commit.folder / file.path).is_file() for file in commit.files)
+
+    def end(self) -> None:
+        self.relay.settle()
+        self.mirror.close()
+
+
+@pytest.fixture
+def storage(s3_bucket: S3Server) -> S3Storage:
+    return S3Storage(f"s3://{BUCKET}/relay-{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def start(storage: S3Storage, tmp_path: Path) -> Iterator[Callable[..., Start]]:
+    """Begins an attempt, on a machine with or without a cache."""
+    starts: list[Start] = []
+
+    def start(*, cold: bool = False, **options: Any) -> Start:
+        if cold:
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        starts.append(Start(storage, tmp_path / "cache", **options))
+        starts[-1].begin()
+        return starts[-1]
+
+    yield start
+    for each in starts:
+        each.relay.settle()
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["same machine", "another machine"])
+def test_a_commit_is_true_for_the_next_attempt_wherever_it_runs(start: Callable[..., Start], storage: S3Storage, cold: bool) -> None:
+    first = start()
+    commit = first.commit(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    for file in commit.files:
+        assert storage.hash(f"{LAYOUT.key}/{commit.folder}/{file.path}") == file.xxh3
+    first.commit(10)
+    first.end()
+    assert committed(storage, LAYOUT) == (5, 10), "the last one is carried before the attempt ends"
+    second = start(cold=cold, spare=0)
+    assert committed(second.local, LAYOUT) == (5, 10)
+    assert (second.has_data(10), second.has_data(5)) == (True, False)
+
+
+@pytest.mark.exhaustive
+def test_what_retention_removes_goes_in_storage_too(start: Callable[..., Start], storage: S3Storage) -> None:
+    first = start()
+    old = first.commit(5)
+    first.commit(10)
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    first.remove(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (10,))
+    first.end()
+    assert storage.names(f"{LAYOUT.key}/{old.folder}") == ()
+
+
+def test_a_checkpoint_that_is_damaged_in_storage_is_passed_over_and_withdrawn_where_ranks_withdraw_it(
+    start: Callable[..., Start], storage: S3Storage
+) -> None:
+    first = start()
+    first.commit(5)
+    damaged = first.commit(10)
+    first.end()
+    name = f"{LAYOUT.key}/{damaged.folder}/rank-0000.bin"
+    storage.delete(name)
+    storage.create_exclusive(name, b"damaged")
+    second = start(cold=True, spare=0)
+    assert (second.has_data(5), second.has_data(10)) == (True, False)
+    second.quarantine(10)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    again = second.commit(10)
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    assert CommitRecord.from_bytes(storage.read(LAYOUT.commit(10))).folder == again.folder
+    assert storage.names(f"{LAYOUT.key}/quarantine") == ("step-00000010.e000001.json",)
+    assert storage.exists(name), "evidence stays"
+
+
+@pytest.mark.exhaustive
+def test_what_was_damaged_on_the_node_alone_stays_in_storage(start: Callable[..., Start], storage: S3Storage) -> None:
+    first = start()
+    good = first.commit(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    first.quarantine(5)
+    first.end()
+    assert committed(storage, LAYOUT) == (5,)
+    assert CommitRecord.from_bytes(storage.read(LAYOUT.commit(5))) == good
+
+
+def test_an_attempt_that_was_taken_for_dead_commits_nothing(start: Callable[..., Start], storage: S3Storage) -> None:
+    forgotten, _newer = start(), start()
+    forgotten.commit(5)
+    forgotten.end()
+    assert committed(storage, LAYOUT) == ()
+
+
+@pytest.mark.exhaustive
+def test_what_killed_uploads_left_is_removed_by_the_next_attempt(start: Callable[..., Start], storage: S3Storage) -> None:
+    first = start()
+    first.end()
+    half = f"{LAYOUT.checkpoints}/{step_name(5)}.e000000"
+    storage.create_exclusive(f"{half}/rank-0000.bin", b"half")
+    start()
+    assert storage.names(LAYOUT.checkpoints) == ()
+
+
+@pytest.mark.exhaustive
+def test_acts_of_ranks_and_of_the_agent_are_the_same_here_and_there(start: Callable[..., Start], storage: S3Storage) -> None:
+    def act(step: int) -> bytes:
+        return Act(kind=ActKind.SKIPPED_UPDATE, epoch=0, step=step, detail="test", at=float(step)).sealed().to_bytes()
+
+    first = start()
+    first.local.create_exclusive(LAYOUT.act(0), act(1))
+    wait_until(lambda: storage.exists(LAYOUT.act(0)))
+    storage.create_exclusive(LAYOUT.act(1), act(2))  # by the agent, between two starts
+    first.relay.begin()
+    first.local.create_exclusive(LAYOUT.act(2), act(3))
+    first.end()
+    assert [storage.read(LAYOUT.act(number)) for number in range(3)] == [act(1), act(2), act(3)]
+
+
+@pytest.mark.exhaustive
+def test_checkpoints_wait_on_the_node_while_storage_is_away_and_follow_later(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with troubled(s3_server.endpoint) as (endpoint, trouble):
+        for name, value in s3_server.environment(endpoint=endpoint).items():
+            monkeypatch.setenv(name, value)
+        storage = S3Storage(f"s3://{BUCKET}/relay-{secrets.token_hex(4)}", sleep=lambda _seconds: None)
+        first = Start(storage, tmp_path / "cache")
+        first.begin()
+        trouble.share = 1.0
+        first.commit(5)
+        wait_until(lambda: len(trouble.struck) > 20)
+        trouble.share = 0.05
+        first.commit(10)
+        first.end()
+        trouble.share = 0.0
+        assert committed(storage, LAYOUT) == (5, 10)
