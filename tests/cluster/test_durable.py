@@ -1,0 +1,50 @@
+"""Folders and files of a shared store get its group's rights, whatever the umask; elsewhere the umask stands."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.durable import make_folder, stream_durably, write_durably
+from cluster.storage import FileStorage, publish_file
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    """A user who lets nobody in."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+def fill(root: Path) -> dict[str, str]:
+    """Writes in every way there is; returns what each file and folder may be done with."""
+    make_folder(root / "a" / "b")
+    write_durably(root / "a" / "b" / "small", b"x")
+    buffer = memoryview(bytearray(4096))
+    stream_durably(root / "a" / "streamed", buffer, size=100)
+    (root / "a" / ".tmp-library").write_bytes(b"x")
+    publish_file(root / "a" / ".tmp-library", root / "a" / "published")
+    FileStorage(root).create_exclusive("a/c/object", b"x")
+    return {str(path.relative_to(root)): stat.filemode(path.stat().st_mode) for path in sorted(root.rglob("*"))}
+
+
+@pytest.mark.usefixtures("strict")
+def test_in_a_shared_folder_everything_is_for_the_group(tmp_path: Path) -> None:
+    root = tmp_path / "shared"
+    root.mkdir()
+    root.chmod(0o2770)
+    file, folder = "-rw-rw----", "drwxrws---"
+    files = ("a/b/small", "a/c/object", "a/published", "a/streamed")
+    assert fill(root) == dict.fromkeys(("a", "a/b", "a/c"), folder) | dict.fromkeys(files, file)
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("mode", [0o770, 0o2750])
+def test_elsewhere_the_umask_stands(tmp_path: Path, mode: int) -> None:
+    root = tmp_path / "own"
+    root.mkdir()
+    root.chmod(mode)
+    assert {found[1:10].replace("s", "-").replace("S", "-") for found in fill(root).values()} == {"rw-------", "rwx------"}
