@@ -1,4 +1,4 @@
-"""The zygote and the agent's side of it: processes start, end, and leave nothing behind."""
+"""The agent's side of a zygote that forks, and of a keeper of spare processes: processes start, end, and leave nothing behind."""
 
 import os
 import signal
@@ -44,12 +44,12 @@ if what == "exit":
 """
 
 
-@pytest.fixture
-def nursery(tmp_path: Path) -> Iterator[Nursery]:
+@pytest.fixture(params=[False, True], ids=["zygote", "standby"])
+def nursery(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nursery]:
     (tmp_path / "playground.py").write_text(PROGRAM)
     inherited = {**os.environ, "PYTHONPATH": str(tmp_path)}  # where the playground lies
     env = compute_environment(inherited, extra={}, project_dir=str(tmp_path), threads=1, python=sys.executable)
-    nursery = Nursery(preload=("decimal",), env=env, cwd=str(tmp_path), log=tmp_path / "zygote.log")
+    nursery = Nursery(preload=("decimal",), env=env, cwd=str(tmp_path), log=tmp_path / "zygote.log", standby=request.param)
     yield nursery
     nursery.close()
 
@@ -95,7 +95,7 @@ def test_an_exception_leaves_its_stack_without_our_frames(nursery: Nursery, tmp_
     assert status_of(nursery, tmp_path, "raise") == 1
     log = (tmp_path / "raise.log").read_text()
     assert log.endswith("ValueError: no luck\n")
-    assert "zygote.py" not in log
+    assert "/cluster/agent/" not in log
     assert "runpy" not in log
 
 
@@ -107,7 +107,7 @@ def test_children_begin_with_one_thread_and_default_signals(nursery: Nursery, tm
 def test_killing_reaches_what_a_process_has_started(nursery: Nursery, tmp_path: Path) -> None:
     nursery.start(program(tmp_path, "child"))
     log = tmp_path / "child.log"
-    wait_until(lambda: log.exists() and "child " in log.read_text())  # a line comes whole
+    wait_until(lambda: log.exists() and "\nchild " in log.read_text())  # a line comes whole
     grandchild = int(log.read_text().split()[-1])
     nursery.kill_all()
     wait_until(lambda: started_at(grandchild) is None)
@@ -149,6 +149,8 @@ def test_what_a_first_rank_imported_is_there_for_the_next(nursery: Nursery, tmp_
     deadline = time.monotonic() + 30.0
     while status_of(nursery, tmp_path, "loaded") != 0:
         assert time.monotonic() < deadline
+        nursery.warm_up(file)
+        nursery.wait(0.5)  # time to import, for a spare process that has just been started
 
 
 def test_other_ranks_write_nothing_down(nursery: Nursery, tmp_path: Path) -> None:
@@ -165,6 +167,8 @@ def test_a_module_that_cannot_be_imported_ahead_does_not_end_the_zygote(nursery:
     deadline = time.monotonic() + 30.0
     while status_of(nursery, tmp_path, "loaded") != 0:
         assert time.monotonic() < deadline
+        nursery.warm_up(file)
+        nursery.wait(0.5)  # time to import, for a spare process that has just been started
 
 
 def test_closing_leaves_no_process(nursery: Nursery, tmp_path: Path) -> None:
@@ -173,3 +177,27 @@ def test_closing_leaves_no_process(nursery: Nursery, tmp_path: Path) -> None:
     nursery.close()
     assert started_at(pid) is None
     assert started_at(zygote) is None
+
+
+@pytest.mark.parametrize("nursery", [True], indirect=True, ids=["standby"])
+def test_a_spare_takes_the_next_place_and_a_dead_one_is_made_up_for(nursery: Nursery, tmp_path: Path) -> None:
+    """One for each local rank. It has the pid already that the rank will have."""
+    pids = [nursery.start(program(tmp_path, "sleep", LOCAL_RANK=str(slot))) for slot in (0, 1)]
+    keeper = psutil.Process(pids[0]).parent()
+    assert keeper is not None
+    (tmp_path / "modules.json").write_text("[]")
+    nursery.warm_up(tmp_path / "modules.json")
+    wait_until(lambda: len(keeper.children()) == 4)
+    spares = {child.pid for child in keeper.children()} - set(pids)
+    nursery.kill_all()
+    assert {nursery.start(program(tmp_path, "sleep", LOCAL_RANK=str(slot))) for slot in (1, 0)} == spares
+    nursery.warm_up(tmp_path / "modules.json")
+    wait_until(lambda: len(keeper.children()) == 4)
+    (dead, *_) = [child for child in keeper.children() if child.pid not in spares]
+    dead.kill()
+    nursery.kill_all()
+    running = [nursery.start(program(tmp_path, "sleep", LOCAL_RANK=str(slot))) for slot in (0, 1)]
+    assert dead.pid not in running
+    assert sorted(nursery.running) == sorted(running)
+    nursery.signal(signal.SIGTERM)
+    assert {end.status for end in (*nursery.wait(10.0), *nursery.wait(10.0))} == {-signal.SIGTERM}
