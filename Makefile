@@ -67,7 +67,7 @@ format: $(DEV_READY) ## rewrite the sources in the house format
 	@$(BIN)/ruff check --fix .
 
 bench: $(DEV_READY) ## one benchmark: make bench NAME=noop
-	@$(BIN)/python -m tests.benchmarks $(NAME) $(if $(JSON),--json $(JSON),)
+	@$(BIN)/python -m tests.benchmarks $(NAME) $(if $(JSON),--json $(JSON),) $(if $(MEGABYTES),--megabytes $(MEGABYTES),)
 
 lock: $(DEV_READY) ## write the lock files from what is installed
 	@$(BIN)/python infra/requirements/lock.py

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.process import ProcessId, this_process
 from cluster.storage import AlreadyExistsError, Storage
+from schemas.attempt import AttemptVerdict, Cause, Claim, ExitRecord, Incident, Submitted
 from schemas.canonical import canonical_json
-from schemas.job import AttemptVerdict, Cause, Claim, ExitRecord, Heartbeat, Incident, JobSpec, Notice, Submitted
+from schemas.job import JobSpec
+from schemas.progress import Heartbeat, Notice
 
 _FOLDER = re.compile(r"^(?P<job>.+)-(?P<number>\d{4,})$")
 _COMMIT = re.compile(r"^step-(\d+)\.json$")
 _BEAT = re.compile(r"^n(\d+)-(\d+)\.json$")
+_UNCOUNTED = frozenset({Cause.CANCELLED, Cause.QUEUE})
+"""Ends of attempts that were ended on purpose."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def counted_history(storage: Storage, layout: ArtifactLayout, *, spec: JobSpec) 
         attempt = layout.attempt(spec.step_name, number)
         ended = read_exit(storage, attempt)
         incidents = ended.incidents if ended is not None else read_incidents(storage, attempt)
-        counted.extend(incident for incident in incidents if incident.cause is not Cause.CANCELLED)
+        counted.extend(incident for incident in incidents if incident.cause not in _UNCOUNTED)
         verdict = read_verdict(storage, attempt)
         if verdict is not None and verdict.decision == "stop":
             baseline = max([baseline, *(incident.committed_step for incident in counted)])

@@ -10,25 +10,52 @@ from pathlib import Path
 
 from cluster.agent.scratch import NodeScratch
 from cluster.attempt import claim_attempt, newest_commit, read_exit, read_heartbeats, read_incidents
+from cluster.elastic import not_given
 from cluster.launchers.protocol import JobReport, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Signs
 from cluster.restart import EVIDENCE_LINES
 from cluster.storage import AlreadyExistsError, Storage
+from schemas.attempt import Cause, Claim, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Claim, ExitRecord, Incident, JobSpec
+from schemas.job import JobSpec
 
 LEFT_OPEN = "the attempt is over; the supervisor decides what follows"
 """Reason of incidents that end an attempt and decide nothing."""
 
 _BY_SUPERVISOR = "supervisor"
-"""Submission token of claims that are taken only to close an attempt."""
+"""Submission token of claims that are taken only to close an attempt; behind a colon follows why."""
 
 
-def claim_to_close(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec) -> bool:
-    """Takes the claim of an attempt that nobody has claimed, so that nobody will; False when a job was faster."""
-    return claim_attempt(storage, attempt, key=spec.key, submission=_BY_SUPERVISOR)
+def claim_to_close(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, cause: Cause | None = None) -> bool:
+    """Takes the claim of an attempt that nobody has claimed, so that nobody will; False when a job was faster.
+
+    Args:
+        storage: shared storage.
+        attempt: the attempt.
+        spec: its spec.
+        cause: what it is going to be closed with. Whoever finds the claim of one that died before it did so closes it with that.
+    """
+    return claim_attempt(storage, attempt, key=spec.key, submission=f"{_BY_SUPERVISOR}:{cause.value}" if cause is not None else _BY_SUPERVISOR)
+
+
+def is_to_close(claim: Claim) -> bool:
+    """Whether a claim was taken only to close its attempt: nothing has begun, and nothing will."""
+    return claim.submission.partition(":")[0] == _BY_SUPERVISOR
+
+
+def close_unbegun(storage: Storage, spec: JobSpec, *, claim: Claim) -> ExitRecord:
+    """Writes the exit record of an attempt whose claim was taken to close it, and returns the one that stands."""
+    why = claim.submission.partition(":")[2]
+    if why:
+        cause = Cause(why)
+    else:
+        wished = storage.exists(ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt).cancel)
+        cause = Cause.CANCELLED if wished else Cause.KILLED
+    what = not_given(spec) if cause is Cause.QUEUE else "closed before it began"
+    shutil.rmtree(spec.scratch_dir, ignore_errors=True)  # where its launcher made one, nothing is in it
+    return close(storage, spec, cause=cause, evidence=(what,))
 
 
 def close_gone(
@@ -45,12 +72,12 @@ def close_gone(
         job: what the launcher says of it.
     """
     attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)
-    if claim is None and not claim_to_close(storage, attempt, spec=spec):
+    cause = (job.cause if job is not None else None) or Cause.NODE
+    if claim is None and not claim_to_close(storage, attempt, spec=spec, cause=cause):
         return None
     launcher.cancel(spec.key)
     last_words = _last_words(spec)
     told = (job.told if job is not None else "") or signs.job.value
-    cause = (job.cause if job is not None else None) or Cause.NODE
     if claim is None:
         return close(storage, spec, cause=cause, evidence=(f"the job ended before its agent started (launcher: {told})", *last_words))
     agent = f"the agent (pid {claim.pid} on {claim.host})"

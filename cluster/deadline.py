@@ -8,7 +8,7 @@ what the agent does afterwards.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from schemas.job import RankProgress
+from schemas.progress import RankProgress
 
 SAVE_FIGURE, STEP_FIGURE, VALIDATION_FIGURE = "checkpoint_write_s", "step_s", "validation_s"
 """Names under which ranks tell, with their progress, how long a save (until it was committed), a step and a validation took."""

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -19,13 +20,31 @@ _BLOCK_BYTES = 16 << 20
 
 
 def make_folder(path: Path) -> None:
-    """Creates `path` and its parents, durably: an fsync of each parent that got a new entry."""
+    """Creates `path` and its parents, durably: an fsync of each parent that got a new entry. In a shared folder it is shared (`share`)."""
     if path.is_dir():
         return
     make_folder(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir()
+        share(path)
         sync_folder(path.parent)
+
+
+def share(path: Path) -> None:
+    """Gives a file or folder that the calling process has just created the rights of its folder's group, whatever this user's umask.
+
+    Only where the folder is shared: setgid, and writable for its group. Elsewhere the umask stands.
+    """
+    if _is_shared(path.parent):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        wanted = mode | (0o070 if path.is_dir() else 0o060)
+        if mode != wanted:
+            path.chmod(wanted)
+
+
+def _is_shared(folder: Path) -> bool:
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP)
 
 
 def sync_folder(path: Path) -> None:
@@ -41,6 +60,7 @@ def write_durably(path: Path, data: bytes) -> None:
     """Creates `path` with `data` and fsyncs it. Raises FileExistsError, and OSError for a failed fsync: never trust such a file."""
     descriptor = _create(path)
     try:
+        share(path)
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
@@ -68,6 +88,7 @@ def stream_durably(path: Path, buffer: memoryview, *, size: int) -> str:
     try:
         descriptor = _create(path, flags=getattr(os, "O_DIRECT", 0))
         try:
+            share(path)
             _write_blocks(descriptor, buffer, size=size)
             os.fsync(descriptor)
         finally:

@@ -4,8 +4,8 @@ import time
 
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, Storage
+from schemas.attempt import EpochRecord
 from schemas.canonical import canonical_json
-from schemas.job import EpochRecord
 
 
 def take_epoch(storage: Storage, layout: ArtifactLayout, *, attempt: int, key: str, world_size: int, rendezvous: str, reason: str) -> EpochRecord:

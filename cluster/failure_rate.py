@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from cluster.attempt import list_attempts, read_claim, read_exit, read_heartbeats, read_incidents
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
-from schemas.job import MTBF_PRIOR_S, Cause, Incident
+from schemas.attempt import Cause, Incident
+from schemas.job import MTBF_PRIOR_S
 
 _PRIOR_FAILURES = 0.5
 _PRIOR_S = _PRIOR_FAILURES * MTBF_PRIOR_S
-_ANNOUNCED = frozenset({Cause.FINISHED, Cause.CANCELLED, Cause.PREEMPTION, Cause.TIME_LIMIT})
+_ANNOUNCED = frozenset({Cause.FINISHED, Cause.CANCELLED, Cause.PREEMPTION, Cause.TIME_LIMIT, Cause.BUDGET, Cause.QUEUE})
 """Ends that leave time for a checkpoint of their own: no reason to save more often."""
 
 

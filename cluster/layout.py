@@ -18,6 +18,8 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
     runs/{run_id}/
         config.json journal/000000.json artifacts/{stage}.json control/… cancel/0000.json
     registry/{root_hash}.json
+    pins/000002.json 000002.removed.json          what is kept because somebody says so, and until when
+    sweeps/{stage}/{name}-{fingerprint12}.json    an artifact that is being removed, while it is
 """
 
 import re
@@ -288,6 +290,27 @@ class RunLayout:
 def flow_run_link(flow_run_id: object) -> str:
     """Returns the key of what links a Prefect flow run to its run."""
     return f"flow-runs/{safe_key(str(flow_run_id))}.json"
+
+
+PINS = "pins"
+"""Folder of pins."""
+SWEEPS = "sweeps"
+"""Folder of what is being removed."""
+
+
+def pin_key(number: int) -> str:
+    """Returns the key of a pin; they count up from 0."""
+    return f"{PINS}/{number:06d}.json"
+
+
+def pin_removal_key(number: int) -> str:
+    """Returns the key of the object that ends a pin."""
+    return f"{PINS}/{number:06d}.removed.json"
+
+
+def sweep_key(artifact: str) -> str:
+    """Returns the key of the mark of an artifact that is being removed: there from before its record goes until after its last file went."""
+    return f"{SWEEPS}/{safe_key(artifact)}.json"
 
 
 def registry_claim(root_hash: str) -> str:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.liveness import CLOCK_SKEW_S
-from cluster.process import ProcessId, is_dead, this_process, user_name
+from cluster.process import ProcessId, is_dead, is_own, owner_here, this_process
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, LeaseHeldError
@@ -28,6 +28,8 @@ from schemas.frozen import Frozen
 logger = logging.getLogger(__name__)
 
 DEFAULT_TTL_S = 30.0
+REMOVAL = "removal"
+"""Purpose of a lease under which it is settled whether an artifact goes, and under which it does."""
 _NAME = re.compile(r"^(?P<term>\d{6})(?:\.b(?P<beat>\d{6,})|\.(?P<released>released))?\.json$")
 PATIENCE_S = 1.2 * DEFAULT_TTL_S
 """Watching a silent holder for so long tells that it is dead."""
@@ -52,6 +54,8 @@ class LeaseTerm(Frozen):
     """When it was taken, seconds since the Unix epoch by the holder's clock."""
     ttl_s: float
     """Without a renewal for so long the term has ended."""
+    purpose: str = ""
+    """What it is held for, where that is neither to make an artifact nor to control a run: `REMOVAL`."""
 
     def process(self) -> ProcessId:
         """Returns the holder."""
@@ -90,7 +94,9 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def take(cls, storage: Storage, folder: str, *, ttl_s: float = DEFAULT_TTL_S, wait_s: float = 0.0, watch_s: float = 0.0) -> Self:
+    def take(
+        cls, storage: Storage, folder: str, *, ttl_s: float = DEFAULT_TTL_S, wait_s: float = 0.0, watch_s: float = 0.0, purpose: str = ""
+    ) -> Self:
         """Takes the lease of `folder`.
 
         Args:
@@ -100,6 +106,7 @@ class Lease:
             wait_s: how long to wait for the present holder.
             watch_s: how long to watch a holder whose life cannot be known (on another machine, or on this one before a reboot). One
                 that is silent for its ttl meanwhile is taken over; `PATIENCE_S` covers the default ttl.
+            purpose: see `LeaseTerm.purpose`.
 
         Raises:
             LeaseHeldError: another live process holds it.
@@ -113,7 +120,7 @@ class Lease:
             holder = _holder(storage, folder, state)
             if holder is None or _has_ended(storage, folder, state, holder=holder, unchanged_s=time.monotonic() - seen_at):
                 with contextlib.suppress(AlreadyExistsError):  # another was faster: look again
-                    storage.create_exclusive(_key(folder, state.term + 1), canonical_json(_own_term(ttl_s)))
+                    storage.create_exclusive(_key(folder, state.term + 1), canonical_json(_own_term(ttl_s, purpose=purpose)))
                     _sweep(storage, folder, below=state.term + 1)
                     return cls(storage, folder, term=state.term + 1, ttl_s=ttl_s)
                 continue
@@ -172,25 +179,39 @@ class Lease:
 
 def holder_is_alive(storage: Storage, folder: str) -> bool:
     """Whether somebody holds the lease of `folder` now, as far as one look can tell."""
+    return live_holder(storage, folder) is not None
+
+
+def live_holder(storage: Storage, folder: str) -> LeaseTerm | None:
+    """Returns who holds the lease of `folder` now, as far as one look can tell, or None."""
     state = _look(storage, folder)
     holder = _holder(storage, folder, state)
-    return holder is not None and not _has_ended(storage, folder, state, holder=holder, unchanged_s=0.0)
+    if holder is None or _has_ended(storage, folder, state, holder=holder, unchanged_s=0.0):
+        return None
+    return holder
+
+
+def newest_term(storage: Storage, folder: str) -> LeaseTerm | None:
+    """Returns who took the lease of `folder` last, whether or not they hold it still; None when nobody ever did."""
+    state = _look(storage, folder)
+    return LeaseTerm.model_validate_json(storage.read(_key(folder, state.term))) if state.term else None
 
 
 def _key(folder: str, term: int, suffix: str = "") -> str:
     return f"{folder}/{term:06d}{suffix}.json"
 
 
-def _own_term(ttl_s: float) -> LeaseTerm:
+def _own_term(ttl_s: float, *, purpose: str) -> LeaseTerm:
     process = this_process()
     return LeaseTerm(
-        owner=f"{user_name()}@{process.host}",
+        owner=owner_here(),
         host=process.host,
         pid=process.pid,
         pid_started=process.started,
         process_table=process.table,
         at=time.time(),
         ttl_s=ttl_s,
+        purpose=purpose,
     )
 
 
@@ -238,9 +259,11 @@ def _sweep(storage: Storage, folder: str, *, below: int) -> None:
 
 def _held(folder: str, holder: LeaseTerm) -> LeaseHeldError:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.at))
-    stop = f"headrace cancel, or kill {holder.pid}" if _same_machine(holder) else f"headrace cancel; it renewed its lease from {holder.host}"
+    cancel = "headrace cancel" if is_own(holder.owner) else f"ask {holder.owner}, or headrace cancel --force"
+    stop = f"{cancel}, or kill {holder.pid}" if _same_machine(holder) else f"{cancel}; it renewed its lease from {holder.host}"
+    verb = "removed" if holder.purpose == REMOVAL else "worked on"
     return LeaseHeldError(
-        f"{folder.rpartition('/')[0]} is being worked on by {holder.owner} pid {holder.pid} since {since}",
+        f"{folder.rpartition('/')[0]} is being {verb} by {holder.owner} pid {holder.pid} since {since}",
         why="one process at a time may write it",
         mend=f"wait for it, or stop it ({stop}) and run again",
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.launchers.protocol import JobState
-from schemas.job import Heartbeat
+from schemas.progress import Heartbeat
 
 CLOCK_SKEW_S = 3600.0
 """Clocks of two machines are believed to agree within this."""

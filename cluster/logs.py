@@ -1,8 +1,7 @@
 """Reads the output of ranks and items that agents published as numbered segments."""
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cluster.layout import AttemptLayout
@@ -41,29 +40,9 @@ def last_lines(storage: Storage, attempt: AttemptLayout, *, rank: int, count: in
     return tuple(line for line in map(_text, lines) if line.strip())[-count:]
 
 
-def follow_logs(
-    storage: Storage,
-    attempt: AttemptLayout,
-    *,
-    rank: int | None = None,
-    is_over: Callable[[], bool],
-    sleep: Callable[[float], None] = time.sleep,
-    poll_s: float = 1.0,
-) -> Iterator[LogLine]:
-    """Yields an attempt's output as it is published, until `is_over` says that no more will come."""
-    reader = LogReader(storage, attempt, rank=rank)
-    while True:
-        over = is_over()  # asked before reading: what came until then is read below
-        yield from reader.read()
-        if over:
-            yield from reader.rest()
-            return
-        sleep(poll_s)
-
-
 @dataclass
 class LogReader:
-    """Reads new lines at every call. A line may span segments: its beginning waits for its end."""
+    """Reads new lines at every call. A line may span segments: its beginning waits for its end, or for the next start of its rank."""
 
     storage: Storage
     attempt: AttemptLayout
@@ -79,16 +58,25 @@ class LogReader:
                 continue
             self._seen.add(name)
             where = (int(match["epoch"]), int(match["rank"]))
+            yield from self._cut_short(where)
             *lines, self._open[where] = (self._open.get(where, b"") + self.storage.read(f"{self.attempt.logs}/{name}")).split(b"\n")
             for line in lines:
                 yield LogLine(*where, _text(line))
 
     def rest(self) -> Iterator[LogLine]:
         """Yields last lines that never got their end."""
-        for where, line in sorted(self._open.items()):
-            if line:
-                yield LogLine(*where, _text(line))
-        self._open.clear()
+        for where in sorted(self._open):
+            yield from self._end(where)
+
+    def _cut_short(self, where: tuple[int, int]) -> Iterator[LogLine]:
+        """Yields what a rank left unfinished in the start before the one that speaks now."""
+        epoch, rank = where
+        for earlier in [key for key in self._open if key[1] == rank and key[0] < epoch]:
+            yield from self._end(earlier)
+
+    def _end(self, where: tuple[int, int]) -> Iterator[LogLine]:
+        if line := self._open.pop(where):
+            yield LogLine(*where, _text(line))
 
 
 def _text(line: bytes) -> str:

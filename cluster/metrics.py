@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
-from schemas.job import MetricPoint
+from schemas.progress import MetricPoint
 
 _SEGMENT = re.compile(r"^e(?P<epoch>\d{6})-r(?P<rank>\d{4})-(?P<sequence>\d{6})\.jsonl$")
 

@@ -37,33 +37,34 @@ class PatientStorage:
                 if not again or self._storage.read(key) != data:
                     raise
 
-        self._patiently(create)
+        self.patiently(create)
 
     def read(self, key: str) -> bytes:
         """See `Storage.read`."""
-        return self._patiently(lambda: self._storage.read(key))
+        return self.patiently(lambda: self._storage.read(key))
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""
-        return self._patiently(lambda: self._storage.exists(key))
+        return self.patiently(lambda: self._storage.exists(key))
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
-        return self._patiently(lambda: self._storage.size(key))
+        return self.patiently(lambda: self._storage.size(key))
 
     def names(self, prefix: str) -> tuple[str, ...]:
         """See `Storage.names`."""
-        return self._patiently(lambda: self._storage.names(prefix))
+        return self.patiently(lambda: self._storage.names(prefix))
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
-        self._patiently(lambda: self._storage.delete(key))
+        self.patiently(lambda: self._storage.delete(key))
 
     def local_path(self, key: str) -> Path | None:
         """See `Storage.local_path`."""
         return self._storage.local_path(key)
 
-    def _patiently(self, operation: Callable[[], _Answer]) -> _Answer:
+    def patiently(self, operation: Callable[[], _Answer]) -> _Answer:
+        """Returns what `operation` returns, repeated while it fails. Raises FileNotFoundError at once, UnreachableError in the end."""
         waited_s, pause_s = 0.0, _FIRST_PAUSE_S
         while True:
             try:

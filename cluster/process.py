@@ -4,8 +4,8 @@ Knows Linux's `/proc`; elsewhere psutil's answers stand in.
 """
 
 import functools
-import getpass
 import os
+import pwd
 import socket
 import time
 from dataclasses import dataclass
@@ -42,10 +42,10 @@ def process_table() -> str:
 
 
 def started_at(pid: int) -> float | None:
-    """Returns when a process of this machine started, in seconds after boot, or None when there is none or it is a zombie."""
+    """Returns when a process of this machine started, in seconds after boot, or None when none is to be seen or it is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None if Path("/proc/self/stat").exists() else _started_by_psutil(pid)
     fields = stat.rpartition(")")[2].split()  # the name may hold spaces and brackets; what follows it starts at field 3
     if fields[0] in ("Z", "X", "x"):
@@ -62,11 +62,24 @@ def _started_by_psutil(pid: int) -> float | None:
 
 
 def user_name() -> str:
-    """Returns the name of the calling process's user, or the number of one without a name, as in containers."""
+    """Returns the name of the calling process's user, or the number of one without a name, as in containers.
+
+    The system is asked, not the environment: `su` and `sudo` may leave USER as it was.
+    """
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def owner_here() -> str:
+    """Returns `user@host` of the calling process: what leases, runs, records and pins say of who made them."""
+    return f"{user_name()}@{socket.gethostname()}"
+
+
+def is_own(owner: str) -> bool:
+    """Whether `owner` (`user@host`) is the user of the calling process. Users are told apart by name: a cluster's hosts share them."""
+    return owner.rpartition("@")[0] == user_name()
 
 
 def this_process() -> ProcessId:
@@ -77,8 +90,27 @@ def this_process() -> ProcessId:
 
 
 def is_dead(process: ProcessId) -> bool:
-    """Whether the process is known to have ended. False also when nothing can be known, because it belongs to another machine."""
-    return process.table == process_table() and started_at(process.pid) != process.started
+    """Whether the process is known to have ended. False also when nothing can be known: of another machine, or hidden from this user."""
+    if process.table != process_table():
+        return False
+    started = started_at(process.pid)
+    return not _is_hidden(process.pid) if started is None else started != process.started
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there that `/proc` does not show: mounted with `hidepid`, it shows everybody their own only."""
+    try:
+        Path(f"/proc/{pid}/stat").read_text()
+    except PermissionError:
+        return True
+    except (FileNotFoundError, ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        except ProcessLookupError:
+            return False
+    return False
 
 
 def wait_dead(process: ProcessId, *, timeout_s: float) -> bool:

@@ -17,8 +17,9 @@
 | any other exit code with a traceback | `user code` | restart: failure |
 | any other | `unknown` | restart: failure |
 
-Causes that are seen from outside (`hang`, `time limit`, a lost node) arrive here as findings. Answers that change numbers, a smaller micro-batch and
-a rewind, are given only when the recipe asks for them; the agent leaves an act (`schemas.act`) before anything follows.
+Causes that are seen from outside (`hang`, `time limit`, a lost node) arrive here as findings; `budget` stops the job with 5: only people raise it.
+Answers that change numbers, a smaller micro-batch and a rewind, are given only when the recipe asks for them; the agent leaves an act (`schemas.act`)
+before anything follows.
 """
 
 import re
@@ -27,8 +28,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.act import Act, OnBadNumbers
+from schemas.attempt import Answer, Cause, Incident
 from schemas.exit_code import ExitCode
-from schemas.job import Answer, Cause, Incident, RestartLimits
+from schemas.job import RestartLimits
 
 INTERRUPTIONS = frozenset({Cause.PREEMPTION, Cause.TIME_LIMIT, Cause.NODE, Cause.KILLED})
 """Causes that are nobody's mistake: they use the large budget and restart at once."""
@@ -185,6 +187,8 @@ def decide(
         acts: what was done so far that changed numbers, oldest first.
         commits: committed steps, ascending.
     """
+    if cause is Cause.BUDGET:
+        return Decision("stop", "a larger budget.gpu_hours goes on", exit_code=ExitCode.POLICY, repeats=True)
     if stop_code is ExitCode.INTERRUPTED:
         return Decision("stop", f"{cause.value}: the next attempt goes on", exit_code=stop_code)
     if cause is Cause.OUT_OF_MEMORY and (size := _next_micro_batch(acts, limits)) is not None:

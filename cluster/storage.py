@@ -1,7 +1,8 @@
 """Shared storage. Everything shared is an immutable object, written once by `create_exclusive`, or data that such an object names.
 
 Nothing shared is appended to or renamed. `FileStorage` is a POSIX folder (temporary file, fsync, `link(2)`, fsync of the folder);
-`FsspecStorage` is anything else that fsspec reaches and is the only user of fsspec. One contract suite (`tests/contract`) holds for all.
+`S3Storage` (`cluster.s3_storage`) is a prefix in a bucket; `FsspecStorage` (`cluster.object_storage`) is anything else that fsspec reaches. One
+contract suite (`tests/contract`) holds for all.
 """
 
 import contextlib
@@ -10,22 +11,22 @@ import hashlib
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import xxhash
 
 from cluster.durable import make_folder as make_folder
+from cluster.durable import share as share
 from cluster.durable import sync_folder as sync_folder
 from cluster.durable import write_durably as write_durably
 from cluster.layout import safe_key
 from schemas.artifact import FileEntry
-from schemas.errors import ConfigError, HeadraceError, Problem, UnreachableError, UnsafeFileError
-from schemas.reference import has_secret, hide_secrets, resolve_secrets
+from schemas.errors import ConfigError, HeadraceError, Problem, UnsafeFileError
+from schemas.reference import has_secret, resolve_secrets
 
 _BLOCK_BYTES = 4 << 20
 TEMPORARY_PREFIX = ".tmp-"
@@ -133,73 +134,6 @@ class FileStorage:
         return self._path(key)
 
 
-_MEMORY_LOCK = threading.Lock()
-"""fsspec's memory file system looks, then writes: two threads may both find nothing. Servers that store objects do it in one step."""
-
-
-class FsspecStorage:
-    """Any file system that fsspec reaches and that has an exclusive create (`memory://`, S3)."""
-
-    def __init__(self, url: str) -> None:
-        """Args: url: `scheme://…`, secrets as `${…}`. Raises UnreachableError when fsspec or the endpoint cannot serve it."""
-        import fsspec
-
-        self.url = url.rstrip("/")
-        self._exclusive: contextlib.AbstractContextManager[object] = _MEMORY_LOCK if urlsplit(url).scheme == "memory" else contextlib.nullcontext()
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(resolve_secrets(self.url))
-        except (ImportError, ValueError, OSError) as error:
-            why, cause = hide_secrets(str(error), text=url), None if has_secret(url) else error
-            raise UnreachableError(f"storage {url!r} cannot be opened", why=why, mend="check storage.root and its credentials") from cause
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{safe_key(key)}"
-
-    def create_exclusive(self, key: str, data: bytes) -> None:
-        """See `Storage.create_exclusive`: fsspec's `mode="create"`, a conditional put on S3."""
-        path = self._path(key)
-        try:
-            with self._exclusive:
-                self._fs.pipe_file(path, data, mode="create")
-        except FileExistsError as error:
-            raise AlreadyExistsError(f"{key} exists") from error
-        except OSError as error:  # some S3 servers answer EINVAL for a failed condition
-            if error.errno == errno.EINVAL and self.exists(key):
-                raise AlreadyExistsError(f"{key} exists") from error
-            raise
-
-    def read(self, key: str) -> bytes:
-        """See `Storage.read`."""
-        data: bytes = self._fs.cat_file(self._path(key))
-        return data
-
-    def exists(self, key: str) -> bool:
-        """See `Storage.exists`."""
-        return bool(self._fs.exists(self._path(key)))
-
-    def size(self, key: str) -> int:
-        """See `Storage.size`."""
-        return int(self._fs.size(self._path(key)))
-
-    def names(self, prefix: str) -> tuple[str, ...]:
-        """See `Storage.names`."""
-        self._fs.invalidate_cache()
-        try:
-            found: list[Any] = self._fs.ls(self._path(prefix), detail=False)
-        except FileNotFoundError:
-            return ()
-        return tuple(sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}))
-
-    def delete(self, key: str) -> None:
-        """See `Storage.delete`."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._path(key), recursive=True)
-
-    def local_path(self, key: str) -> None:  # noqa: ARG002  # the protocol's signature
-        """See `Storage.local_path`: compute cannot open it."""
-        return
-
-
 def open_storage(url: str) -> Storage:
     """Returns the storage at an absolute path or URL; `${env:…}` and `${file:…}` in it are resolved here, and nowhere written.
 
@@ -207,7 +141,13 @@ def open_storage(url: str) -> Storage:
         ConfigError: for a relative path (a worker's working directory is not the user's), or a secret that is not there.
     """
     resolved = resolve_secrets(url)
+    if urlsplit(resolved).scheme == "s3":
+        from cluster.s3_storage import S3Storage
+
+        return S3Storage(url)
     if urlsplit(resolved).scheme not in ("", "file"):
+        from cluster.object_storage import FsspecStorage
+
         return FsspecStorage(url)
     path = Path(resolved.removeprefix("file://"))
     if not path.is_absolute():
@@ -268,6 +208,7 @@ def publish_file(temporary: Path, path: Path) -> FileEntry:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    share(temporary)  # libraries wrote it
     entry = file_entry(temporary, relative_to=temporary.parent)
     try:
         link_exclusive(temporary, path)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from schemas.job import RankPhase, RankPulse
+from schemas.progress import RankPhase, RankPulse
 
 WINDOW_STEPS = 20
 """Steps that are averaged."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from cluster.attempt import list_attempts, read_exit, read_heartbeats, read_spec, read_verdict
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
-from schemas.job import Cause, ExitRecord, Heartbeat, Incident
+from schemas.attempt import Cause, ExitRecord, Incident
+from schemas.progress import Heartbeat
 
 STRIKES = 2
 """So many make a node one to avoid."""

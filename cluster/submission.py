@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.closing import claim_to_close, close
+from cluster.elastic import refused
 from cluster.launchers.protocol import JobReport, JobState, Launcher, Submission
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.restart import Decision
 from cluster.storage import AlreadyExistsError, Storage
+from schemas.attempt import AttemptVerdict, Cause, Submitted
 from schemas.canonical import canonical_json
 from schemas.errors import ConfigError, UnreachableError
-from schemas.job import AttemptVerdict, Cause, JobSpec, Submitted
+from schemas.job import JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class Patience:
     """Seconds between two looks."""
     stop_requested: Callable[[], bool]
     """Whether to stop gracefully."""
+    wall: Callable[[], float] = time.time
+    """Seconds since the Unix epoch."""
 
     def pause(self, seconds: float) -> None:
         """Waits, unless somebody wishes a stop."""
@@ -57,7 +61,8 @@ def submit_attempt(spec: JobSpec, *, storage: Storage, launcher: Launcher, patie
     """Submits an attempt whose spec is in storage, and notes what the launcher answered.
 
     Raises:
-        ConfigError: the launcher will never take it. The attempt is closed: the next start submits what has been mended meanwhile.
+        ConfigError: the launcher will never take it, and there is no smaller one to try, for which this one would only be closed. The attempt
+            is closed: the next start submits what has been mended meanwhile.
         UnreachableError: the launcher did not take it, or nobody could be asked whether it did.
     """
     attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)
@@ -67,14 +72,25 @@ def submit_attempt(spec: JobSpec, *, storage: Storage, launcher: Launcher, patie
     try:
         job_id = _job_of(spec, submission, launcher=launcher, patience=patience)
     except ConfigError as error:
-        if claim_to_close(storage, attempt, spec=spec):
-            close(storage, spec, cause=Cause.CANCELLED, evidence=tuple(error.what.splitlines()))
-            note_verdict(storage, attempt, Decision("stop", f"refused by {launcher.kind}"))
+        has_smaller = spec.withdraw_after_s is not None
+        _close_refused(spec, error, storage=storage, launcher=launcher, cause=Cause.QUEUE if has_smaller else Cause.CANCELLED)
+        if has_smaller:
+            return
         raise
-    answer = Submitted(key=spec.key, launcher=launcher.kind, job_id=job_id, at=time.time())
+    answer = Submitted(key=spec.key, launcher=launcher.kind, job_id=job_id, at=patience.wall())
     with contextlib.suppress(AlreadyExistsError):  # submitted before; the claim lets one of them work
         storage.create_exclusive(attempt.submitted, canonical_json(answer))
     logger.info("submitted attempt %s as job %s", spec.key, job_id)
+
+
+def _close_refused(spec: JobSpec, error: ConfigError, *, storage: Storage, launcher: Launcher, cause: Cause) -> None:
+    """Closes an attempt that the launcher will never take. Of one that makes room for a smaller one the supervisor decides as if it had waited."""
+    attempt, said = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt), tuple(error.what.splitlines())
+    if not claim_to_close(storage, attempt, spec=spec, cause=cause):
+        return  # a job has begun all the same
+    close(storage, spec, cause=cause, evidence=(refused(spec, launcher=launcher.kind), *said) if cause is Cause.QUEUE else said)
+    if cause is Cause.CANCELLED:
+        note_verdict(storage, attempt, Decision("stop", f"refused by {launcher.kind}"))
 
 
 def note_verdict(storage: Storage, attempt: AttemptLayout, decision: Decision, *, cause: Cause | None = None) -> None:
@@ -94,7 +110,7 @@ def _job_of(spec: JobSpec, submission: Submission, *, launcher: Launcher, patien
         try:
             return launcher.submit(submission).job_id
         except ConfigError:
-            if not spec.excluded_nodes:
+            if not spec.excluded_nodes or spec.withdraw_after_s is not None:  # fewer nodes are better than those
                 raise
             logger.warning("without %s there are too few nodes: submitted without that wish", ", ".join(spec.excluded_nodes))
             spec = spec.model_copy(update={"excluded_nodes": ()})

@@ -5,6 +5,7 @@ everything it knows lies in storage, so that it may die at any moment and anothe
 |---|---|
 | there is none | a new attempt |
 | spec, never submitted, not claimed, launcher does not know it | submitted again when the request is the same; else closed, and a new attempt |
+| claimed by a supervisor to be closed, no exit record | taken out of the launcher's queue and closed, then as below |
 | spec, no exit record | adopted: followed while alive or unknown; closed when gone, then as below |
 | exit record, no verdict | decided: a new attempt, or the end |
 | exit record and verdict `restart` | a new attempt |
@@ -13,7 +14,6 @@ everything it knows lies in storage, so that it may die at any moment and anothe
 
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from cluster.attempt import (
     NoticeFeed,
     claimant,
-    counted_history,
     list_attempts,
     read_claim,
     read_exit,
@@ -31,30 +30,30 @@ from cluster.attempt import (
     read_submitted,
     read_verdict,
 )
-from cluster.closing import claim_to_close, close, close_gone
+from cluster.closing import claim_to_close, close, close_gone, is_to_close
 from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Life, Signs, Silence, judge
+from cluster.next_attempt import is_of, next_attempt
 from cluster.process import is_dead
-from cluster.restart import INTERRUPTIONS, Decision, decide, idle_starts
+from cluster.restart import Decision
 from cluster.storage import AlreadyExistsError, Storage
-from cluster.strikes import nodes_to_avoid, read_strikes
 from cluster.submission import Patience, note_verdict, submit_attempt
+from cluster.verdict import KNOWN, verdict_on
+from cluster.withdrawal import QueueWatch
+from schemas.attempt import CancelRequest, Cause, Claim, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
-from schemas.job import CancelRequest, Cause, ExitRecord, Heartbeat, Incident, JobKind, JobSpec, Notice
+from schemas.job import JobKind, JobSpec
+from schemas.progress import Heartbeat, Notice
 
 logger = logging.getLogger(__name__)
 
 _ASK_AFTER_S = 3.0
 """The launcher is asked only when the heartbeat has been silent for so long: a scheduler is a shared resource."""
-_SETTLE_S = 60.0
-"""Longest wait for a launcher to notice the end of a job that has left its exit record; its answers may be half a minute old."""
 _CANCEL_AGAIN_S = 5.0
 """A job that has not started cannot hear of its cancellation from storage: the launcher is told again so often."""
-_KNOWN = frozenset({JobState.PENDING, JobState.RUNNING})
-"""The launcher says that the job lives."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,7 @@ def run_job(
     on_view: Callable[[JobView], None] = _no_view,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    wall: Callable[[], float] = time.time,
     poll_s: float = 0.25,
     stop_requested: Callable[[], bool] = lambda: False,
     is_complete: Callable[[], bool] = lambda: True,
@@ -114,6 +114,7 @@ def run_job(
         on_view: takes the state of the job at every poll.
         clock: monotonic seconds.
         sleep: waits.
+        wall: seconds since the Unix epoch.
         poll_s: seconds between polls.
         stop_requested: whether to stop gracefully; asked at every poll.
         is_complete: asked when an earlier attempt says that all is done; False makes another attempt due.
@@ -122,7 +123,7 @@ def run_job(
         UnreachableError: the launcher did not take the job.
         InterruptedRunError: a stop was requested before anything was submitted.
     """
-    patience = Patience(clock=clock, sleep=sleep, poll_s=poll_s, stop_requested=stop_requested)
+    patience = Patience(clock=clock, sleep=sleep, poll_s=poll_s, stop_requested=stop_requested, wall=wall)
     return _Supervision(request, storage=storage, launcher=launcher, patience=patience, on_view=on_view, is_complete=is_complete).run()
 
 
@@ -153,6 +154,7 @@ class _Supervision:
         """Attempt key → when its launcher was told last."""
         self._vouched_at: float | None = None
         """When the launcher said last that the followed attempt lives; of one that has not begun, at the latest when it is first looked at."""
+        self._queue: QueueWatch
         self._last_view: JobView | None = None
         self._feed: NoticeFeed | None = None
 
@@ -161,7 +163,8 @@ class _Supervision:
         number, ended = self._begin()
         while ended is None:
             record = self._follow(number)
-            decision = self._decide(number, record)
+            spec = read_spec(self._storage, self._attempt(number))
+            decision = verdict_on(record, spec=spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
             if decision.action == "stop" or self._patience.stop_requested():
                 return self._final(record, decision)
             self._patience.pause(decision.delay_s)
@@ -198,7 +201,7 @@ class _Supervision:
         if submitted or self._launcher.query([spec.key])[spec.key].state is not JobState.ABSENT:
             logger.info("adopting attempt %s", spec.key)
             return number
-        if self._same_request(spec):
+        if is_of(spec, self._request):
             submit_attempt(spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
             return number
         if claim_to_close(self._storage, attempt, spec=spec):
@@ -211,13 +214,9 @@ class _Supervision:
         if self._patience.stop_requested():
             raise InterruptedRunError(f"{self._request.stage.value} stopped before its job was submitted", mend="headrace resume goes on")
         number += 1
-        key = f"{self._request.run_id}-{self._request.stage.value}-{secrets.token_hex(3)}"
-        avoided = nodes_to_avoid(read_strikes(self._storage, self._layout, step_name=self._request.step_name), now=time.time())
-        own = {"attempt": number, "key": key, "intended_at": time.time(), "excluded_nodes": avoided}
-        spec = self._request.model_copy(update={**own, "scratch_dir": f"{self._request.scratch_dir}/{key}"})
-        attempt = self._attempt(number)
+        spec = next_attempt(self._request, number=number, storage=self._storage, now=self._patience.wall())
         try:
-            self._storage.create_exclusive(attempt.spec, canonical_json(spec))
+            self._storage.create_exclusive(self._attempt(number).spec, canonical_json(spec))
         except AlreadyExistsError:
             return self._adopt(number)
         submit_attempt(spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
@@ -228,10 +227,6 @@ class _Supervision:
         items = (self._layout.item(self._request.step_name, index) for index in range(self._request.num_items))
         return self._request.kind is JobKind.GANG or all(self._storage.exists(item) for item in items)
 
-    def _same_request(self, spec: JobSpec) -> bool:
-        ours = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": "", "intended_at": 0.0, "excluded_nodes": ()}
-        return canonical_json(spec.model_copy(update=ours)) == canonical_json(self._request.model_copy(update=ours))
-
     # ---- following ---------------------------------------------------------------------------------------------------
 
     def _follow(self, number: int) -> ExitRecord:
@@ -239,6 +234,7 @@ class _Supervision:
         attempt, silence = self._attempt(number), Silence()
         self._feed = NoticeFeed(self._storage, attempt)
         spec = read_spec(self._storage, attempt)
+        self._queue = QueueWatch(spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
         answered_at, self._vouched_at = self._patience.clock(), None
         while True:
             try:
@@ -257,26 +253,38 @@ class _Supervision:
         """Looks at an attempt once, tells the caller, and closes it when it is gone. Returns its exit record, if there is one."""
         submitted, claim, beats = read_submitted(self._storage, attempt), read_claim(self._storage, attempt), read_heartbeats(self._storage, attempt)
         self._cancel_if_wished(spec, claimed=claim is not None)
-        began_at = submitted.at if submitted else time.time()
-        silent_s = silence.observe(beats, claimed=claim is not None, now=self._patience.clock(), wall=time.time(), began_at=began_at)
-        process_dead = claim is not None and is_dead(claimant(claim))
+        wall = self._patience.wall()
+        began_at = submitted.at if submitted else wall
+        silent_s = silence.observe(beats, claimed=claim is not None, now=self._patience.clock(), wall=wall, began_at=began_at)
+        closed = claim is not None and is_to_close(claim)
+        process_dead = claim is not None and not closed and is_dead(claimant(claim))
         job: JobReport | None = None
         if process_dead or silent_s > _ASK_AFTER_S or not beats:
             job = self._launcher.query([spec.key])[spec.key]
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
         state = JobState.RUNNING if job is None else job.state
-        if state in _KNOWN or (self._vouched_at is None and not beats):
+        if state in KNOWN or (self._vouched_at is None and not beats):
             self._vouched_at = self._patience.clock()
         if state is JobState.ABSENT and self._vouched_at is not None:  # a launcher that forgets or lies for a moment ends nothing
             silent_s = min(silent_s, self._patience.clock() - self._vouched_at)
         signs = Signs(job=state, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
         life = judge(signs, lost_after_s=spec.lost_after_s)
         self._on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
-        if record is None and life is Life.GONE:
-            record = close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs, job=job)
-            if record is not None:  # what it says happened is news, and nobody looks at this attempt again
-                self._on_view(replace(self._view(spec, Life.ENDED, beats=beats, record=record), job=job))
+        if record is not None:
+            return record
+        record = self._close(spec, claim, signs=signs, job=job) if closed or life is Life.GONE else None
+        if record is not None:  # what it says happened is news, and nobody looks at this attempt again
+            self._on_view(replace(self._view(spec, Life.ENDED, beats=beats, record=record), job=job))
+        elif claim is None and job is not None:
+            self._queue.see(job, submitted)
         return record
+
+    def _close(self, spec: JobSpec, claim: Claim | None, *, signs: Signs, job: JobReport | None) -> ExitRecord | None:
+        """Closes an attempt that is gone, or that was claimed to be closed. None: not yet."""
+        if claim is not None and is_to_close(claim):
+            assert job is not None, "asked about whatever does not speak"
+            return self._queue.finish(job, claim)
+        return close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs, job=job)
 
     def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
         """Returns the view of this moment. Between two starts of ranks, when none speaks, what they said last stands."""
@@ -320,31 +328,6 @@ class _Supervision:
         self._cancelled[spec.key] = self._patience.clock()
 
     # ---- ends --------------------------------------------------------------------------------------------------------
-
-    def _decide(self, number: int, record: ExitRecord) -> Decision:
-        """Decides what follows an attempt, and notes it. Only interruptions are left to decide: failures the agent has judged."""
-        told = JobReport(JobState.ENDED)
-        if record.exit_code is not ExitCode.INTERRUPTED or record.cause not in INTERRUPTIONS or not record.incidents:
-            decision = Decision("stop", "done" if record.exit_code is ExitCode.DONE else record.message, exit_code=record.exit_code)
-        elif record.cause is Cause.PREEMPTION and (told := self._end_by_launcher(record.key)).cause is Cause.CANCELLED:
-            decision = Decision("stop", f"cancelled by somebody in the queue of {self._launcher.kind}", exit_code=ExitCode.INTERRUPTED)
-        else:
-            spec = read_spec(self._storage, self._attempt(number))
-            counted = counted_history(self._storage, self._layout, spec=spec)
-            last = record.incidents[-1]
-            past = (*counted.incidents, *record.incidents[:-1])
-            starts = past if spec.kind is JobKind.GANG else [incident for incident in past if incident.rank < 0]  # items restart apart
-            idle = idle_starts(starts, committed_step=last.committed_step, baseline=counted.baseline)
-            cause = told.cause if told.cause is not None and told.cause in INTERRUPTIONS else last.cause
-            decision = decide(past, cause=cause, idle=idle, limits=spec.limits)
-        note_verdict(self._storage, self._attempt(number), decision, cause=told.cause)
-        if told.state is JobState.PENDING:  # an administrator has put it back into the queue, where it would only wait to find its attempt over
-            self._launcher.cancel(record.key)
-        return decision
-
-    def _end_by_launcher(self, key: str) -> JobReport:
-        """Returns what the launcher says of a job that has ended. To its agents a job that somebody cancels looks like one that is preempted."""
-        return self._patience.ask(self._launcher, key, while_in=_KNOWN | {JobState.UNKNOWN}, most_s=_SETTLE_S)
 
     def _final(self, record: ExitRecord, decision: Decision) -> ExitRecord:
         """Returns the record as the caller shall see it: what the policy made of it."""

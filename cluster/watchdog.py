@@ -9,6 +9,7 @@ that waits proves nothing: a gang hangs when those that are furthest behind, for
 | is stopped or traced, in whatever phase | 5 | it does nothing at all |
 | steps, and uses a processor, in a part without collectives | max(60, 10 × p99) | it compiles anew for a new shape, or the machine is overloaded |
 | steps, and waits for a disk in the kernel | 120 | storage stalls; another start would only wait there again |
+| waits, while a node gives no sign | until that one speaks or counts as lost | the first cause is the node that fell silent |
 | starts, loads, is in its first step, saves, validates | max(`PHASE_LIMIT_S`, 3 × longest seen) | signs are few: a block read, a batch validated |
 
 Time is that of the watcher while it was awake itself: a suspended machine, a stopped agent or a clock that is set are no rank's silence.
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from schemas.job import RankPhase, RankPulse
+from schemas.progress import RankPhase, RankPulse
 
 LEAST_LIMIT_S = 5.0
 """No silence in steps is shorter than this and a hang."""
@@ -163,8 +164,17 @@ class Watchdog:
         self._ranks: dict[int, _Watched] = {}
         self._awake_s = 0.0
         self._looked_at: float | None = None
+        self._quiet_at = -math.inf
 
-    def look(self, pulses: Iterable[RankPulse], facts: Mapping[int, ProcessFacts], *, now: float, elsewhere: Sequence[RankPulse] = ()) -> Hang | None:
+    def look(
+        self,
+        pulses: Iterable[RankPulse],
+        facts: Mapping[int, ProcessFacts],
+        *,
+        now: float,
+        elsewhere: Sequence[RankPulse] = (),
+        quiet_elsewhere: bool = False,
+    ) -> Hang | None:
         """Takes note of the present moment, and returns the hang when there is one.
 
         Args:
@@ -173,10 +183,14 @@ class Watchdog:
             now: monotonic seconds.
             elsewhere: signs of ranks on other nodes. One that is further behind excuses all of this node; one that is as far behind, and is
                 granted more, lets this node wait as long: its own watcher knows what it does.
+            quiet_elsewhere: whether another node gives no sign at all. Ranks that wait for it do not hang: it speaks again, and they go on within
+                a moment, or it counts as lost.
         """
         if self._looked_at is not None:
             self._awake_s += min(max(0.0, now - self._looked_at), _MOST_TICK_S)
         self._looked_at = now
+        if quiet_elsewhere:
+            self._quiet_at = self._awake_s
         for pulse in pulses:
             if pulse.rank in facts:
                 self._note(pulse)
@@ -224,6 +238,8 @@ class Watchdog:
         behind = [rank for rank, place in places.items() if place == least]
         excused_s = max((pulse.limit_s for pulse in elsewhere if place_of(pulse) == least), default=0.0)
         beyond = bool(behind) and all(silences[rank].silent_s > max(excused_s, silences[rank].limit_s) - RESERVE_S for rank in behind)
+        if self._awake_s - self._quiet_at < LEAST_LIMIT_S:  # unless it had got further than this node
+            beyond = beyond and least is not None and bool(elsewhere) and all(place_of(pulse) > least for pulse in elsewhere)
         if not beyond and not any(self._frozen_s(watched) > LEAST_LIMIT_S - RESERVE_S for watched in self._ranks.values()):
             return None
         frozen = [rank for rank, silence in silences.items() if silence.state.frozen]

@@ -8,19 +8,29 @@ from cluster.attempt import read_spec
 from cluster.closing import claim_to_close, close
 from cluster.launchers import launcher_for
 from cluster.layout import ArtifactLayout, AttemptLayout
+from cluster.process import is_own
 from cluster.storage import AlreadyExistsError, Storage
+from schemas.attempt import CancelRequest, Cause
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, InputError
 from schemas.frozen import thaw
-from schemas.job import CancelRequest, Cause
 from schemas.view import RunState, RunView, StageState
 from tasks.runs import Run
+from tasks.store_hygiene.roots import owner_of
 from tasks.views import view_of
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.3
+
+
+def refuse_foreign(run: Run) -> None:
+    """Raises InputError for a run that another user began."""
+    owner = owner_of(run)
+    if owner and not is_own(owner):
+        what = f"{run.layout.run_id} is a run of {owner}"
+        raise InputError(what, why="only who began a run stops it", mend=f"ask {owner}, or headrace cancel {run.layout.run_id} --force")
 
 
 def request_cancel(run: Run, *, reason: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from flows.checkup_storage import check_disk, check_file_system, check_storage
+from flows.checkup_storage import check_disk, check_file_system, check_object_storage, check_sharing, check_storage
 from flows.figure import of_bytes
 from flows.finding import Finding, finding
 from flows.terminal import paint, show, show_json
@@ -64,7 +64,9 @@ def findings_of(loaded: LoadedRecipe | None, kind: ClusterKind | None = None) ->
     findings = [check_python(), *check_packages(), check_memory(config), check_cores(config), check_shared_memory(), check_loopback()]
     if "://" not in root:
         findings += [check_disk(Path(root), subject="storage.root", config=config), *check_storage(Path(root))]
-        findings += check_file_system(Path(root), subject="storage.root")
+        findings += [*check_file_system(Path(root), subject="storage.root"), *check_sharing(Path(root))]
+    else:
+        findings += check_object_storage(root)
     findings += [*check_storage(state, subject="state"), *check_file_system(state, subject="state", is_shared=kind is ClusterKind.SLURM)]
     if kind is ClusterKind.SLURM:
         from flows.checkup_slurm import slurm_findings

@@ -5,12 +5,13 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.environment import checkout
 from cluster.file_system import NETWORK_FILE_SYSTEMS, file_system_of, mounts_here
 from cluster.launchers.slurm_queue import MOST_AGE_S, SlurmError, call
+from cluster.launchers.slurm_script import MODULE_FILES
 from cluster.launchers.slurm_site import SETTINGS, parse_settings, seconds_of
 from flows.checkup_containers import container_findings
 from flows.checkup_partitions import job_findings
@@ -47,7 +48,7 @@ def slurm_findings(config: RunConfig | None, *, project: Path, root: str, state:
     answer = check_answer(ask)
     if answer["level"] == "error":
         return [*findings, answer]
-    findings += [answer, *_settings_findings(config, ask), *container_findings(config, project=project, root=root, ask=ask)]
+    findings += [answer, *_settings_findings(config, ask), *check_modules(config), *container_findings(config, project=project, root=root, ask=ask)]
     return findings + (job_findings(config, project=project, root=root, ask=ask) if config is not None else [])
 
 
@@ -184,6 +185,19 @@ def check_shared(paths: Mapping[str, Path], *, mounts: str) -> list[Finding]:
         mend = f"look on a node: srun ls {paths[subjects[0]]}; what is not there must lie on a file system that all nodes mount"
         found.append(finding("warning", "shared paths", f"on {place}, {probably}this machine's own, where nodes do not find it: {names}", mend))
     return found
+
+
+def check_modules(config: RunConfig | None, *, patterns: Sequence[str] = MODULE_FILES) -> list[Finding]:
+    """Whether what `setup` lines call is there for a batch shell, as far as this machine can tell."""
+    lines = [line for stage in Stage for line in config.cluster.resources(stage).setup] if config is not None else []
+    called = next((line for line in lines if line.split()[:1] in (["module"], ["ml"])), None)
+    if called is None:
+        return []
+    files = [file for pattern in patterns for file in sorted(Path("/").glob(pattern.removeprefix("/")))]
+    if files:
+        return [finding("ok", "modules", f"`{called}`: {files[0]} defines module")]
+    mend = "look on a node where module comes from, and make it the first line of cluster.setup: . /path/to/init/bash"
+    return [finding("warning", "modules", f"`{called}`: neither {' nor '.join(patterns)} is here, which would define module for a batch shell", mend)]
 
 
 def check_databases(config: RunConfig | None, *, state: Path, mounts: str) -> list[Finding]:

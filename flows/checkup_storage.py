@@ -1,16 +1,20 @@
 """`headrace doctor` on storage: room, what the file system promises, and whether its kind suits."""
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.file_system import NETWORK_FILE_SYSTEMS, file_system_of, mounts_here
+from cluster.storage import AlreadyExistsError, Storage, open_storage
 from flows.figure import of_bytes
 from flows.finding import Finding, finding
 from schemas.config import RunConfig
+from schemas.errors import HeadraceError
 from schemas.sizing import training_size
 
 _FEW_BYTES = 5_000_000_000
@@ -52,6 +56,35 @@ def check_storage(folder: Path, *, subject: str = "storage.root") -> list[Findin
         mend = f"name a {subject} on a local disk or NFS; object stores mounted as folders do not keep these promises"
         return [finding("error", subject, f"{home}: {problem}", mend) for problem in problems]
     return [finding("ok", subject, f"{home} keeps its promises: exclusive create, link, fsync, flock")]
+
+
+def check_object_storage(url: str) -> list[Finding]:
+    """What object storage promises: a put that refuses an existing object, reading and listing what was just written, deletion."""
+    probe = f"headrace-doctor-{secrets.token_hex(4)}"
+    try:
+        storage = open_storage(url)
+        problems = list(_broken_object_promises(storage, probe))
+    except HeadraceError as error:
+        return [finding("error", "storage.root", f"{error.what}{f' ({error.why})' if error.why else ''}", error.mend or "see to storage.root")]
+    if problems:
+        mend = "name a server that keeps conditional writes (If-None-Match), such as S3 itself, or a folder"
+        return [finding("error", "storage.root", f"{url}: {problem}", mend) for problem in problems]
+    return [finding("ok", "storage.root", f"{url} keeps its promises: conditional put, read and list after write, delete")]
+
+
+def _broken_object_promises(storage: Storage, probe: str) -> Iterator[str]:
+    key = f"{probe}/object"
+    storage.create_exclusive(key, b"1")
+    try:
+        with contextlib.suppress(AlreadyExistsError):
+            storage.create_exclusive(key, b"2")
+            yield "a conditional put replaced an existing object"
+        if storage.names(probe) != ("object",) or not storage.exists(key):
+            yield "what was just written is not listed"
+    finally:
+        storage.delete(probe)
+    if storage.exists(key):
+        yield "what was just deleted is still there"
 
 
 def _broken_promises(folder: Path) -> Iterator[str]:
@@ -98,6 +131,17 @@ def check_file_system(folder: Path, *, subject: str, is_shared: bool = False) ->
     if kind in ("tmpfs", "ramfs"):
         return [finding("warning", subject, f"{folder} lies in memory ({kind}) and is gone after a restart", f"set {subject} to a folder on disk")]
     return []
+
+
+def check_sharing(folder: Path) -> list[Finding]:
+    """Whether a store that its group may write is shared as it seems meant: setgid, so that what one user makes the others may use."""
+    if not folder.is_dir() or not (mode := folder.stat().st_mode) & stat.S_IWGRP:
+        return []
+    group = folder.stat().st_gid
+    if mode & stat.S_ISGID:
+        return [finding("ok", "storage.root", f"{folder} is shared by the users of group {group}")]
+    what = f"group {group} may write in {folder}, but what its users make there belongs to their own groups"
+    return [finding("warning", "storage.root", what, f"chmod g+s {folder}, and chgrp -R {group} what is in it")]
 
 
 def existing(folder: Path) -> Path:

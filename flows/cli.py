@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from flows.shards_commands import shards
+from flows.store_commands import store
 from schemas.errors import HeadraceError
 from schemas.exit_code import ExitCode
 from schemas.stage import Stage
@@ -24,6 +26,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 our bug, 2 wrong config or usage, 3 data verdict, 4 gate, 5 stopped by policy, 6 out of memory, "
     "7 verification failed, 8 another writer, 9 unreachable, 75 interrupted (resumable), 130 Ctrl-C.",
 )
+
+app.add_typer(shards)
+app.add_typer(store)
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: one YAML file.", show_default=False)]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its short name (demo-7f3a), or `last`.", show_default=False)]
@@ -202,6 +207,7 @@ def cancel(
     name: RunArgument,
     storage: StorageOption = None,
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for the end; 0: only ask.")] = 120.0,
+    force: Annotated[bool, typer.Option("--force", help="Also a run that another user began.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Stop a run gracefully: its jobs commit and end, and it can be resumed.
@@ -213,7 +219,7 @@ def cancel(
     """  # noqa: D301
     from flows.piloting import cancel_run
 
-    cancel_run(name, storage=storage, wait_s=wait, as_json=as_json)
+    cancel_run(name, storage=storage, wait_s=wait, force=force, as_json=as_json)
 
 
 @app.command()

@@ -16,36 +16,48 @@ from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.journal import EventKind, RunHandle
-from schemas.recipe import load_recipe
+from schemas.recipe import LoadedRecipe, load_recipe
 from schemas.stage import Stage
 from tasks.runs import Run, create_run, open_run
 from tasks.wiring import exit_code_of, stopping_on_signals
 
 
 def open_or_create(recipe: str, *, overrides: Sequence[str], from_stage: Stage | None, run_id: str | None, storage_root: str | None) -> RunHandle:
-    """Returns the run to work on: the named one, the one this Prefect flow run began with (a retry), or a new one.
+    """Returns the run to work on: the named one, the one this Prefect flow run began with (a retry), or a new one."""
+    known = known_run(recipe, overrides=overrides, run_id=run_id, storage_root=storage_root)
+    return known or new_run(load_recipe(recipe_path(recipe), tuple(overrides)), from_stage=from_stage)
+
+
+def known_run(recipe: str, *, overrides: Sequence[str], run_id: str | None, storage_root: str | None) -> RunHandle | None:
+    """Returns the named run, or the one this Prefect flow run began with (a retry); None: it has not begun any.
 
     With `run_id` and `storage_root` the recipe's file is not read: a run goes on with what it stored.
     """
     if run_id is not None and storage_root is not None:
         return RunHandle(run_id=run_id, storage_root=storage_root, state_dir=Run(open_storage(storage_root), run_id).read().state_dir)
-    path = Path(recipe)
-    if not path.is_absolute() and not path.exists():  # a worker's folder is not the checkout
-        path = Path(__file__).resolve().parent.parent / recipe
-    loaded = load_recipe(path, tuple(overrides))
-    storage = open_storage(loaded.config.storage.root)
+    storage = open_storage(load_recipe(recipe_path(recipe), tuple(overrides)).config.storage.root)
     if run_id is not None:
         return RunHandle(run_id=run_id, storage_root=storage.url, state_dir=Run(storage, run_id).read().state_dir)
     link = flow_run_link(runtime.flow_run.id)
-    if storage.exists(link):
-        return RunHandle.model_validate_json(storage.read(link))
+    return RunHandle.model_validate_json(storage.read(link)) if storage.exists(link) else None
+
+
+def new_run(loaded: LoadedRecipe, *, from_stage: Stage | None) -> RunHandle:
+    """Creates the run that this Prefect flow run works on, and returns it; the one of a retry that was faster, when there is one."""
     launcher_for(loaded.config)  # refuses what nothing here can run, before a run is made
-    handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(path), overrides=tuple(overrides), from_stage=from_stage)
+    storage, link = open_storage(loaded.config.storage.root), flow_run_link(runtime.flow_run.id)
+    handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), overrides=loaded.overrides, from_stage=from_stage)
     try:
         storage.create_exclusive(link, canonical_json(handle))
-    except AlreadyExistsError:  # a retry of the same flow run was faster
+    except AlreadyExistsError:
         return RunHandle.model_validate_json(storage.read(link))
     return handle
+
+
+def recipe_path(recipe: str) -> Path:
+    """Returns where a recipe lies: a relative path that is not in this folder starts at the checkout."""
+    path = Path(recipe)
+    return path if path.is_absolute() or path.exists() else Path(__file__).resolve().parent.parent / recipe  # a worker's folder is not the checkout
 
 
 @contextmanager

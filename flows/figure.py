@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.closing import LEFT_OPEN
+from schemas.cost import TrainingCost, of_hours
 from schemas.ledger import GoodputLedger, Spent
 from schemas.stage import Stage
 
@@ -74,6 +75,7 @@ _DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
         ("world_size", "{} ranks".format),
         ("validation_loss", "validation loss {:.3f}".format),
         ("goodput", "goodput {:.0%}".format),
+        ("cost", "cost {:,.2f}".format),
     ),
     Stage.EXPORT: (("num_parameters", lambda count: f"{of_count(count)} parameters"), ("dtype", str)),
     Stage.EVALUATE: (("bits_per_byte", "{:.3f} bits per byte".format), ("perplexity", "perplexity {:.1f}".format)),
@@ -106,6 +108,8 @@ def incident_line(incident: Mapping[str, Any]) -> str:
     rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
     who = f"rank {rank}" if rank >= 0 else "the job"
     at = f" at step {step}" if step >= 0 else ""
+    if incident.get("cause") == "queue":
+        return f"{next(iter(incident.get('evidence', ())), 'its nodes were not to be had')}: the next attempt asks for fewer"
     if incident.get("decision") == "stop" and _goes_on(incident):
         return f"{who} {_verb(str(incident.get('cause')))}{at}; step {max(0, committed)} is committed"
     if incident.get("decision") == "stop":
@@ -136,6 +140,15 @@ def ledger_line(ledger: GoodputLedger) -> str:
     return "; ".join(part for part in (head, ", ".join(parts), restarts, acts) if part)
 
 
+def cost_line(cost: TrainingCost) -> str:
+    """Returns `4.2 GPU-hours used of a budget of 8, which cost 8.82 at 2.10 each; 1.3 more to go`; of ranks, it says that they are counted."""
+    counted = " (a rank counts as a device)" if cost.device == "rank" else ""
+    budget = f" of a budget of {cost.budget_hours:g}" if cost.budget_hours is not None else ""
+    price = f", which cost {cost.cost_used:,.2f} at {cost.price_per_hour:.2f} each" if cost.cost_used is not None else ""
+    to_go = f"; {of_hours(cost.left_hours)} more to go" if cost.left_hours else ""
+    return f"{of_hours(cost.used_hours)} {cost.unit}{counted} used{budget}{price}{to_go}"
+
+
 def _redone(steps: int) -> str:
     return f"{steps:,} step{'' if steps == 1 else 's'} redone"
 
@@ -146,6 +159,7 @@ _VERBS: Mapping[str, str] = {
     "out of memory": "ran out of memory",
     "preemption": "preempted",
     "time limit": "stopped before its time limit",
+    "budget": "stopped at the end of its budget",
     "user code": "crashed",
 }
 

@@ -18,8 +18,8 @@ from flows.screens import training_line
 from schemas.errors import HeadraceError
 from schemas.exit_code import ExitCode
 from schemas.frozen import thaw
-from schemas.job import RankPhase
 from schemas.journal import Event, EventKind
+from schemas.progress import RankPhase
 from schemas.view import JobProgress
 from tasks.runs import Run
 from tasks.views import job_progress

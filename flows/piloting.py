@@ -3,6 +3,7 @@
 The way to "nothing to do" imports neither Prefect nor any other service's library.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.launchers import launcher_for
 from flows.figure import comparison_lines, model_uri, of_bytes, table
-from flows.terminal import paint, show, show_json
-from schemas.errors import GateError, InputError, VerificationError
+from flows.terminal import json_text, paint, show, show_json
+from schemas.errors import GateError, HeadraceError, InputError, UnreachableError, VerificationError
 from schemas.frozen import thaw
 from schemas.plan import Plan
 from schemas.recipe import LoadedRecipe, load_recipe
@@ -22,6 +23,8 @@ from tasks.planning import make_plan
 
 if TYPE_CHECKING:
     from schemas.journal import RunHandle
+
+logger = logging.getLogger(__name__)
 
 DEMO_RECIPE = Path(__file__).resolve().parent.parent / "infra" / "recipes" / "demo_cpu.yaml"
 
@@ -37,9 +40,9 @@ def load_checked(recipe: Path, assignments: Sequence[str]) -> LoadedRecipe:
     return loaded
 
 
-def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None) -> Plan:
-    """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already."""
-    plan = make_plan(loaded.config, from_stage=from_stage, project_dir=loaded.project_dir)
+def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None, alike: str = "") -> Plan:
+    """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already. `alike`: as in `make_plan`."""
+    plan = make_plan(loaded.config, from_stage=from_stage, project_dir=loaded.project_dir, alike=alike)
     vocab_size = plan.stage(Stage.TOKENIZER).summary.get("vocab_size")
     if vocab_size is not None and not plan.nothing_to_do:
         from tasks.train.compatibility import check_compatibility
@@ -52,17 +55,23 @@ def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | 
     """Runs what the recipe's plan finds missing; says so when that is nothing.
 
     Raises:
-        ConfigError: the recipe is wrong, or there is no launcher for its cluster: said before anything is made or started.
+        ConfigError: the recipe is wrong, or there is no launcher for its cluster, or its storage cannot carry its training: said before anything
+            is made or started.
         HeadraceError: a stage failed.
     """
     loaded = load_checked(recipe, assignments)
     launcher_for(loaded.config)
-    for warning in loaded.warnings:
-        show(f"warning: {warning}", stream=sys.stderr)
+    from tasks.train.compatibility import check_storage
+
+    check_storage(loaded.config)
     plan = plan_checked(loaded, from_stage=from_stage)
+    for warning in (*loaded.warnings, *plan.warnings):
+        show(f"warning: {warning}", stream=sys.stderr)
     if plan.nothing_to_do:
-        _nothing_to_do(plan, as_json=as_json)
+        _nothing_to_do(loaded, plan, as_json=as_json)
         return
+    _refuse_without_room(plan)
+    light = frozenset(sys.modules)
     from flows.conduct import begin, conduct
     from flows.lookup import remember_storage
 
@@ -71,6 +80,14 @@ def run_recipe(recipe: Path, assignments: Sequence[str], *, from_stage: Stage | 
     with _shown(handle, as_json=as_json):
         conduct(handle, recipe=str(loaded.path), overrides=loaded.overrides)
     _report(handle, as_json=as_json)
+    _certify_finished(loaded, modules=light)
+
+
+def _refuse_without_room(plan: Plan) -> None:
+    """Raises UnreachableError when what must be made cannot fit into the store."""
+    if plan.lacks_room:
+        mend = "`headrace store gc` frees what nobody wants; or lower checkpoint.keep_last, raise the quota, or move storage.root"
+        raise UnreachableError(f"{plan.storage_root}: no room for this run", why=plan.lacks_room, mend=mend)
 
 
 def run_demo(*, as_json: bool) -> None:
@@ -78,8 +95,9 @@ def run_demo(*, as_json: bool) -> None:
     loaded = load_recipe(DEMO_RECIPE)
     plan = make_plan(loaded.config, project_dir=loaded.project_dir)
     if plan.nothing_to_do:
-        _nothing_to_do(plan, as_json=as_json)
+        _nothing_to_do(loaded, plan, as_json=as_json)
         return
+    light = frozenset(sys.modules)
     from flows.conduct import begin, conduct, isolate
     from flows.demo import killing_a_rank, last_screen
 
@@ -91,6 +109,7 @@ def run_demo(*, as_json: bool) -> None:
         _report(handle, as_json=True)
     else:
         show(["", *last_screen(handle)])
+    _certify_finished(loaded, modules=light)
 
 
 def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
@@ -116,9 +135,10 @@ def resume_run(name: str, *, storage: str | None, as_json: bool) -> None:
     _report(handle, as_json=as_json)
 
 
-def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) -> None:
-    """Asks a run and its jobs to stop and waits for it."""
-    from flows.cancellation import request_cancel, wait_until_stopped
+def cancel_run(name: str, *, storage: str | None, wait_s: float, force: bool, as_json: bool) -> None:
+    """Asks a run and its jobs to stop and waits for it. Raises InputError for another user's run, unless `force` says that it is meant."""
+    from cluster.process import owner_here
+    from flows.cancellation import refuse_foreign, request_cancel, wait_until_stopped
     from flows.lookup import find_run
     from schemas.view import RunState
     from tasks.views import in_detail, view_of
@@ -128,7 +148,9 @@ def cancel_run(name: str, *, storage: str | None, wait_s: float, as_json: bool) 
     if view.state not in (RunState.RUNNING, RunState.DETACHED):
         message = f"nothing to do: {view.run_id} is {view.state.value}"
     else:
-        request_cancel(run, reason="headrace cancel")
+        if not force:
+            refuse_foreign(run)
+        request_cancel(run, reason=f"headrace cancel by {owner_here()}")
         view = wait_until_stopped(run, timeout_s=wait_s)
         stopped = view.state not in (RunState.RUNNING, RunState.DETACHED)
         message = f"{view.run_id} is {view.state.value}" if stopped else f"{view.run_id} is asked to stop; it still works"
@@ -168,13 +190,43 @@ def _shown(handle: "RunHandle", *, as_json: bool) -> AbstractContextManager[None
     return following(open_run(handle), stream=sys.stderr if as_json else sys.stdout)
 
 
-def _nothing_to_do(plan: Plan, *, as_json: bool) -> None:
+def _nothing_to_do(loaded: LoadedRecipe, plan: Plan, *, as_json: bool) -> None:
+    """Says so, and leaves a certificate, by which the next call can say it at once. Raises GateError as `_report` does."""
     figures = plan.stage(Stage.REGISTER).summary
-    if as_json:
-        show_json({"nothing_to_do": True, "model_uri": model_uri(figures), "plan": plan.model_dump(mode="json")})
-    else:
-        show(f"nothing to do: {model_uri(figures)}, version {figures.get('version')}, is made from exactly this")
+    show(_finished_json(plan) if as_json else _finished_text(plan))
     _judge_gate(figures)
+    _certify(loaded, plan, modules=frozenset(sys.modules))
+
+
+def _finished_text(plan: Plan) -> str:
+    figures = plan.stage(Stage.REGISTER).summary
+    return f"nothing to do: {model_uri(figures)}, version {figures.get('version')}, is made from exactly this"
+
+
+def _finished_json(plan: Plan) -> str:
+    uri = model_uri(plan.stage(Stage.REGISTER).summary)
+    return json_text({"nothing_to_do": True, "model_uri": uri, "plan": plan.model_dump(mode="json")})
+
+
+def _certify_finished(loaded: LoadedRecipe, *, modules: frozenset[str]) -> None:
+    """Leaves a certificate of a run that has just ended well, where a plan finds everything that it made."""
+    try:
+        loaded = load_checked(loaded.path, loaded.overrides)  # it may have changed meanwhile
+        plan = plan_checked(loaded, from_stage=None)
+    except (OSError, HeadraceError) as error:  # the run is finished all the same; whoever asks next is told
+        logger.info("no certificate for %s: %s", loaded.path, error)
+        return
+    if plan.nothing_to_do:
+        _certify(loaded, plan, modules=modules)
+
+
+def _certify(loaded: LoadedRecipe, plan: Plan, *, modules: frozenset[str]) -> None:
+    from flows.certifying import certify
+
+    if plan.warnings or plan.lacks_room:  # of a moment: they need not be true later
+        return
+    warnings = [f"warning: {warning}" for warning in loaded.warnings]
+    certify(loaded, plan, warnings=warnings, text=_finished_text(plan), json=_finished_json(plan), modules=modules)
 
 
 def _report(handle: "RunHandle", *, as_json: bool) -> None:

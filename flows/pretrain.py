@@ -4,10 +4,12 @@ Each task finds its artifact by content or makes it; a job that is running alrea
 killed and started again at any time: run it with the same `run_id`, or retry it in the Prefect UI.
 """
 
-from prefect import flow
+from prefect import State, flow
 
-from flows.control import controlled, open_or_create
+from flows.control import controlled, known_run
+from flows.scheduling import plan_first
 from schemas.artifact import ArtifactRef
+from schemas.plan import OnChange
 from schemas.stage import Stage
 from tasks.evaluate.task import evaluate
 from tasks.export.task import export
@@ -25,8 +27,9 @@ def pretrain(
     from_stage: Stage | None = None,
     run_id: str | None = None,
     storage_root: str | None = None,
-) -> ArtifactRef:
-    """Returns the registered model.
+    on_change: OnChange = OnChange.RETRAIN,
+) -> ArtifactRef | State[ArtifactRef | None]:
+    """Returns the registered model; or the state that says that nothing was run, because nothing has changed or people are asked first.
 
     Args:
         recipe: path of a recipe, relative to the checkout or absolute.
@@ -34,8 +37,12 @@ def pretrain(
         from_stage: rebuild this stage and what follows it.
         run_id: go on with this run instead of starting a new one.
         storage_root: where the run `run_id` lies; without it the recipe tells.
+        on_change: what a new run does about what has changed. A plan that exceeds `budget.gpu_hours` is proposed in any case.
     """
-    run = open_or_create(recipe, overrides=overrides, from_stage=from_stage, run_id=run_id, storage_root=storage_root)
+    known = known_run(recipe, overrides=overrides, run_id=run_id, storage_root=storage_root)
+    run = known or plan_first(recipe, overrides=overrides, from_stage=from_stage, on_change=on_change)
+    if isinstance(run, State):
+        return run
     with controlled(run):
         corpus = validate(run)
         tokenizer = make_tokenizer(run, corpus)

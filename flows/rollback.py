@@ -20,8 +20,9 @@ def roll_back(model: str, *, alias: str | None, storage: str | None, as_json: bo
     name, alias = name_and_alias(model, alias=alias)
     run = _newest_run(name, storage=storage)
     from cluster.process import user_name
+    from tasks.mlflow_connection import MlflowConnection, TrackingTarget
+    from tasks.mlflow_registry import ModelRegistry
     from tasks.register.promotion import rollback
-    from tasks.tracking import MlflowConnection, ModelRegistry, TrackingTarget
 
     registry = ModelRegistry(MlflowConnection(TrackingTarget.of(run.config())))
     entry = rollback(registry, run.storage, model_name=name, who=f"{user_name()}@{socket.gethostname()}", alias=alias)

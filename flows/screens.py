@@ -3,8 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.figure import comparison_lines, incident_line, ledger_line, model_uri, of_bytes, of_count, of_moment, of_seconds, stage_detail, table
+from flows.figure import (
+    comparison_lines,
+    cost_line,
+    incident_line,
+    ledger_line,
+    model_uri,
+    of_bytes,
+    of_count,
+    of_moment,
+    of_seconds,
+    stage_detail,
+    table,
+)
 from schemas.config import RunConfig
+from schemas.cost import TrainingCost, of_hours
 from schemas.frozen import thaw
 from schemas.plan import FINGERPRINT, KEY, RUN, Action, Plan
 from schemas.sizing import TrainingSize
@@ -28,7 +41,8 @@ def plan_screen(plan: Plan, *, config: RunConfig, warnings: Sequence[str] = ()) 
         rows.append((stage.stage.value, stage.action.value, first))
         rows += [("", "", other) for other in others]
     lines += [f"  {line}" for line in table(rows)]
-    lines += ["", *(f"  {line}" for line in table(_number_rows(config, plan.size), right=(1,)))]
+    numbers = _number_rows(config, plan.size) + (_price_rows(plan.cost) if plan.cost is not None else [])
+    lines += ["", *(f"  {line}" for line in table(numbers, right=(1,)))]
     lines += ["", *(f"warning: {warning}" for warning in (*warnings, *plan.warnings))] if warnings or plan.warnings else []
     return [*lines, *_script_lines(plan)]
 
@@ -48,6 +62,7 @@ def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, 
     world = ", ".join(map(str, size.feasible_world_sizes[:12])) + (", …" if len(size.feasible_world_sizes) > 12 else "")
     rows = [
         ("ranks", str(size.world_size), f"of {size.ranks} asked for; feasible: {world}"),
+        *_shape_rows(config, size),
         (
             "accumulation steps",
             str(size.accumulation_steps),
@@ -67,6 +82,21 @@ def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, 
         return rows
     rows.append(("parameters", of_count(size.model.parameters), f"{size.model.layers} layers of {size.model.hidden}, {size.model.vocab_size:,} ids"))
     return rows + _cost_rows(config, size)
+
+
+def _shape_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, str]]:
+    """What attempts may have when the queue does not give back all nodes; nothing where they are always as many."""
+    largest, *smaller = size.attempt_shapes
+    if not smaller:
+        return []
+    shown = ", ".join(f"{shape.num_nodes} x {shape.ranks_per_node}" for shape in smaller[:12]) + (", …" if len(smaller) > 12 else "")
+    memory = f"; memory per rank up to {of_bytes(size.most_memory.total)}" if size.most_memory is not None else ""
+    row = (
+        "nodes x ranks",
+        f"{largest.num_nodes} x {largest.ranks_per_node}",
+        f"or {shown} after {config.restart.smaller_after} in the queue{memory}",
+    )
+    return [row]
 
 
 def _steps_from(config: RunConfig) -> str:
@@ -91,6 +121,24 @@ def _cost_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, st
             )
     if size.operations is not None:
         rows.append(("operations", f"{size.operations:.2g} FLOP", "forward and backward; 5.4e17 are one GPU-hour at 150 TFLOP/s"))
+    return rows
+
+
+def _price_rows(cost: TrainingCost) -> list[tuple[str, str, str]]:
+    """What training takes in hours and money; nothing where neither a pace, a budget nor a price is known."""
+    rows = list[tuple[str, str, str]]()
+    counted = "; a rank counts as a device" if cost.device == "rank" else ""
+    if cost.total_hours is not None:
+        used = f"{of_hours(cost.used_hours)} used so far; " if cost.used_hours else ""
+        rows.append((cost.unit, of_hours(cost.total_hours), f"{used}at the pace of {cost.paced_by}{counted}"))
+    elif cost.budget_hours is not None or cost.price_per_hour is not None:
+        why = "the number of steps is not known yet" if cost.paced_by else "no training of this model was measured in this storage"
+        rows.append((cost.unit, "?", f"{why}{counted}"))
+    if cost.budget_hours is not None:
+        rows.append(("budget", f"{cost.budget_hours:g}", f"{cost.unit} at most; budget.gpu_hours"))
+    if cost.price_per_hour is not None:
+        shown = "?" if cost.cost_total is None else f"{cost.cost_total:,.2f}"
+        rows.append(("cost", shown, f"{cost.unit} x {cost.price_per_hour:g}; cluster.price_per_gpu_hour"))
     return rows
 
 
@@ -129,6 +177,7 @@ def status_screen(view: RunView) -> list[str]:
     lines += ["", *(f"  {line}" for line in table(rows, right=(2,)))]
     incidents = [incident_line(thaw(incident)) for incident in view.incidents]
     ledgers = [ledger_line(stage.ledger) for stage in view.stages if stage.ledger is not None]
+    ledgers += [cost_line(stage.cost) for stage in view.stages if stage.cost is not None]
     for part in (_queue_lines(view), incidents, _notice_lines(view), ledgers, _log_lines(view), [_next_step(view)]):
         lines += ["", *(f"  {line}" for line in part)] if any(part) else []
     return lines
@@ -151,7 +200,8 @@ def _queue_lines(view: RunView) -> list[str]:
     if queue.problem:
         return [f"{who}: not known what became of it: {queue.problem}"]
     parts = [queue.told or queue.state, *([f"on {queue.nodes}"] if queue.nodes else [])]
-    return [f"{who}: {' '.join(parts)}" + (f", expected to start {queue.starts}" if queue.starts else "")]
+    reduced = [stage.job.reduced] if stage.job.reduced else []
+    return [f"{who}: {' '.join(parts)}" + (f", expected to start {queue.starts}" if queue.starts else ""), *reduced]
 
 
 def _log_lines(view: RunView) -> list[str]:

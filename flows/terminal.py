@@ -33,8 +33,13 @@ def show(lines: Iterable[str] | str, *, stream: TextIO | None = None) -> None:
 
 def show_json(value: BaseModel | Mapping[str, Any] | Iterable[Any]) -> None:
     """Prints one JSON document."""
+    print(json_text(value), flush=True)
+
+
+def json_text(value: BaseModel | Mapping[str, Any] | Iterable[Any]) -> str:
+    """Returns the JSON document that `show_json` prints."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else thaw(value)
-    print(json.dumps(plain, indent=2, ensure_ascii=False, default=_plain), flush=True)
+    return json.dumps(plain, indent=2, ensure_ascii=False, default=_plain)
 
 
 def show_error(error: HeadraceError, *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ Two kinds of section, and they never mix:
 
 * **recipe** (`corpus tokenizer tokenization model training evaluation registration`) says what an artifact *is*
   and makes up its fingerprint;
-* **execution** (`storage state deepspeed cluster checkpoint restart tracking`) says where and how it is made
+* **execution** (`storage state deepspeed cluster budget checkpoint restart tracking`) says where and how it is made
   and never does; but for DeepSpeed options that change numbers (`schemas.deepspeed_options`).
 
 The sections themselves are in `schemas.recipe_config` and `schemas.execution_config`. Nothing is written back.
@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 
 from schemas.act import OnBadNumbers, OnOutOfMemory
 from schemas.deepspeed_options import numeric_options
-from schemas.execution_config import CheckpointConfig, ClusterConfig, ClusterKind, RestartConfig, StorageConfig, TrackingConfig
+from schemas.execution_config import BudgetConfig, CheckpointConfig, ClusterConfig, ClusterKind, RestartConfig, StorageConfig, TrackingConfig
 from schemas.frozen import Frozen, JsonObject, thaw
+from schemas.gang_shape import GangShape, gang_shapes
 from schemas.recipe_config import (
     CorpusConfig,
     EvaluationConfig,
@@ -45,7 +46,7 @@ RECIPE_SECTIONS: Mapping[Stage, tuple[str, ...]] = {
 }
 """The recipe sections that make up each stage's fingerprint."""
 
-EXECUTION_SECTIONS: tuple[str, ...] = ("storage", "state", "deepspeed", "cluster", "checkpoint", "restart", "tracking")
+EXECUTION_SECTIONS: tuple[str, ...] = ("storage", "state", "deepspeed", "cluster", "budget", "checkpoint", "restart", "tracking")
 """The sections that never enter a fingerprint, but for DeepSpeed options that change numbers (`schemas.deepspeed_options`)."""
 
 
@@ -77,6 +78,8 @@ class RunConfig(Frozen):
     """DeepSpeed options beyond what is derived: a mapping, or the path of a JSON file. `auto` is filled in, contradictions are refused."""
     cluster: ClusterConfig = ClusterConfig()
     """The machines."""
+    budget: BudgetConfig = BudgetConfig()
+    """What training may use."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When training state is saved."""
     restart: RestartConfig = RestartConfig()
@@ -122,14 +125,43 @@ class RunConfig(Frozen):
             )
         if self.restart.on_out_of_memory is OnOutOfMemory.SMALLER_MICRO_BATCH and training.micro_batch_size == 1:
             problems.append("restart.on_out_of_memory (smaller_micro_batch) has no effect with training.micro_batch_size = 1; nearest: stop")
+        problems += self._problems_of_sizes()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_sizes(self) -> list[str]:
+        """Returns what is wrong with the wish that training may go on with fewer nodes."""
+        resources, default = self.cluster.resources(Stage.TRAIN), RestartConfig()
+        least, most = resources.min_nodes, resources.nodes or 1
+        if least is None:
+            changed = [name for name in ("smaller_after", "grow_after") if getattr(self.restart, name) != getattr(default, name)]
+            return [f"restart.{name} has no effect without cluster.min_nodes" for name in changed]
+        own = self.cluster.stages.get(Stage.TRAIN)
+        key = "cluster.stages.train.min_nodes" if own is not None and own.min_nodes is not None else "cluster.min_nodes"
+        if least > most:
+            return [f"{key} ({least}) is above the nodes of training ({most}); nearest: {most}"]
+        shapes = gang_shapes(self.training.feasible_world_sizes, most_nodes=most, most_per_node=self.ranks(Stage.TRAIN) // most, min_nodes=1)
+        smaller = [shape.num_nodes for shape in shapes[1:]]
+        if least < most and not any(nodes >= least for nodes in smaller):
+            feasible = ", ".join(str(shape.num_nodes) for shape in shapes)
+            nearest = f"; nearest: {smaller[0]}" if smaller else ""
+            return [f"{key} ({least}) has no effect: training can share out its global batch over {feasible} nodes{nearest}"]
+        return []
 
     def ranks(self, stage: Stage) -> int:
         """Returns nodes × ranks per node that `stage` asks for: GPUs where there are any, else `ranks_per_node`, else 1."""
         resources = self.cluster.resources(stage)
         return (resources.nodes or 1) * (resources.ranks_per_node or resources.gpus_per_node or 1)
+
+    @property
+    def gang_shapes(self) -> tuple[GangShape, ...]:
+        """The shapes that attempts of training may have: the largest that fits the nodes, and those down to `cluster.min_nodes`."""
+        resources = self.cluster.resources(Stage.TRAIN)
+        most_nodes = resources.nodes or 1
+        per_node = self.ranks(Stage.TRAIN) // most_nodes
+        sizes = self.training.feasible_world_sizes
+        return gang_shapes(sizes, most_nodes=most_nodes, most_per_node=per_node, min_nodes=resources.min_nodes)
 
     @property
     def model_name(self) -> str:

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from schemas.config import RunConfig
 from schemas.errors import Problem
+from schemas.frozen import meaning_of
 from schemas.suggestion import model_at, nearest_choice, nearest_key, nearest_match, nearest_number
 from schemas.yaml_text import Location, dotted, shorten
 
@@ -215,10 +216,9 @@ def _is_model(location: Location) -> bool:
 
 
 def _meaning(location: Location) -> str:
-    """Returns the first sentence of the field's description."""
+    """Returns the first sentence of what the field's docstring says."""
     parent = model_at(location[:-1])
-    field = parent.model_fields.get(str(location[-1])) if parent else None
-    text = " ".join((field.description or "").split()) if field else ""
+    text = " ".join(meaning_of(parent, str(location[-1])).split()) if parent else ""
     return re.split(r"(?<=[.;:])\s", text)[0].rstrip(".;:") if text else ""
 
 

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     GATE = 4
     """A quality gate (tokenizer, evaluation) said no."""
     POLICY = 5
-    """Stopped by policy: restart budget used up, or no progress."""
+    """Stopped by policy: a budget is used up, of restarts or of device-hours, or there is no progress."""
     OUT_OF_MEMORY = 6
     """Out of memory; retrying as it is would end the same way."""
     VERIFICATION = 7

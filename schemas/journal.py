@@ -83,5 +83,7 @@ class RunFile(Frozen):
     """The resolved configuration; secrets stay `${…}`."""
     created_at: float
     """Seconds since the Unix epoch."""
+    created_by: str = ""
+    """user@host; empty in runs of earlier versions."""
     argv: tuple[str, ...]
     """Command line of the process that created it."""

@@ -6,9 +6,8 @@ from typing import Literal
 from schemas.artifact import FileEntry
 from schemas.canonical import root_hash
 from schemas.frozen import Frozen
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+from schemas.split import SPLITS as SPLITS
+from schemas.split import Split as Split
 
 
 class InputFile(Frozen):
@@ -127,8 +126,8 @@ class ShardManifest(Frozen):
     """The token between documents, also the padding."""
     tokenizer_hash: str
     """Content hash of the tokenizer artifact."""
-    engine: Literal["gigatoken", "huggingface"]
-    """What encoded the text."""
+    engine: Literal["gigatoken", "huggingface", "imported"]
+    """What encoded the text; `imported`: somebody else, the shards were made of ids."""
     shards: tuple[Shard, ...]
     """By (split, group, position)."""
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from schemas.cost import TrainingCost
 from schemas.frozen import Frozen, JsonObject, ReadOnly
 from schemas.sizing import TrainingSize
 from schemas.stage import Stage
@@ -27,6 +28,17 @@ class Action(StrEnum):
     """A finished artifact is there, and `--from` asks for a new one."""
     DEPENDS = "depends"
     """Known only when what comes before is made: equal bytes upstream stop the rebuild there."""
+
+
+class OnChange(StrEnum):
+    """What a flow run does with a plan that has something to do."""
+
+    PROPOSE = "propose"
+    """Leaves it to people: shows the plan and how to accept it, and runs nothing."""
+    RETRAIN = "retrain"
+    """Does what the plan says."""
+    CONTINUE = "continue"
+    """The same, but training starts from the champion's weights, on its tokenizer; where there is no champion yet, as `retrain`."""
 
 
 class PlannedStage(Frozen):
@@ -57,10 +69,14 @@ class Plan(Frozen):
     """All stages, in order."""
     size: TrainingSize
     """Derived numbers of the training."""
+    cost: TrainingCost | None = None
+    """What training takes; None: it is done."""
     scripts: Annotated[Mapping[Stage, str], *ReadOnly] = Field(default_factory=dict)
     """Batch scripts of the stages that would start jobs, of each the first one; empty where jobs are no scripts."""
     warnings: tuple[str, ...] = ()
     """What would not stop a run but should be known."""
+    lacks_room: str = ""
+    """Why there is too little room in the store for what must be made; empty: as far as can be told, there is enough."""
 
     @property
     def nothing_to_do(self) -> bool:

@@ -63,6 +63,8 @@ class LoadedRecipe:
     """SHA-256 of the recipe's text, hex."""
     warnings: tuple[str, ...] = ()
     """Options that were given and have no effect, a line each."""
+    files: tuple[Path, ...] = ()
+    """What was read besides the recipe: the JSON file that `deepspeed` names. Absolute."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -76,8 +78,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     text = _read(path)
     project_dir = project_dir_of(path)
     problems: list[Problem] = []
+    files: list[Path] = []
     document = _parse(text, path)
-    data = _inline_deepspeed(_anchor(_machine_values(document.data), (), base=project_dir), problems)
+    data = _inline_deepspeed(_anchor(_machine_values(document.data), (), base=project_dir), problems, files)
     problems += document.problems
     assigned: dict[str, str] = {}
     parsed, override_problems = parse_overrides(overrides)
@@ -87,7 +90,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         problem = apply_override(data, replace(override, value=value))
         problems += [problem] if problem else []
         assigned[dotted(override.location)] = ORIGIN
-        data = _inline_deepspeed(data, problems)
+        data = _inline_deepspeed(data, problems, files)
     config, found = diagnose(data)
     problems += found
     problems += _value_problems(data)
@@ -96,7 +99,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         raise ConfigError(tuple(_with_origin(problem, document, assigned) for problem in _unique(problems)), source=str(path))
     config = _anchor_defaults(config, base=project_dir)
     return LoadedRecipe(
-        config=config, project_dir=project_dir, path=path, overrides=tuple(overrides), text_hash=sha256(text.encode()), warnings=warnings_of(config)
+        config=config,
+        project_dir=project_dir,
+        path=path,
+        overrides=tuple(overrides),
+        text_hash=sha256(text.encode()),
+        warnings=warnings_of(config),
+        files=tuple(files),
     )
 
 
@@ -200,8 +209,8 @@ def _anchor_defaults(config: RunConfig, *, base: Path) -> RunConfig:
     return config.model_copy(update={"storage": config.storage.model_copy(update={"root": anchored_root}), "state": str(absolute(state, base=base))})
 
 
-def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """Returns `data` with the JSON file that `deepspeed` names in its place; takes the key out when it cannot be read."""
+def _inline_deepspeed(data: dict[str, Any], problems: list[Problem], files: list[Path]) -> dict[str, Any]:
+    """Returns `data` with the JSON file that `deepspeed` names in its place, and adds it to `files`; takes the key out when it cannot be read."""
     section = data.get("deepspeed")
     if section is None or isinstance(section, Mapping):
         return data
@@ -209,6 +218,7 @@ def _inline_deepspeed(data: dict[str, Any], problems: list[Problem]) -> dict[str
     if not isinstance(section, str):
         problems.append(Problem(key="deepspeed", value=shorten(section), message="must be a mapping or the path of a JSON file"))
         return rest
+    files.append(Path(section))
     try:
         inlined = _json_of(Path(section))
     except OSError as error:

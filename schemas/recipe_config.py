@@ -148,7 +148,7 @@ class TokenizationConfig(Frozen):
     layout: Literal["fixed", "list"] = "fixed"
     """`fixed`: one fixed-size binary value per sequence (fast). `list`: `list<uint16|uint32>`, for other readers."""
     shadow_check_documents: int = Field(default=200, ge=0)
-    """Documents per group (up to some 1 MB of text), spread evenly, that Hugging Face `tokenizers` encodes as well: ids must be equal."""
+    """Documents per group (up to a five-hundredth of its text), spread evenly, that Hugging Face `tokenizers` encodes as well: ids must be equal."""
 
 
 # ---- model ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 from schemas.config import RunConfig
 from schemas.frozen import Frozen
+from schemas.gang_shape import GangShape
 from schemas.recipe_config import Precision
 from schemas.stage import Stage
 
@@ -57,9 +58,11 @@ class TrainingSize(Frozen):
     ranks: int
     """nodes x ranks per node that the recipe asks for."""
     world_size: int
-    """Ranks that train: the largest feasible number that is at most `ranks`."""
+    """Ranks that train: the largest feasible number that the nodes can share out."""
     feasible_world_sizes: tuple[int, ...]
     """Divisors of global_batch_size / micro_batch_size."""
+    attempt_shapes: tuple[GangShape, ...]
+    """What attempts may have, largest first; one: always the same."""
     accumulation_steps: int
     """global_batch_size / (micro_batch_size x world_size)."""
     tokens_per_step: int
@@ -78,6 +81,8 @@ class TrainingSize(Frozen):
     """None where the model's numbers are known only to its code."""
     memory: MemoryEstimate | None
     """Per rank."""
+    most_memory: MemoryEstimate | None
+    """The same in the smallest of `attempt_shapes`, where ranks share their state with the fewest others."""
     operations: float | None
     """Floating-point operations of the whole training."""
 
@@ -91,7 +96,7 @@ def training_size(config: RunConfig, *, vocab_size: int | None = None, train_seq
     """
     training, length = config.training, config.tokenization.sequence_length
     ranks = config.ranks(Stage.TRAIN)
-    world_size = training.world_size_for(ranks)
+    world_size = config.gang_shapes[0].world_size
     known = training.epochs is None or train_sequences is not None
     steps = training.total_steps(num_sequences=train_sequences or 0, sequence_length=length) if known else None
     per_step = training.global_batch_size * length
@@ -105,6 +110,7 @@ def training_size(config: RunConfig, *, vocab_size: int | None = None, train_seq
         ranks=ranks,
         world_size=world_size,
         feasible_world_sizes=training.feasible_world_sizes,
+        attempt_shapes=config.gang_shapes,
         accumulation_steps=training.gradient_accumulation_steps(world_size),
         tokens_per_step=per_step,
         total_steps=steps,
@@ -114,6 +120,7 @@ def training_size(config: RunConfig, *, vocab_size: int | None = None, train_seq
         kept_checkpoints=kept,
         model=shape,
         memory=memory_per_rank(config, shape=shape, world_size=world_size) if shape else None,
+        most_memory=memory_per_rank(config, shape=shape, world_size=config.gang_shapes[-1].world_size) if shape else None,
         operations=training_operations(shape, tokens=steps * per_step, sequence_length=length) if shape and steps is not None else None,
     )
 

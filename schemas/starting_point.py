@@ -267,7 +267,7 @@ cluster:
   queue: gpu                   # your partition
 {shared}  threads_per_rank: 4          # CPUs of each process: {_GPUS_PER_NODE} x 4 on a node
   grace_s: 25                  # to stop and commit in; below the cluster's KillWait, which is 30 s unless somebody changed it
-  setup: []                    # shell lines on each node, for example: module load cuda
+  setup: []                    # shell lines of the batch script, for example: module load cuda
   extra_directives: []         # further options of sbatch, for example: --account=research
   stages:                      # stages that need no GPU: name a partition without, where there is one (queue: cpu)
     validate: {{gpus_per_node: 0, ranks_per_node: 8, memory: 64G}}

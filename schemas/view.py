@@ -2,9 +2,11 @@
 
 from enum import StrEnum
 
+from schemas.attempt import Incident
+from schemas.cost import TrainingCost
 from schemas.frozen import Frozen, JsonObject
-from schemas.job import Heartbeat, Incident, Notice
 from schemas.ledger import GoodputLedger
+from schemas.progress import Heartbeat, Notice
 from schemas.stage import Stage
 
 
@@ -85,6 +87,8 @@ class JobProgress(Frozen):
     """Rank 0's latest loss, tokens per second, …"""
     eta_s: float
     """Seconds to go at the observed pace; -1: not known."""
+    reduced: str = ""
+    """How many of its nodes it has, since when and why: `2 of 4 nodes since attempt 3: …`; empty: all that the recipe asks for."""
     queue: QueuePlace | None = None
     """Where it stands with its scheduler, when that was asked for; None for jobs of this machine."""
     last_lines: tuple[str, ...] = ()
@@ -112,6 +116,8 @@ class StageView(Frozen):
     """The job under way, or the last one."""
     ledger: GoodputLedger | None = None
     """Where the time went: of a training that this run makes or made, when it was asked for."""
+    cost: TrainingCost | None = None
+    """What it took of its devices, and what that costs: likewise."""
 
 
 class RunView(Frozen):

@@ -20,11 +20,9 @@ def warnings_of(config: RunConfig) -> tuple[str, ...]:
             f"cluster.stages.{stage.value}": own for stage, own in config.cluster.stages.items()
         }
         for prefix, section in sections.items():
-            lines += _ineffective(section, ("queue", "image", "memory"), prefix=prefix, reason="cluster.kind is local: no scheduler is asked")
-    elif config.cluster.kind is ClusterKind.SLURM and config.cluster.image:
-        lines.append(
-            f"cluster.image = {config.cluster.image!r} has no effect: Slurm jobs start no containers here; load what you need in cluster.setup"
-        )
+            names = ("queue", "image", "memory", "min_nodes")
+            lines += _ineffective(section, names, prefix=prefix, reason="cluster.kind is local: no scheduler is asked")
+        lines += _ineffective(config.cluster, ("container",), prefix="cluster", reason="cluster.kind is local: nothing starts in a container")
     if not config.evaluation.prompts:
         lines += _ineffective(config.evaluation, ("temperature", "max_new_tokens"), prefix="evaluation", reason="evaluation.prompts is empty")
     return tuple(lines)

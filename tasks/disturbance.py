@@ -18,7 +18,7 @@ from cluster.layout import ArtifactLayout
 from cluster.process import started_at
 from cluster.storage import Storage
 from schemas.errors import HeadraceError
-from schemas.job import RankPhase, RankProgress
+from schemas.progress import RankPhase, RankProgress
 from tasks.views import job_progress
 
 logger = logging.getLogger(__name__)

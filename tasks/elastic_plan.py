@@ -9,7 +9,7 @@ from typing import Literal
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem
 from schemas.execution_config import StageResources
-from schemas.job import RankProgress
+from schemas.progress import RankProgress
 from schemas.stage import Stage
 
 _FEWEST_STEPS = 8

@@ -27,7 +27,8 @@ from schemas.config import RunConfig
 from schemas.errors import HeadraceError, storage_failure
 from schemas.exit_code import ExitCode
 from schemas.frozen import thaw
-from schemas.job import ItemRecord, Notice, NoticeKind, RankPhase, RankProgress, TaskSpec
+from schemas.job import ItemRecord, TaskSpec
+from schemas.progress import Notice, NoticeKind, RankPhase, RankProgress
 from schemas.stage import Stage
 
 _REPORT_EVERY_S = 0.5

@@ -8,7 +8,7 @@ from cluster.layout import ArtifactLayout
 from cluster.metrics import MetricReader
 from cluster.storage import Storage
 from schemas.errors import UnreachableError
-from schemas.job import Heartbeat
+from schemas.progress import Heartbeat
 from tasks.tracking import SystemSample, Tracker
 from tasks.train.bookkeeping import read_ledger
 

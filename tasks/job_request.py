@@ -9,7 +9,7 @@ from typing import Any
 from schemas.act import OnOutOfMemory
 from schemas.config import RunConfig
 from schemas.execution_config import ClusterKind
-from schemas.job import JobKind, JobSpec, RestartLimits
+from schemas.job import ElasticLimits, FileRead, JobKind, JobSpec, RestartLimits
 from schemas.stage import Stage
 
 
@@ -31,6 +31,8 @@ class JobPlace:
     """Absolute."""
     inputs: Mapping[Stage, str] = field(default_factory=dict)
     """Folders of the input artifacts."""
+    reads: tuple[FileRead, ...] = ()
+    """What must be brought to the nodes."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,22 @@ def job_request(
         num_nodes=shape.num_nodes,
         ranks_per_node=shape.ranks_per_node,
         num_items=shape.num_items,
+        gpus_per_node=resources.gpus_per_node or 0,
         threads_per_rank=config.cluster.threads_per_rank or _threads(config, ranks_per_node=shape.ranks_per_node, cores=cores),
         preload=preload,
+        standby=shape.kind is JobKind.GANG and (config.cluster.standby if config.cluster.standby is not None else bool(resources.gpus_per_node)),
         limits=_limits(config, place.stage),
         grace_s=config.cluster.grace_s,
         lost_after_s=config.cluster.lost_after_s,
         time_limit_s=resources.time_limit_s,
+        elastic=_elastic(config) if place.stage is Stage.TRAIN else None,
+        device_s_allowed=config.budget.seconds if place.stage is Stage.TRAIN else None,
         storage_root=place.storage_root,
         scratch_dir=place.scratch_dir,
         project_dir=place.project_dir,
         inputs=dict(place.inputs),
+        reads=place.reads,
+        cache_bytes=config.cluster.cache_bytes,
         config=config.model_dump(mode="json"),
         options=dict(options or {}),
     )
@@ -117,6 +125,12 @@ def job_request(
 def _threads(config: RunConfig, *, ranks_per_node: int, cores: int) -> int:
     """Returns compute threads per rank where the recipe does not say: what this machine has tells nothing of another."""
     return max(1, cores // ranks_per_node) if config.cluster.kind is ClusterKind.LOCAL else 1
+
+
+def _elastic(config: RunConfig) -> ElasticLimits | None:
+    """Returns which shapes attempts of training may have; None when it is always the same."""
+    shapes, restart = config.gang_shapes, config.restart
+    return ElasticLimits(shapes=shapes, smaller_after_s=restart.smaller_after_s, grow_after_s=restart.grow_after_s) if len(shapes) > 1 else None
 
 
 def _limits(config: RunConfig, stage: Stage) -> RestartLimits:

@@ -61,9 +61,7 @@ def planned_scripts(config: RunConfig, planned: Sequence[PlannedStage], *, stora
 
 def _shape(config: RunConfig, stage: Stage) -> JobShape:
     if stage is Stage.TRAIN:
-        from tasks.train.build import gang_shape
-
-        gang = gang_shape(config)
+        gang, *_ = config.gang_shapes
         return JobShape(JobKind.GANG, num_nodes=gang.num_nodes, ranks_per_node=gang.ranks_per_node)
     step_name, num_items = _ARRAYS[stage]
     return array_shape(config, stage, step_name=step_name, num_items=num_items, cores=cores_here())

@@ -5,26 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from cluster.layout import ArtifactLayout
-from cluster.storage import open_storage
+from cluster.storage import Storage, open_storage
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
 from schemas.frozen import thaw
 from schemas.plan import Action, Plan, PlannedStage
-from schemas.sizing import training_size
+from schemas.sizing import TrainingSize, training_size
 from schemas.stage import Stage
+from tasks.cost_of_training import planned_cost
 from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.outside_inputs import check_tokenizer, training_files
 from tasks.planned_jobs import planned_scripts
 from tasks.store import Identity, Store, differences
+from tasks.store_hygiene.usage import DiskMeter
+from tasks.store_room import RoomVerdict, judge_room
 
 
-def make_plan(config: RunConfig, *, from_stage: Stage | None = None, project_dir: Path | None = None) -> Plan:
+def make_plan(config: RunConfig, *, from_stage: Stage | None = None, project_dir: Path | None = None, alike: str = "") -> Plan:
     """Returns what `headrace run` would do with `config`.
 
     Args:
         from_stage: `--from`.
         project_dir: the recipe's project folder, where the source of `model.factory` is looked for last. None: on the import path alone.
+        alike: folder of a training of the same model, whose pace counts although its model section reads otherwise.
 
     Raises:
         InputError: a raw input is missing, an existing tokenizer or a pretrained model cannot be used, or `from_stage` needs stages that
@@ -51,13 +55,33 @@ def make_plan(config: RunConfig, *, from_stage: Stage | None = None, project_dir
     _check_inputs(store, planned=planned, found=found)
     shards = found.get(Stage.TOKENIZE)
     known = thaw(shards.summary) if shards is not None else {}
+    size = training_size(config, vocab_size=known.get("vocab_size"), train_sequences=known.get("sequences", {}).get("train"))
+    training = next(stage for stage in planned if stage.stage is Stage.TRAIN)
+    cost = planned_cost(config, storage=store.storage, stage=training, size=size, alike=alike)
+    over_budget = (f"{cost.objection}: it will stop there, and go on under a larger budget",) if cost is not None and cost.objection else ()
+    room = _room(config, planned, size=size, store=store)
     return Plan(
         name=config.name,
         storage_root=store.storage.url,
         stages=tuple(planned),
-        size=training_size(config, vocab_size=known.get("vocab_size"), train_sequences=known.get("sequences", {}).get("train")),
+        size=size,
+        cost=cost,
         scripts=planned_scripts(config, planned, storage=store.storage, project_dir=project_dir or Path.cwd()),
+        warnings=(*over_budget, *room.warnings),
+        lacks_room=room.refusal,
     )
+
+
+def _room(config: RunConfig, planned: list[PlannedStage], *, size: TrainingSize, store: Store) -> RoomVerdict:
+    """Whether the store has room for what is to be made; what an unfinished training has already is not needed again."""
+    training = next(stage for stage in planned if stage.stage is Stage.TRAIN)
+    present = DiskMeter(store.storage).measure(ArtifactLayout(training.key).checkpoints).bytes if training.action is Action.CONTINUE else 0
+    return judge_room(config, planned, size=size, folder=_folder_of(store.storage), present_bytes=present)
+
+
+def _folder_of(storage: Storage) -> Path | None:
+    local = storage.local_path("runs")
+    return None if local is None else local.parent
 
 
 def _plan_stage(identity: Identity, *, store: Store, found: dict[Stage, ArtifactRecord], rebuild: bool, from_stage: Stage | None) -> PlannedStage:

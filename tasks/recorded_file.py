@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import xxhash
 
-from cluster.storage import hash_file, path_below
+from cluster.storage import Storage, hash_file, path_below
 from schemas.artifact import ArtifactRecord, FileEntry
 from schemas.errors import VerificationError
 
@@ -24,6 +24,12 @@ def entry_of(record: ArtifactRecord, path: str) -> FileEntry:
         if entry.path == path:
             return entry
     raise VerificationError((f"{path}: not in the record",), subject=record.key)
+
+
+def stored_entry(storage: Storage, key: str, *, path: str) -> FileEntry:
+    """Returns the entry, under the name `path`, of a small object that no record names. Raises FileNotFoundError."""
+    data = storage.read(key)
+    return FileEntry(path=path, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
 
 def verified_bytes(folder: Path, entry: FileEntry, *, subject: str) -> bytes:

@@ -7,10 +7,10 @@ sequences that every step has used, through a hash that the ranks keep (`tasks.t
 import random
 import threading
 
+from schemas.attempt import Incident
 from schemas.errors import ConfigError, Problem
 from schemas.execution_config import RestartConfig
 from schemas.frozen import Frozen, thaw
-from schemas.job import Incident
 from schemas.ledger import GoodputLedger
 from tasks.disturbance import kill_rank
 from tasks.scratch_training import Audience, Origin, ScratchTraining, prescribed_ids, scratch_folder

@@ -1,10 +1,7 @@
 """Runs: their folder, their journal, and which artifact each stage of them is."""
 
-import getpass
-import os
 import platform
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -15,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.layout import RunLayout
+from cluster.process import owner_here
 from cluster.storage import AlreadyExistsError, Storage, open_storage
+from schemas.attempt import CancelRequest
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import InputError
 from schemas.frozen import Frozen, thaw
-from schemas.job import CancelRequest
 from schemas.journal import Event, EventKind, RunFile, RunHandle, run_name_of
 from schemas.safe_path import RelativePath
 from schemas.stage import Stage
@@ -147,6 +145,7 @@ def create_run(config: RunConfig, *, project_dir: Path, recipe: str, overrides: 
             state_dir=config.state,
             config=config.model_dump(mode="json"),
             created_at=time.time(),
+            created_by=owner_here(),
             argv=tuple(sys.argv),
         )
         try:
@@ -172,18 +171,11 @@ def provenance_of(run_id: str) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "created_at": "",
-        "created_by": f"{_user()}@{socket.gethostname()}",
+        "created_by": owner_here(),
         "argv": tuple(sys.argv),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONS_OF}},
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except KeyError:  # a uid without a name, as in containers
-        return str(os.getuid())
 
 
 def _commit() -> str:

@@ -18,10 +18,10 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.process import is_dead
 from cluster.storage import Storage, open_storage
 from schemas.artifact import ArtifactRecord
+from schemas.attempt import Incident
 from schemas.checkpoint import TrainingState
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, InterruptedRunError, Problem
-from schemas.job import Incident
 from schemas.journal import EventKind
 from schemas.ledger import GoodputLedger
 from schemas.manifest import ShardManifest

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.attempt import read_heartbeats, read_incidents, read_notices, read_spec, read_submitted
+from cluster.elastic import reduction
 from cluster.launchers import launcher_for
 from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
@@ -19,6 +20,7 @@ from schemas.job import JobKind, JobSpec, WorkPlan
 from schemas.journal import Event, EventKind
 from schemas.stage import Stage
 from schemas.view import JobProgress, QueuePlace, RunState, RunView, StageState, StageView
+from tasks.cost_of_training import cost_so_far
 from tasks.runs import Run
 from tasks.train.bookkeeping import read_ledger
 
@@ -89,8 +91,11 @@ def _stage_in_detail(stage: StageView, *, storage: Storage, now: float, launcher
             more["queue"] = _queue_place(storage, attempt, job=job, launcher_of=launcher_of)
             more["last_lines"] = last_lines(storage, attempt, rank=first, count=_LAST_LINES)
         job = job.model_copy(update=more)
-    ledger = read_ledger(storage, layout, now=now) if stage.stage is Stage.TRAIN else None
-    return stage.model_copy(update={"job": job, "ledger": ledger})
+    if stage.stage is not Stage.TRAIN:
+        return stage.model_copy(update={"job": job})
+    left_s = 0.0 if stage.state is StageState.MADE else job.eta_s if job is not None and job.eta_s >= 0 else None
+    spent = {"ledger": read_ledger(storage, layout, now=now), "cost": cost_so_far(storage, layout, left_s=left_s)}
+    return stage.model_copy(update={"job": job, **spent})
 
 
 def _queue_place(storage: Storage, attempt: AttemptLayout, *, job: JobProgress, launcher_of: Callable[[RunConfig], Launcher]) -> QueuePlace | None:
@@ -163,6 +168,7 @@ def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgr
         incidents=read_incidents(storage, attempt),
         figures=dict(first.figures) if first else {},
         eta_s=(total - step) * pace if pace and total else -1.0,
+        reduced=reduction(spec),
     )
 
 

@@ -20,6 +20,7 @@ from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.runs import Pointer, Run, provenance_of
 from tasks.store import Identity, Store
+from tasks.store_hygiene.sweep import wait_for_sweep
 from tasks.work import Bench, Draft, Work, make
 
 stop_requested = threading.Event()
@@ -106,6 +107,7 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
     from_stage = run.read().from_stage
     rebuild = from_stage is not None and stage in from_stage.following
     key = _fixed_key(run, identity, store=bench.store, rebuild=rebuild)
+    wait_for_sweep(bench.storage, key, stop_requested=bench.stop_requested)
     if from_stage is not None and not rebuild and not bench.storage.exists(ArtifactLayout(key).record):
         mend = f"run without --from, or with --from {stage.value}"
         raise InputError(f"--from {from_stage.value} needs the stages before it finished; {stage.value} is not", mend=mend)

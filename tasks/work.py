@@ -1,7 +1,8 @@
 """What a stage's control half gets: its inputs, its folder, and the means to run jobs. And the frame around it: find, lease, build, commit."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,17 +12,22 @@ from pydantic import BaseModel
 
 from cluster.layout import ArtifactLayout
 from cluster.lease import PATIENCE_S, Lease
+from cluster.mirror import Mirror, cache_folder
+from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.supervisor import JobView, run_job
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
+from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import BY_EXIT_CODE, ConfigError, HeadraceError, LeaseHeldError, Problem, VerificationError
 from schemas.exit_code import ExitCode
-from schemas.job import ExitRecord, ItemRecord, JobKind, JobSpec, WorkPlan
+from schemas.job import FileRead, ItemRecord, JobKind, JobSpec, WorkPlan
 from schemas.stage import Stage
+from tasks.allowance import refuse_spent
 from tasks.job_request import JobPlace, JobShape, array_shape, cores_here, job_request, scratch_of
 from tasks.store import Identity, Store
+from tasks.store_hygiene.sweep import finish_sweep
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Work:
     identity: Identity
     key: str
     inputs: Mapping[Stage, ArtifactRecord]
+    mirror: Mirror | None = None
+    """Where this process finds files of object storage; None: storage is a folder."""
     layout: ArtifactLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,11 +100,15 @@ class Work:
     @property
     def output_dir(self) -> Path:
         """Local folder of the artifact in the making."""
-        return self._local(self.key)
+        return self.made()
 
-    def input_dir(self, stage: Stage) -> Path:
-        """Returns the local folder of an input."""
-        return self._local(self.inputs[stage].key)
+    def input_dir(self, stage: Stage, *files: FileEntry) -> Path:
+        """Returns the local folder of an input, in which `files` can be opened: others may be missing there. Raises as `Mirror.bring`."""
+        return self._local(self.inputs[stage].key, files)
+
+    def made(self, *files: FileEntry) -> Path:
+        """Returns the local folder of the artifact in the making, in which `files` can be opened. Raises as `Mirror.bring`."""
+        return self._local(self.key, files)
 
     def note(self, message: str) -> None:
         """Tells people one line: task log, terminal, journal."""
@@ -110,8 +122,16 @@ class Work:
         """
         return self._publish(f"{self.key}/{name}", canonical_json(value), name=name)
 
-    def run_array(self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None) -> tuple[ItemRecord, ...]:
+    def run_array(
+        self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None, reads: Iterable[FileRead] = ()
+    ) -> tuple[ItemRecord, ...]:
         """Freezes `plan`, runs the items that have no record yet, and returns all records in order.
+
+        Args:
+            plan: the items.
+            module: their program.
+            options: what it needs beyond the config.
+            reads: the files of storage that items open, where that is less than all inputs, or more.
 
         Raises:
             VerificationError: an earlier start froze another plan in this folder.
@@ -120,7 +140,7 @@ class Work:
         self._publish(self.layout.plan(plan.step_name), canonical_json(plan), name=f"{plan.step_name}-plan.json")
         if any(not self.storage.exists(self.layout.item(plan.step_name, item.index)) for item in plan.items):
             shape = array_shape(self.config, self.stage, step_name=plan.step_name, num_items=len(plan.items), cores=cores_here())
-            self._run(job_request(self.config, place=self._place(), shape=shape, module=module, cores=cores_here(), options=options))
+            self._run(job_request(self.config, place=self._place(reads), shape=shape, module=module, cores=cores_here(), options=options))
         records = [ItemRecord.model_validate_json(self.storage.read(self.layout.item(plan.step_name, item.index))) for item in plan.items]
         return tuple(records)
 
@@ -141,13 +161,15 @@ class Work:
             is_complete: asked when an earlier attempt says that all is done; False makes another attempt due.
 
         Raises:
+            PolicyStopError: its budget is used up.
             HeadraceError: the job failed; the class fits its exit code.
         """
         shape = JobShape(JobKind.GANG, num_nodes=num_nodes, ranks_per_node=ranks_per_node, step_name=step_name)
         request = job_request(self.config, place=self._place(), shape=shape, module=module, cores=cores_here(), preload=preload, options=options)
+        refuse_spent(self.storage, request)
         return self._run(request, is_complete=is_complete)
 
-    def _place(self) -> JobPlace:
+    def _place(self, reads: Iterable[FileRead] = ()) -> JobPlace:
         return JobPlace(
             run_id=self.bench.run_id,
             stage=self.stage,
@@ -156,6 +178,7 @@ class Work:
             scratch_dir=str(scratch_of(self.state_dir)),
             project_dir=str(self.bench.project_dir),
             inputs={stage: record.key for stage, record in self.inputs.items()},
+            reads=tuple(reads) if self.mirror is not None else (),  # elsewhere nothing needs to be brought
         )
 
     def _run(self, request: JobSpec, *, is_complete: Callable[[], bool] = lambda: True) -> ExitRecord:
@@ -184,11 +207,12 @@ class Work:
                 raise VerificationError((f"{key}: is there with other content than this start made",), subject=self.key, mend=mend) from error
         return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
-    def _local(self, key: str) -> Path:
+    def _local(self, key: str, files: Iterable[FileEntry]) -> Path:
+        if self.mirror is not None:
+            return self.mirror.bring(key, files)
         path = self.storage.local_path(key)
         if path is None:
-            problem = Problem("storage.root", repr(self.storage.url), "the local launcher needs a folder or a mounted path")
-            raise ConfigError((problem,))
+            raise ConfigError((Problem("storage.root", repr(self.storage.url), "stages work on folders, mounted paths and s3://"),))
         return path
 
 
@@ -199,10 +223,12 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
         LeaseHeldError: another live process builds it.
         HeadraceError: the stage failed; nothing is committed.
     """
-    work = Work(bench=bench, identity=identity, key=key, inputs=inputs)
-    with Lease.take(bench.storage, work.layout.leases, watch_s=PATIENCE_S) as lease:
-        if bench.storage.exists(work.layout.record):  # another process finished it while we waited for the lease
+    layout = ArtifactLayout(key)
+    with Lease.take(bench.storage, layout.leases, watch_s=PATIENCE_S) as lease, _mirror_of(bench) as mirror:
+        if bench.storage.exists(layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
+        work = Work(bench=bench, identity=identity, key=key, inputs=inputs, mirror=mirror)
+        finish_sweep(bench.storage, key)
         for record in inputs.values():
             bench.store.check_heads(record)
         draft = build(work)
@@ -226,12 +252,20 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
         return bench.store.commit(record)
 
 
+def _mirror_of(bench: Bench) -> AbstractContextManager[Mirror | None]:
+    """Returns a mirror of object storage for this process; nothing where storage is a folder."""
+    if not isinstance(bench.storage, S3Storage):
+        return nullcontext()
+    folder = cache_folder(scratch_of(bench.state_dir))
+    return Mirror.open(bench.storage, folder=folder, most_bytes=bench.config.cluster.cache_bytes)
+
+
 def _error_of(record: ExitRecord, *, stage: Stage) -> HeadraceError:
     """Returns the error that a failed job means for the control side."""
     kind = BY_EXIT_CODE.get(record.exit_code, HeadraceError)
     if record.exit_code is ExitCode.VERIFICATION:
         return VerificationError((record.message,), subject=stage.value)
-    what = f"{stage.value} failed: {record.message}"
+    what = f"{stage.value} {'stopped' if record.cause is Cause.BUDGET else 'failed'}: {record.message}"
     if "\n  why:" in record.message:  # the rank's own error says it all
         return kind(what)
     repeats = record.exit_code in (ExitCode.USAGE, ExitCode.DATA_VERDICT, ExitCode.GATE)  # the same again would end the same way

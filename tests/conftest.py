@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tests.fakes.finished_pipeline import FinishedPipeline, finish_pipeline
+from tests.fakes.machine import NEEDS, lacks
 from tests.fakes.mlflow_server import MlflowServer, mlflow_serving
-from tests.fakes.slurm_cluster import NEEDS, can_run, slurm_serving
+from tests.fakes.s3_server import S3Server, s3_serving
+from tests.fakes.slurm_cluster import slurm_serving
 from tests.fakes.tiny_pipeline import Project
 
 AMBIENT = ("PREFECT_", "MLFLOW_", "AWS_", "KUBE", "HEADRACE_", "WANDB_", "SLURM_")
@@ -69,12 +71,28 @@ def slurm_cluster() -> Iterator[Any]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One real S3 server; every test has a prefix of its own there."""
+    with s3_serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, as this process's environment names it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
 _NOT_RUN = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what this machine cannot run, and says so at the end: with `HEADRACE_ALL_TESTS` set that is an error."""
-    left_out = [] if can_run() else [item for item in items if "slurm" in item.keywords]
+    lacking = {marker for marker in NEEDS if lacks(marker)}
+    left_out = [item for item in items if lacking & set(item.keywords)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -90,7 +108,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints what was left out, and what each folder of tests cost, so that a share can be held to its bound."""
     if not_run := terminalreporter.config.stash.get(_NOT_RUN, []):
-        terminalreporter.section(f"not run: {len(not_run)} tests need {NEEDS}")
+        needs = "; ".join(what for marker, what in NEEDS.items() if lacks(marker))
+        terminalreporter.section(f"not run: {len(not_run)} tests need {needs}")
         for name in not_run:
             terminalreporter.write_line(name)
     seconds: dict[str, float] = defaultdict(float)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.agent.allocation import Allocation
+from cluster.agent.allocation import Allocation, BudgetShare
 from cluster.agent.array import run_array
 from cluster.agent.buffers import RankBuffers
 from cluster.agent.gang import follow_gang, lead_gang
@@ -25,7 +25,9 @@ from cluster.agent.nursery import Nursery
 from cluster.agent.peers import Peers
 from cluster.agent.publisher import Publisher
 from cluster.agent.scratch import NodeScratch
+from cluster.agent.staging import staging_of
 from cluster.attempt import claim_attempt, counted_history
+from cluster.budget import budget_of
 from cluster.deadline import Costs
 from cluster.environment import compute_environment
 from cluster.failure_rate import read_exposure
@@ -33,10 +35,11 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.patience import PatientStorage
 from cluster.process import started_at
 from cluster.storage import AlreadyExistsError, Storage, open_storage
+from schemas.attempt import Cause, Claim, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Claim, ExitRecord, Incident, JobKind, JobSpec
+from schemas.job import JobKind, JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -71,31 +74,36 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         end = _work(node)
     finally:
         node.nursery.close()
-        incidents = node.ledger.close()
-        node.publisher.stop(files={node.scratch.agent_log: "agent", node.scratch.zygote_log: "zygote"})
+        try:
+            node.staging.settle()
+        finally:
+            incidents = node.ledger.close()
+            node.publisher.stop(files={node.scratch.agent_log: "agent", node.scratch.zygote_log: "zygote"})
     if end is not None:
         _leave_exit_record(node, end.outcome, incidents=(*end.incidents, *incidents))  # this node's own come last: the newest one decided
+    node.staging.close()
     shutil.rmtree(node.scratch.folder, ignore_errors=True)  # published; what is left is only disk space
     with contextlib.suppress(OSError):  # another node of this machine still uses it
         node.scratch.folder.parent.rmdir()
     return end.outcome.exit_code if end is not None else ExitCode.DONE
 
 
-def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank: int, advertise: str, stop: StopWish) -> Node:
+def _node(storage: PatientStorage, attempt: AttemptLayout, *, spec: JobSpec, node_rank: int, advertise: str, stop: StopWish) -> Node:
     artifact, scratch = ArtifactLayout(spec.artifact_key), NodeScratch(Path(spec.scratch_dir) / f"n{node_rank:04d}")
     scratch.folder.mkdir(parents=True, exist_ok=True)
     publisher = Publisher(open_storage(storage.url), artifact=artifact, attempt=attempt, key=spec.key, node_rank=node_rank)
-    stop.listen(publisher, allocation=_allocation(spec))
+    stop.listen(publisher, allocations=_allocations(storage, spec))
     env = compute_environment(os.environ, extra=spec.env, project_dir=spec.project_dir, threads=spec.threads_per_rank, python=sys.executable)
     history = counted_history(storage, artifact, spec=spec)
     return Node(
         spec=spec,
         storage=storage,
+        staging=staging_of(open_storage(storage.url), spec=spec, patient=storage),
         attempt=attempt,
         node_rank=node_rank,
         advertise=advertise,
         scratch=scratch,
-        nursery=Nursery(preload=spec.preload, env=env, cwd=spec.project_dir, log=scratch.zygote_log),
+        nursery=Nursery(preload=spec.preload, env=env, cwd=spec.project_dir, log=scratch.zygote_log, standby=spec.standby),
         publisher=publisher,
         ledger=Ledger(
             publisher=publisher,
@@ -112,20 +120,35 @@ def _node(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_rank:
     )
 
 
-def _allocation(spec: JobSpec) -> Allocation | None:
-    """The allocation, when its end is known. Items of an array commit nothing on the way: they are left as much of it as there is."""
-    if spec.time_limit_s is None:
-        return None
-    costs = Costs(save_s=0.0) if spec.kind is JobKind.ARRAY else None
-    return Allocation(spec.time_limit_s, grace_s=spec.grace_s, environment=os.environ, costs=costs)
+def _allocations(storage: Storage, spec: JobSpec) -> tuple[Allocation, ...]:
+    """What the budget leaves, then the allocation, as far as their ends are known.
+
+    Items of an array commit nothing on the way: they are left as much of it as there is.
+    """
+    allocations: list[Allocation] = []
+    if (budget := budget_of(storage, spec)) is not None:
+        allocations.append(BudgetShare(budget, grace_s=spec.grace_s))
+    if spec.time_limit_s is not None:
+        costs = Costs(save_s=0.0) if spec.kind is JobKind.ARRAY else None
+        allocations.append(Allocation(spec.time_limit_s, grace_s=spec.grace_s, environment=os.environ, costs=costs))
+    return tuple(allocations)
 
 
 def _work(node: Node) -> JobEnd | None:
     """Runs the job on this node. Returns how it ended on node 0, None on others."""
-    peers = Peers(storage=node.storage, artifact=node.artifact, attempt=node.attempt, spec=node.spec, node_rank=node.node_rank)
+    peers = Peers(
+        storage=node.storage,
+        artifact=node.artifact,
+        attempt=node.attempt,
+        spec=node.spec,
+        node_rank=node.node_rank,
+        asked_to_stop=lambda: node.stop.wish is not None,
+    )
     try:
         if node.spec.kind is JobKind.ARRAY:
             return run_array(node, peers)
+        if node.node_rank == 0 and (wish := node.stop.wish) is not None and wish.cause is Cause.BUDGET:  # the attempts before left nothing of it
+            return JobEnd(Outcome(ExitCode.POLICY, wish.cause, wish.reason, -1))
         if node.node_rank == 0:
             return JobEnd(lead_gang(node, peers))
         follow_gang(node, peers)

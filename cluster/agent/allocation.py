@@ -1,10 +1,12 @@
-"""How long this agent's allocation lasts, and whether it is time to end the work gracefully."""
+"""How long this agent may work, and whether it is time to end the work gracefully: the end of its allocation, or of its training's budget."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from cluster.budget import Budget
 from cluster.deadline import Costs, stop_lead_s
-from schemas.job import RankProgress
+from schemas.attempt import Cause
+from schemas.progress import RankProgress
 
 _SLURM_END = "SLURM_JOB_END_TIME"
 """Set by Slurm in a job's environment: the end of its time limit, seconds since the Unix epoch."""
@@ -12,6 +14,9 @@ _SLURM_END = "SLURM_JOB_END_TIME"
 
 class Allocation:
     """The time that the agent was given. Its own monotonic clock measures it: a machine whose time of day jumps ends nothing."""
+
+    cause = Cause.TIME_LIMIT
+    """Why ranks stop at its end."""
 
     def __init__(
         self,
@@ -50,3 +55,30 @@ class Allocation:
     def is_ending(self) -> bool:
         """Whether ranks must be asked to stop now, so that they can commit before the end."""
         return self.left_s <= stop_lead_s(self._costs, time_limit_s=self._limit_s, grace_s=self._grace_s)
+
+    @property
+    def reason(self) -> str:
+        """Why ranks are asked to stop, for people."""
+        return f"the allocation ends in {max(0.0, self.left_s):.0f} s"
+
+
+class BudgetShare(Allocation):
+    """What a training's budget leaves to this attempt."""
+
+    cause = Cause.BUDGET
+
+    def __init__(self, budget: Budget, *, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begins now.
+
+        Args:
+            budget: as this attempt finds it.
+            grace_s: as in the job spec.
+            clock: monotonic seconds.
+        """
+        super().__init__(budget.left_s, grace_s=grace_s, environment={}, clock=clock)
+        self._budget = budget
+
+    @property
+    def reason(self) -> str:
+        """Why ranks are asked to stop, for people: what was used of what, and how to go on."""
+        return str(self._budget.spent(self._limit_s - self.left_s))

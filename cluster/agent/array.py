@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cluster.agent.node import JobEnd, Node, Outcome
@@ -11,8 +12,9 @@ from cluster.agent.peers import NodeReport, Peers
 from cluster.agent.scratch import EpochScratch
 from cluster.epoch import take_epoch
 from cluster.restart import EVIDENCE_LINES, Ending, Finding, classify, first_cause
+from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, WorkItem, WorkPlan
+from schemas.job import WorkItem, WorkPlan
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ SLOT = 0
 
 _TICK_S = 0.2
 _SETTLE_S = 2.0
+_PUBLISHED_AT_A_TIME = 2
+_PUBLISHING_TICK_S = 0.02
 
 
 def order(items: Iterable[WorkItem]) -> tuple[WorkItem, ...]:
@@ -83,6 +87,9 @@ class ArrayRun:
     _running: dict[int, tuple[WorkItem, int]] = field(default_factory=dict)
     """pid → item and the epoch it was started in."""
     _scratch: dict[int, EpochScratch] = field(default_factory=dict)
+    _publishing: dict[Future[None], tuple[WorkItem, int, End]] = field(default_factory=dict)
+    """What items left that have ended, on its way to storage → item, its epoch, its end."""
+    _publishers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_PUBLISHED_AT_A_TIME, thread_name_prefix="publish item"))
 
     def run(self) -> NodeReport:
         """Runs this node's items and returns how it ended. No item is running then."""
@@ -90,6 +97,7 @@ class ArrayRun:
             return self._run()
         finally:
             self.node.nursery.kill_all()
+            self._publishers.shutdown(cancel_futures=True)
             for epoch in self._scratch:
                 self.node.publisher.finish(epoch)
 
@@ -101,10 +109,12 @@ class ArrayRun:
         self._count(len(mine) - len(self._waiting))
         if self._waiting:
             self._take_epoch("first start")
-        while self._waiting or self._running:
+        while self._waiting or self._running or self._publishing:
             self._start_some()
-            for end in self.node.nursery.wait(_TICK_S):
-                report = self._ended(end)
+            for end in self.node.nursery.wait(_PUBLISHING_TICK_S if self._publishing else _TICK_S):
+                self._publish(end)
+            for published in [published for published in self._publishing if published.done()]:
+                report = self._ended(published)
                 if report is not None:
                     return report
             if self.node.stop.reason:
@@ -123,6 +133,7 @@ class ArrayRun:
             if waiting.reason:  # a start after an incident is an epoch of its own: a forgotten writer of the old one stays apart
                 self._take_epoch(waiting.reason)
             self._waiting.remove(waiting)
+            self.node.staging.bring_item(index)
             scratch = self._scratch[self.epoch]
             program = Program(
                 name=f"item {index}",
@@ -135,10 +146,16 @@ class ArrayRun:
             if waiting.reason and self.node.ledger.open is not None:
                 self.node.ledger.recovered(time.time())
 
-    def _ended(self, end: End) -> NodeReport | None:
-        """Takes note of an item's end. Returns a report when it ends the work of this node."""
+    def _publish(self, end: End) -> None:
+        """Begins to make visible what an item left that has ended, however it did; others go on meanwhile."""
         item, epoch = self._running.pop(end.pid)
         self._scratch[epoch].remove_progress(item.index)
+        self._publishing[self._publishers.submit(self.node.staging.publish_item, item.index)] = (item, epoch, end)
+
+    def _ended(self, published: Future[None]) -> NodeReport | None:
+        """Takes note of an item's end. Returns a report when it ends the work of this node. Raises what hindered publishing."""
+        item, epoch, end = self._publishing.pop(published)
+        published.result()
         if self._has_record(item):
             self._count(self.done + 1)
             return None

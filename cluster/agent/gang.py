@@ -20,15 +20,16 @@ from cluster.environment import PULSE, STACKS_FILE, Place
 from cluster.epoch import take_epoch
 from cluster.restart import EVIDENCE_LINES, Decision, Ending, Finding, classify, first_cause, idle_starts
 from cluster.watchdog import Hang, Pace
+from schemas.attempt import Cause, EpochRecord
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, EpochRecord, RankPhase, RankProgress
+from schemas.progress import RankPhase, RankProgress
 
 logger = logging.getLogger(__name__)
 
 AT_WORK = frozenset({RankPhase.COMPILING, RankPhase.STEPPING, RankPhase.SAVING, RankPhase.VALIDATING, RankPhase.FINISHED})
 """Phases in which a rank has got past its start; `compiling` is its first step."""
 
-_STOPS = (Cause.CANCELLED, Cause.TIME_LIMIT, Cause.PREEMPTION)
+_STOPS = (Cause.CANCELLED, Cause.BUDGET, Cause.TIME_LIMIT, Cause.PREEMPTION)
 """Why ranks stop as they were asked to, first what explains the others: ranks that were asked ask their peers on other nodes."""
 
 _YIELDED = frozenset({int(ExitCode.INTERRUPTED), -signal.SIGTERM, -signal.SIGUSR1})
@@ -84,7 +85,8 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
         leave_act(node.storage, node.artifact, decision, epoch=record.epoch, step=report.step, why=finding.message)
         node.pause(decision.delay_s)
         if (wish := node.why_stopped()) is not None:
-            return Outcome(ExitCode.INTERRUPTED, wish.cause, wish.reason, record.epoch)
+            code = ExitCode.POLICY if wish.cause is Cause.BUDGET else ExitCode.INTERRUPTED
+            return Outcome(code, wish.cause, wish.reason, record.epoch)
         reason = finding.message
 
 

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cluster.agent.allocation import Allocation
 from cluster.agent.buffers import RankBuffers
@@ -16,15 +15,17 @@ from cluster.agent.nursery import Nursery
 from cluster.agent.publisher import Publisher
 from cluster.agent.remedy import Past
 from cluster.agent.scratch import EpochScratch, NodeScratch
+from cluster.agent.staging import Staging
 from cluster.environment import ATTEMPT_KEY, EPOCH, MODULES_FILE
 from cluster.failure_rate import Exposure, failures_among, mtbf_s
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.restart import Decision, Finding, decide
 from cluster.storage import Storage, replace_local
+from schemas.attempt import Cause, Incident
 from schemas.canonical import canonical_json
 from schemas.errors import ConfigError, Problem
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Incident, JobSpec, TaskSpec
+from schemas.job import JobSpec, TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -58,26 +59,26 @@ class Wish:
     """Why an agent shall stop."""
 
     cause: Cause
-    """`cancelled` ends the job; after `preemption` and `time limit` the next attempt goes on by itself."""
+    """`cancelled` and `budget` end the job; after `preemption` and `time limit` the next attempt goes on by itself."""
     reason: str
     """For people."""
 
 
 class StopWish:
-    """Whether this agent shall stop: a signal, the end of its allocation, a cancel object, or the word that the attempt was declared lost."""
+    """Whether this agent shall stop: a signal, the end of its time or budget, a cancel object, or the word that the attempt was declared lost."""
 
     def __init__(self) -> None:
         """Installs handlers for SIGTERM, SIGUSR1 (what schedulers send before they take a node away) and SIGINT; for the main thread only."""
         self._publisher: Publisher | None = None
-        self._allocation: Allocation | None = None
+        self._allocations: tuple[Allocation, ...] = ()
         self._signal = ""
-        self._ending = ""
+        self._ending: Wish | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
-    def listen(self, publisher: Publisher, *, allocation: Allocation | None = None) -> None:
-        """Hears from storage too, from now on, and heeds the end of the allocation."""
-        self._publisher, self._allocation = publisher, allocation
+    def listen(self, publisher: Publisher, *, allocations: tuple[Allocation, ...] = ()) -> None:
+        """Hears from storage too, from now on, and heeds the end of each allocation; of two that end together the first one counts."""
+        self._publisher, self._allocations = publisher, allocations
 
     @property
     def reason(self) -> str:
@@ -96,11 +97,12 @@ class StopWish:
                 return Wish(Cause.CANCELLED, "declared lost by the supervisor")
         if self._signal:
             return Wish(Cause.PREEMPTION, f"stopped by {self._signal}")
-        if not self._ending and self._allocation is not None and self._publisher is not None:
-            self._allocation.see(self._publisher.ranks)
-            if self._allocation.is_ending:
-                self._ending = f"the allocation ends in {max(0.0, self._allocation.left_s):.0f} s"
-        return Wish(Cause.TIME_LIMIT, self._ending) if self._ending else None
+        if self._ending is None and self._publisher is not None:
+            for allocation in self._allocations:
+                allocation.see(self._publisher.ranks)
+            ended = (allocation for allocation in self._allocations if allocation.is_ending)
+            self._ending = next((Wish(allocation.cause, allocation.reason) for allocation in ended), None)
+        return self._ending
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signal = signal.Signals(number).name
@@ -214,6 +216,7 @@ class Node:
 
     spec: JobSpec
     storage: Storage
+    staging: Staging
     attempt: AttemptLayout
     node_rank: int
     advertise: str
@@ -245,8 +248,8 @@ class Node:
         task = TaskSpec(
             job=self.spec,
             epoch=epoch,
-            input_dirs={stage: str(self._local(key)) for stage, key in self.spec.inputs.items()},
-            output_dir=str(self._local(self.spec.artifact_key)),
+            input_dirs={stage: str(folder) for stage, folder in self.staging.inputs().items()},
+            output_dir=str(self.staging.output()),
             scratch_dir=str(scratch.folder),
             mtbf_s=self.ledger.mtbf_s(now=time.time()),
         )
@@ -284,13 +287,6 @@ class Node:
             ended |= {end.pid: end.status for end in self.nursery.wait(0.1)}
         self.nursery.kill_all()
         return ended
-
-    def _local(self, key: str) -> Path:
-        path = self.storage.local_path(key)
-        if path is None:
-            problem = Problem("storage.root", repr(self.storage.url), "compute opens only folders and mounted paths")
-            raise ConfigError((problem,), source="the job spec")
-        return path
 
 
 def free_port(host: str) -> int:

@@ -20,6 +20,7 @@ from cluster.process import started_at
 logger = logging.getLogger(__name__)
 
 _ZYGOTE = "cluster.agent.zygote"
+_KEEPER = "cluster.agent.standby"
 _START_S = 300.0
 """Longest wait for a zygote to import what it preloads: cold, on a slow shared file system, it takes minutes."""
 _VANISH_S = 10.0
@@ -59,9 +60,17 @@ class End:
 class Nursery:
     """Starts processes through a zygote, which is started when first needed and again when it died. For the main thread only."""
 
-    def __init__(self, *, preload: tuple[str, ...], env: Mapping[str, str], cwd: str, log: Path) -> None:
-        """Args: preload: modules the zygote imports first. env: its whole environment. cwd: working directory. log: its own output."""
-        self._preload, self._cwd, self._log = preload, cwd, log
+    def __init__(self, *, preload: tuple[str, ...], env: Mapping[str, str], cwd: str, log: Path, standby: bool = False) -> None:
+        """Keeps what a zygote needs.
+
+        Args:
+            preload: modules the zygote imports first.
+            env: its whole environment.
+            cwd: working directory.
+            log: its own output.
+            standby: whether processes that wait are kept (`cluster.agent.standby`) instead of a process that forks.
+        """
+        self._preload, self._cwd, self._log, self._standby = preload, cwd, log, standby
         self.env: Mapping[str, str] = dict(env)
         """What every process starts with."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -146,7 +155,7 @@ class Nursery:
         command = [
             sys.executable,
             "-m",
-            "cluster.agent.zygote",
+            _KEEPER if self._standby else _ZYGOTE,
             f"--socket={theirs.fileno()}",
             f"--parent={os.getpid()}",
             "--preload",

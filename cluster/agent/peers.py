@@ -6,6 +6,7 @@ Node 0 leads: it takes a gang's epochs, decides, and writes the exit record. The
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,16 +16,20 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.process import is_dead
 from cluster.restart import Finding
 from cluster.storage import Storage
+from schemas.attempt import Cause, EpochRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
 from schemas.frozen import Frozen
-from schemas.job import Cause, EpochRecord, Heartbeat, Incident, JobSpec, RankProgress, RankPulse
+from schemas.job import JobSpec
+from schemas.progress import Heartbeat, RankProgress, RankPulse
 
 _REPORT = re.compile(r"^e(\d+)-n(\d+)\.json$")
 _LOOK_EVERY_S = 0.5
 _WAIT_S = 0.2
 _MOST_TICK_S = 5.0
 """Longest time between two looks that counts."""
+_QUIET_S = 2.0
+"""Heartbeats come every second. A node without one for so long may be lost: too early to say so, but what waits for it has its reason."""
 
 
 class NodeReport(Frozen):
@@ -77,6 +82,10 @@ class Peers:
     attempt: AttemptLayout
     spec: JobSpec
     node_rank: int
+    asked_to_stop: Callable[[], bool] = lambda: False
+    """Whether this node shall end soon."""
+    quiet: bool = False
+    """Whether, at the last look, a node that has not told how it ended gave no sign: what waits here perhaps waits for that one."""
     _seen: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Node → newest heartbeat's sequence, and when it was first seen here (`_watched`)."""
     _looked_at: float = 0.0
@@ -120,6 +129,7 @@ class Peers:
     def collect(self, own: NodeReport, *, slot: int, settle_s: float) -> tuple[NodeReport, ...]:
         """Returns all nodes' reports, this one's first. Waits for the others, but after a failure only `settle_s`, for the first cause.
 
+        A failure that only echoes another's, while a node gives no sign, is that node's: it is waited for until it speaks, or counts as lost.
         Asked to stop, all nodes end within the grace: who has not told by then is gone, and this one has no time left to wait.
         """
         deadline = time.monotonic() + settle_s
@@ -127,13 +137,15 @@ class Peers:
         while True:
             reports = (own, *self.reports(slot))
             failed = [report for report in reports if report.outcome == "failed"]
-            if len(reports) >= self.spec.num_nodes or any(not report.echo for report in failed) or (failed and time.monotonic() > deadline):
+            if len(reports) >= self.spec.num_nodes or any(not report.echo for report in failed) or time.monotonic() > given_up:
                 return reports
-            if time.monotonic() > given_up:
+            settled = bool(failed) and time.monotonic() > deadline
+            lost = self._silence(ended={report.node_rank for report in reports}, at_once=settled and self.asked_to_stop())
+            if settled and lost is None and not self.quiet:
                 return reports
-            lost = self._silence(ended={report.node_rank for report in reports})
             if lost is not None:
-                update = {"outcome": "failed", "cause": lost.cause, "evidence": lost.evidence, "message": lost.message, "stop_code": lost.stop_code}
+                told = {"cause": lost.cause, "evidence": lost.evidence, "message": lost.message, "stop_code": lost.stop_code}
+                update = {**told, "outcome": "failed", "rank": -1, "exit_status": 0, "echo": False}
                 return (own.model_copy(update=update), *reports[1:])
             time.sleep(_WAIT_S)
 
@@ -172,15 +184,19 @@ class Peers:
         self._watched_at = now
         return self._watched_s
 
-    def _silence(self, *, ended: set[int]) -> Finding | None:
-        """Returns the loss of a node whose heartbeats, as seen from here, have not changed for `lost_after_s`."""
+    def _silence(self, *, ended: set[int], at_once: bool = False) -> Finding | None:
+        """Returns the loss of a node whose heartbeats, as seen from here, have not changed for `lost_after_s`; `at_once`: of one that is quiet."""
         now = self._watched()
         newest = {beat.node_rank: beat.sequence for beat in read_heartbeats(self.storage, self.attempt)}
+        silent_s = dict[int, float]()
         for node in sorted(set(range(self.spec.num_nodes)) - {self.node_rank} - ended):
             sequence = newest.get(node, -1)
             if self._seen.get(node, (None, 0.0))[0] != sequence:
                 self._seen[node] = (sequence, now)
-            elif now - self._seen[node][1] > self.spec.lost_after_s:
-                evidence = (f"no heartbeat of node {node} for {self.spec.lost_after_s:g} s",)
-                return Finding(Cause.NODE, evidence, f"node {node} is lost", ExitCode.INTERRUPTED)
-        return None
+            silent_s[node] = now - self._seen[node][1]
+        self.quiet = any(seconds > _QUIET_S for seconds in silent_s.values())
+        most_s = _QUIET_S if at_once else self.spec.lost_after_s
+        lost = next((node for node, seconds in silent_s.items() if seconds > most_s), None)
+        if lost is None:
+            return None
+        return Finding(Cause.NODE, (f"no heartbeat of node {lost} for {silent_s[lost]:.0f} s",), f"node {lost} is lost", ExitCode.INTERRUPTED)

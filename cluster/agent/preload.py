@@ -16,7 +16,7 @@ from cluster.storage import replace_local
 
 logger = logging.getLogger(__name__)
 
-_NEVER = ("__main__", "__mp_main__", "cluster.agent.zygote", "antigravity", "this")
+_NEVER = ("__main__", "__mp_main__", "cluster.agent.zygote", "cluster.agent.standby", "antigravity", "this")
 
 
 def record_modules() -> None:

@@ -17,17 +17,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import ValidationError
 
 from cluster.agent.scratch import EpochScratch
+from cluster.agent.tail import SegmentKey, Tail
 from cluster.agent.usage import UsageMeter
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, UnreachableError
-from schemas.job import Heartbeat, Notice, RankProgress, RankPulse
+from schemas.progress import Heartbeat, Notice, RankProgress, RankPulse
 
 logger = logging.getLogger(__name__)
 
@@ -42,37 +42,21 @@ _MOST_NOTICES = 1000
 _SEQUENCE = re.compile(r"-(\d+)\.json$")
 
 
-class _SegmentKey(Protocol):
-    """Sequence number → key of a segment."""
-
-    def __call__(self, *, sequence: int) -> str: ...
-
-
-@dataclass
-class _Tail:
-    """A file that grows, and how much of it is published."""
-
-    path: Path
-    key: _SegmentKey
-    offset: int = 0
-    sequence: int = 0
-
-
 @dataclass
 class _Epoch:
     """An epoch whose files are followed."""
 
     scratch: EpochScratch
     started_at: float
-    tails: dict[Path, _Tail] = field(default_factory=dict)
+    tails: dict[Path, Tail] = field(default_factory=dict)
     notices_taken: dict[int, int] = field(default_factory=dict)
     """Rank → bytes of its notices that are on their way."""
     next_at: float = 0.0
     ended: bool = False
 
-    def tail(self, path: Path, key: _SegmentKey) -> _Tail:
-        """Returns the state of a file, new when it is seen for the first time."""
-        return self.tails.setdefault(path, _Tail(path=path, key=key))
+    def watch(self, path: Path, key: SegmentKey, *, whole_lines: bool) -> None:
+        """Follows a file from now on, also when it is found under its name no more."""
+        self.tails.setdefault(path, Tail(path=path, key=key, whole_lines=whole_lines))
 
 
 class Publisher:
@@ -239,9 +223,12 @@ class Publisher:
     def _publish_files(self, number: int, epoch: _Epoch) -> None:
         """Publishes what the epoch's files grew by."""
         for rank, path in epoch.scratch.logs().items():
-            self._publish_growth(epoch.tail(path, partial(self._attempt.log_segment, epoch=number, rank=rank)), whole_lines=False)
+            epoch.watch(path, partial(self._attempt.log_segment, epoch=number, rank=rank), whole_lines=False)
         for rank, path in epoch.scratch.metrics().items():
-            self._publish_growth(epoch.tail(path, partial(self._artifact.metric_segment, epoch=number, rank=rank)), whole_lines=True)
+            epoch.watch(path, partial(self._artifact.metric_segment, epoch=number, rank=rank), whole_lines=True)
+        for tail in epoch.tails.values():
+            for piece in tail.pieces():
+                self._create(tail.key(sequence=tail.sequence), piece)
         for rank, path in epoch.scratch.notices().items():
             epoch.notices_taken[rank] = self._take_notices(path, offset=epoch.notices_taken.get(rank, 0))
 
@@ -257,20 +244,6 @@ class Publisher:
             except ValidationError as error:
                 logger.warning("%s holds a line that is no notice: %s", path.name, error)
         return offset + len(whole)
-
-    def _publish_growth(self, tail: _Tail, *, whole_lines: bool) -> None:
-        """Publishes what a file grew by, in pieces. With `whole_lines` a last line without its end waits; a killed rank's is never published."""
-        while True:
-            with tail.path.open("rb") as file:
-                file.seek(tail.offset)
-                data = file.read(_SEGMENT_BYTES)
-            if whole_lines:
-                data = data[: data.rfind(b"\n") + 1]
-            if not data:
-                return
-            self._create(tail.key(sequence=tail.sequence), data)
-            tail.offset += len(data)
-            tail.sequence += 1
 
     def _create(self, key: str, data: bytes) -> None:
         """Creates an object. Names carry epoch and sequence, so one that is there is our own from before an unclear answer."""

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cluster.environment import PULSE
-from schemas.job import RankPhase, RankPulse
+from schemas.progress import RankPhase, RankPulse
 
 SLOT_BYTES = 64
 """Of one rank: a cache line, so that ranks do not slow each other down."""

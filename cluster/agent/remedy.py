@@ -9,7 +9,7 @@ from cluster.layout import ArtifactLayout
 from cluster.restart import Decision
 from cluster.storage import Storage
 from schemas.act import Act, ActKind
-from schemas.job import Cause
+from schemas.attempt import Cause
 
 _MENDED_BY_ACTS = frozenset({Cause.OUT_OF_MEMORY, Cause.NUMERIC})
 """Causes for which the past is looked up."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.job import RankProgress
+from schemas.progress import RankProgress
 
 _TAIL_BYTES = 64 << 10
 _FATAL, _MODULES = "Fatal Python error:", "Extension modules:"

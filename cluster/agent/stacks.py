@@ -39,7 +39,7 @@ _CPU_FIELDS = slice(11, 15)
 _FRAME = re.compile(r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$|^ +(?P<spied>\S+) \((?P<spied_file>.+):(?P<spied_line>\d+)\)$')
 _THREAD = re.compile(r"^(?:Current thread|Thread) ")
 _COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/|^wait \(.*/(?:torch|deepspeed)/")
-_OURS = re.compile(r"/cluster/agent/zygote\.py|runpy")
+_OURS = re.compile(r"/cluster/agent/(?:zygote|standby|program)\.py|runpy")
 """Frames below a rank's program, the same for all."""
 _INNER_FRAMES = 4
 """How far from the innermost frame a collective operation shows: wrappers of it lie above."""

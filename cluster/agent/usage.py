@@ -4,7 +4,7 @@ import os
 
 import psutil
 
-from schemas.job import NodeUsage
+from schemas.progress import NodeUsage
 
 
 class UsageMeter:

@@ -13,7 +13,8 @@ from cluster.agent.stacks import RankProcess, collect_stacks, in_collective, mai
 from cluster.restart import Finding
 from cluster.straggler import WINDOW_STEPS, StragglerChange, StragglerWatch
 from cluster.watchdog import Hang, Pace, Silence, Watchdog, to_blame
-from schemas.job import Cause, Notice, NoticeKind, RankPulse
+from schemas.attempt import Cause
+from schemas.progress import Notice, NoticeKind, RankPulse
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Watch:
         self._ask_peers(now, soon=suspicious)
         for change in self._stragglers.look(pulses, now=now, elsewhere=self._elsewhere):
             self._tell(change)
-        hang = self._watchdog.look(pulses, facts, now=now, elsewhere=self._elsewhere)
+        hang = self._watchdog.look(pulses, facts, now=now, elsewhere=self._elsewhere, quiet_elsewhere=self.peers.quiet)
         self.node.publisher.pulses = self._watchdog.granted()
         return hang
 

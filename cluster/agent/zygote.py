@@ -8,29 +8,21 @@ made its child crash. Importing is safe.
 """
 
 import argparse
-import faulthandler
 import gc
 import logging
 import os
-import runpy
 import selectors
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.agent.preload import import_modules, recorded_modules
-from cluster.agent.stacks import answer_with_stacks
-from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent, set_process_name
-from schemas.exit_code import ExitCode
+from cluster.agent.program import PROGRAMS_SIGNALS, become, run_program
+from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent
 
 logger = logging.getLogger(__name__)
-
-
-_CHILDS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that mean something to a child and nothing to the zygote."""
 
 
 class Zygote:
@@ -72,31 +64,24 @@ class Zygote:
     def _fork(self, request: Fork) -> bool:
         """Forks; returns whether this is the child. A signal to the child waits until it listens; else the zygote's deaf ear would lose it."""
         parent = os.getpid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _CHILDS_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, PROGRAMS_SIGNALS)
         pid = os.fork()
         if pid == 0:
             self._become(request, parent=parent)
             return True
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILDS_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PROGRAMS_SIGNALS)
         self._wire.send(Forked(token=request.token, pid=pid))
         return False
 
     def _become(self, request: Fork, *, parent: int) -> None:
         """Turns the fork into a process of its own."""
         die_with_parent(parent)
-        os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, *_CHILDS_SIGNALS):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self._selector.close()
         for end in (self._wire.socket, self._child_ended, self._on_child_end):
             end.close()
-        log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        os.chdir(request.cwd)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CHILDS_SIGNALS)
+        become(request)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PROGRAMS_SIGNALS)
 
     def _report_ends(self) -> None:
         while True:
@@ -128,26 +113,6 @@ def _settle() -> None:
         logger.info("imports started %d threads in the zygote; they do not exist in forked ranks", count - 1)
 
 
-def run_program(request: Fork) -> None:
-    """Runs the requested module as `__main__` in this (forked) process. An exception leaves its stack in the log, without our frames."""
-    os.environ.update(request.env)
-    set_process_name(request.name)
-    for stream in (sys.stdout, sys.stderr):  # whole lines: processes that share a file do not tear each other's
-        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # a TextIOWrapper: nothing replaced it
-    faulthandler.enable()
-    answer_with_stacks()
-    logging.getLogger().handlers.clear()
-    sys.argv = [request.module, *request.argv]
-    try:
-        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
-    except Exception as error:  # noqa: BLE001  # outermost edge of the program
-        stack = error.__traceback__
-        while stack is not None and stack.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
-            stack = stack.tb_next
-        traceback.print_exception(type(error), error, stack)
-        sys.exit(ExitCode.BUG)
-
-
 def main() -> None:
     """Serves as a zygote; in forked children, runs their program."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -156,7 +121,7 @@ def main() -> None:
     parser.add_argument("--preload", nargs="*", default=[])
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
-    for number in _CHILDS_SIGNALS:
+    for number in PROGRAMS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # schedulers send these to every process of a job; the agent decides when ranks stop
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for _ in import_modules(tuple(arguments.preload)):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from schemas.job import Cause, JobSpec
+from schemas.attempt import Cause
+from schemas.job import JobSpec
 
 AGENT_MODULE = "cluster.agent.agent"
 """What every launcher starts, once per node."""
@@ -42,6 +43,8 @@ class JobReport:
     """When it expects to start a job that waits."""
     cause: Cause | None = None
     """Why it ended the job; None: it did not, or does not say."""
+    held: bool = False
+    """Of a job that waits: whether it is not machines that it waits for, but a date, a person, a closed queue. To ask for fewer would not help."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.environment import checkout
 from cluster.launchers.protocol import Command, Handle, JobReport, JobState, Submission
+from cluster.launchers.slurm_container import PYTHON, Container
 from cluster.launchers.slurm_queue import SlurmError, SlurmQueue, call
 from cluster.launchers.slurm_script import batch_script
 from schemas.errors import ConfigError, Problem, UnreachableError
@@ -65,12 +66,14 @@ class SlurmLauncher:
     def render(self, spec: JobSpec) -> Submission:
         """See `Launcher.render`: a batch script."""
         resources = self._cluster.resources(spec.stage)
+        container = Container.of(spec, self._cluster, checkout=str(checkout()))
         script = batch_script(
             spec,
             resources,
             extra_directives=self._cluster.extra_directives,
             checkout=str(checkout()),
-            python=resources.python or sys.executable,
+            python=resources.python or (sys.executable if container is None else PYTHON),
+            container=container,
         )
         command = Command(argv=("sbatch", "--parsable"), env={}, cwd=spec.project_dir, stdin=script, folders=(spec.scratch_dir,))
         return Submission(key=spec.key, text=script, commands=(command,))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.launchers.protocol import JobReport, JobState
-from schemas.job import Cause
+from schemas.attempt import Cause
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ _FIELDS = "%A|%T|%r|%S|%N|%j"
 """Job, state, reason, (expected) start, nodes, name: the name last, it may hold anything."""
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+_HELD = re.compile(r"JobHeld|BeginTime|Dependency|Partition(Down|Inactive)|Licenses|Cleaning|Prolog")
+"""Reasons to wait that fewer nodes do not change."""
 _CAUSES: Mapping[str, Cause] = {
     "CANCELLED": Cause.CANCELLED,
     "PREEMPTED": Cause.PREEMPTION,
@@ -109,7 +111,8 @@ def report_of(state: str, *, job_id: str, reason: str = "", start: str = "", nod
     told = state if reason in ("", "None") else f"{state} ({reason})"
     place = "" if nodes in ("(null)", "None assigned") else nodes
     if word in _PENDING:
-        return JobReport(JobState.PENDING, job_id=job_id, told=told, starts=start if re.match(r"\d", start) else "")
+        held = _HELD.match(reason) is not None
+        return JobReport(JobState.PENDING, job_id=job_id, told=told, starts=start if re.match(r"\d", start) else "", held=held)
     if word in _RUNNING:
         return JobReport(JobState.RUNNING, job_id=job_id, told=told, nodes=place)
     return JobReport(JobState.ENDED, job_id=job_id, told=told, nodes=place, cause=_CAUSES.get(word))

@@ -1,7 +1,7 @@
 """The batch script of a Slurm job. PURE: a job spec and what the recipe asks for in, text out.
 
-One `srun` starts one agent per node; ranks are the agent's business, not Slurm's. Nothing in it is secret: whoever may read the queue may
-read a script. Every value is quoted, for Slurm's parser of `#SBATCH` lines as for the shell.
+One `srun` starts one agent per node, in a container where the recipe has an image; ranks are the agent's business, not Slurm's. Nothing in
+it is secret: whoever may read the queue may read a script. Every value is quoted, for Slurm's parser of `#SBATCH` lines as for the shell.
 """
 
 import shlex
@@ -9,15 +9,32 @@ from collections.abc import Mapping
 
 from cluster.environment import ALLOWED
 from cluster.launchers.protocol import AGENT_MODULE
+from cluster.launchers.slurm_container import Container
 from cluster.layout import ArtifactLayout
 from schemas.execution_config import StageResources
 from schemas.job import JobSpec
 
 _LAST_MINUTE_S = 60
 """Slurm's own warning before the time limit, a second line: agents know the end by themselves, and stop earlier where that takes longer."""
+MODULE_FILES = ("/etc/profile.d/*module*.sh", "/etc/profile.d/*lmod*.sh")
+"""Where sites define `module`: Environment Modules, Lmod."""
+_MODULES = (
+    "# `module` is a shell function, which only login shells have; what defines it may read variables that are not set.",
+    f"for file in {' '.join(MODULE_FILES)}; do",
+    '  if ! type module >/dev/null 2>&1 && [ -r "$file" ]; then . "$file"; fi',
+    "done",
+)
 
 
-def batch_script(spec: JobSpec, resources: StageResources, *, extra_directives: tuple[str, ...], checkout: str, python: str) -> str:
+def batch_script(
+    spec: JobSpec,
+    resources: StageResources,
+    *,
+    extra_directives: tuple[str, ...],
+    checkout: str,
+    python: str,
+    container: Container | None = None,
+) -> str:
     """Returns the script.
 
     Args:
@@ -25,18 +42,19 @@ def batch_script(spec: JobSpec, resources: StageResources, *, extra_directives: 
         resources: what its stage gets.
         extra_directives: raw ones, validated with the recipe.
         checkout: folder that holds Headrace's packages on the nodes.
-        python: interpreter on the nodes.
+        python: interpreter on the nodes, or in the container.
+        container: what agents run in; None: nothing.
     """
     directives = [f"--{name}={_quoted(value)}" for name, value in _directives(spec, resources).items()]
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {directive}" for directive in (*directives, "--no-requeue", *extra_directives, *_exclusion(spec, extra_directives))),
         "",
+        *((*_MODULES, *resources.setup, "") if resources.setup else ()),
         "# What fails here is answered by Headrace's own policy, with a new job: Slurm does not start this one again.",
         "set -u",
-        *resources.setup,
         f"export PYTHONPATH={shlex.quote(checkout)}",
-        f"srun {shlex.join(_srun_options(spec))} bash -c {shlex.quote(_on_each_node(spec, python=python))} &",
+        f"srun {shlex.join(_srun_options(spec, container))} bash -c {shlex.quote(_on_each_node(spec, python=python, container=container))} &",
         "",
         "# Signals are for the agents, which hear them too; this shell only waits for them.",
         "trap : TERM USR1 INT HUP",
@@ -73,7 +91,7 @@ def _exclusion(spec: JobSpec, extra_directives: tuple[str, ...]) -> tuple[str, .
     return (f"--exclude={_quoted(','.join((*named, *spec.excluded_nodes)))}",) if spec.excluded_nodes else ()
 
 
-def _srun_options(spec: JobSpec) -> tuple[str, ...]:
+def _srun_options(spec: JobSpec, container: Container | None) -> tuple[str, ...]:
     cpus = spec.ranks_per_node * spec.threads_per_rank
     return (
         *("--ntasks", str(spec.num_nodes), "--ntasks-per-node", "1", "--cpus-per-task", str(cpus)),  # since 22.05 srun takes none from sbatch
@@ -82,14 +100,16 @@ def _srun_options(spec: JobSpec) -> tuple[str, ...]:
         "--kill-on-bad-exit=0",  # agents tell each other how they ended
         "--wait=0",
         "--mpi=none",
+        *(container.srun_options if container is not None else ()),
     )
 
 
-def _on_each_node(spec: JobSpec, *, python: str) -> str:
+def _on_each_node(spec: JobSpec, *, python: str, container: Container | None) -> str:
     """Returns the shell text that becomes a node's agent."""
     attempt = ArtifactLayout(spec.artifact_key).attempt(spec.step_name, spec.attempt)
     arguments = {"--storage": spec.storage_root, "--attempt": attempt.key, "--key": spec.key}
-    agent = shlex.join((python, "-P", "-m", AGENT_MODULE, *(word for pair in arguments.items() for word in pair)))
+    into = container.prefix if container is not None else ()
+    agent = shlex.join((*into, python, "-P", "-m", AGENT_MODULE, *(word for pair in arguments.items() for word in pair)))
     own = '--node-rank "$SLURM_NODEID" --advertise "$SLURMD_NODENAME" --submission "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
     folder = f'd={shlex.quote(spec.scratch_dir)}/n$(printf %04d "$SLURM_NODEID")'
     return f'{folder}; mkdir -p "$d"; exec {agent} {own} >>"$d/agent.log" 2>&1 </dev/null'

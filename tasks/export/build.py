@@ -7,10 +7,10 @@ from cluster.storage import Storage
 from schemas.artifact import ArtifactRecord, content_hash_of
 from schemas.checkpoint import CommitRecord
 from schemas.errors import VerificationError
-from schemas.job import WorkItem, WorkPlan
+from schemas.job import FileRead, WorkItem, WorkPlan
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
-from tasks.recorded_file import entry_of, verified_bytes
+from tasks.recorded_file import entry_of, stored_entry, verified_bytes
 from tasks.tokenizer.existing import TOKENIZER_NAME
 from tasks.work import Draft, Work
 
@@ -33,7 +33,9 @@ def build(work: Work) -> Draft:
         "tokenizer_files": [entry.model_dump(mode="json") for entry in tokenizer.files if entry.path != TOKENIZER_REPORT and "/" not in entry.path],
         "end_of_text_id": _end_of_text_id(work),
     }
-    (record,) = work.run_array(plan, module="tasks.export.job", options=options)
+    files = (stored_entry(work.storage, f"{training.key}/{name}", path=name), *training.files)
+    reads = [FileRead(key=training.key, file=file) for file in files]
+    (record,) = work.run_array(plan, module="tasks.export.job", options=options, reads=reads)
     work.note(f"exported step {record.output['step']}: {record.output['num_parameters']:,} parameters, {record.output['dtype']}")
     return Draft(files=record.files, summary=dict(record.output))
 
@@ -61,7 +63,7 @@ def _end_of_text_id(work: Work) -> int:
     """Returns the id of the end-of-text token, from the tokenizer's own file."""
     record = work.inputs[Stage.TOKENIZER]
     entry = entry_of(record, TOKENIZER_NAME)
-    tokenizer = json.loads(verified_bytes(work.input_dir(Stage.TOKENIZER), entry, subject=record.key))
+    tokenizer = json.loads(verified_bytes(work.input_dir(Stage.TOKENIZER, entry), entry, subject=record.key))
     name = work.config.tokenizer.end_of_text
     for token in tokenizer["added_tokens"]:
         if token["content"] == name:

@@ -19,6 +19,8 @@ from schemas.errors import VerificationError
 from schemas.stage import Stage
 from tasks.evaluate.report import REPORT_NAME, SAMPLES_NAME, SPEED_NAME, Report, Samples, Speed
 from tasks.export.layout import MODEL_FOLDER
+from tasks.mlflow_connection import TrackingTarget, without_credentials
+from tasks.mlflow_registry import ModelPackage, ModelRegistry
 from tasks.recorded_file import entry_of, verified_bytes, verified_path
 from tasks.register.card import render, run_metrics
 from tasks.register.gate import Verdict, judge
@@ -26,7 +28,7 @@ from tasks.register.lineage import Lineage, trace
 from tasks.register.promotion import CANDIDATE, CHAMPION, promote
 from tasks.register.registration import REGISTRATION_NAME, Registration
 from tasks.register.registry import Registered, RegistryClaim, register_once
-from tasks.tracking import ModelPackage, ModelRegistry, Tracker, TrackingTarget, without_credentials
+from tasks.tracking import Tracker
 from tasks.work import Draft, Work
 
 CARD_NAME = "README.md"
@@ -80,7 +82,7 @@ def build(work: Work) -> Draft:
 def _subject(work: Work) -> _Subject:
     """Reads the verified inputs, judges them and writes the card."""
     evaluation = work.inputs[Stage.EVALUATE]
-    folder = work.input_dir(Stage.EVALUATE)
+    folder = work.input_dir(Stage.EVALUATE, *evaluation.files)
     lineage = trace(work.bench.store, export=work.inputs[Stage.EXPORT], evaluation=evaluation)
     report = _read(folder, evaluation, REPORT_NAME, Report)
     verdict = judge(report, work.config.registration.gate)
@@ -116,7 +118,7 @@ def _describe_run(work: Work, subject: _Subject, *, tracker: Tracker, registry: 
     evaluation = work.inputs[Stage.EVALUATE]
     measured_at = datetime.fromisoformat(evaluation.provenance.created_at).timestamp()
     tracker.log_figures(run_metrics(subject.report), at=measured_at)
-    folder = work.input_dir(Stage.EVALUATE)
+    folder = work.input_dir(Stage.EVALUATE, *evaluation.files)
     tracker.log_files({entry.path: verified_path(folder, entry, subject=evaluation.key) for entry in evaluation.files}, folder="evaluation")
     for stage, context in ((Stage.VALIDATE, "corpus"), (Stage.TOKENIZE, "training")):
         record = subject.lineage[stage]
@@ -131,14 +133,14 @@ def _describe_run(work: Work, subject: _Subject, *, tracker: Tracker, registry: 
 
 def _package(work: Work, subject: _Subject, *, tags: dict[str, str]) -> ModelPackage:
     """Returns the model's files, each checked against the export's record just before MLflow copies them."""
-    export_dir = work.input_dir(Stage.EXPORT)
+    export_dir = work.input_dir(Stage.EXPORT, *work.inputs[Stage.EXPORT].files)
     for entry in work.inputs[Stage.EXPORT].files:
         verified_path(export_dir, entry, subject="exported model")
     return ModelPackage(
         name=work.config.name,
         hf_dir=export_dir / MODEL_FOLDER,
         code_path=_SERVED_MODEL,
-        card_path=work.output_dir / CARD_NAME,
+        card_path=work.made(subject.card_entry) / CARD_NAME,
         requirements=tuple(f"{name}=={metadata.version(name).partition('+')[0]}" for name in _REQUIREMENTS),
         root_hash=subject.lineage.root_hash,
         tags=tags,

@@ -38,7 +38,7 @@ class RegistryClaim(Frozen):
 
 
 class VersionStore(Protocol):
-    """What is asked of a model registry; `tasks.tracking.ModelRegistry` fulfils it."""
+    """What is asked of a model registry; `tasks.mlflow_registry.ModelRegistry` fulfils it."""
 
     def versions(self, model_name: str, *, root_hash: str) -> tuple[int, ...]:
         """Returns the versions that carry the root hash, ascending."""

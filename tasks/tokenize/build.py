@@ -1,6 +1,7 @@
 """The control half of `tokenize`: decides engine and shard format once, runs one item per corpus group, and puts the manifest together."""
 
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from schemas.artifact import FileEntry, content_hash_of
@@ -8,7 +9,7 @@ from schemas.canonical import hash_of
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.frozen import thaw
-from schemas.job import ItemRecord, WorkItem, WorkPlan
+from schemas.job import FileRead, ItemRecord, WorkItem, WorkPlan
 from schemas.manifest import SPLITS, CorpusManifest, Shard, ShardManifest
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes
@@ -32,7 +33,7 @@ def build(work: Work) -> Draft:
         InputError: the corpus has no training documents.
     """
     corpus_entry = entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME)
-    corpus = open_corpus(work.input_dir(Stage.VALIDATE), manifest=corpus_entry)
+    corpus = open_corpus(work.input_dir(Stage.VALIDATE, corpus_entry), manifest=corpus_entry)
     tokenizer_entry = entry_of(work.inputs[Stage.TOKENIZER], TOKENIZER_NAME)
     facts = _decide(work, tokenizer_entry)
     plan = plan_groups(corpus.manifest)
@@ -43,7 +44,7 @@ def build(work: Work) -> Draft:
         "groups": list(groups_of(corpus.manifest)),
         "donors": [donor.model_dump(mode="json") for donor in find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)],
     }
-    records = work.run_array(plan, module="tasks.tokenize.job", options=options)
+    records = work.run_array(plan, module="tasks.tokenize.job", options=options, reads=_reads(work, corpus.manifest, entry=corpus_entry))
     manifest = manifest_of(records, facts=facts)
     files = tuple(shard.file for shard in manifest.shards)
     entry = work.publish_json("manifest.json", manifest)
@@ -63,6 +64,13 @@ def build(work: Work) -> Draft:
     }
     readable = FileEntry(path="facts", size=0, xxh3=hash_of(facts.stated()))
     return Draft(files=(*files, entry), summary=summary, content_hash=content_hash_of((*files, readable)))
+
+
+def _reads(work: Work, manifest: CorpusManifest, *, entry: FileEntry) -> Iterator[FileRead]:
+    """Yields what items open of the corpus: its manifest all of them, each its group's files."""
+    key, items = work.inputs[Stage.VALIDATE].key, {group: index for index, group in enumerate(groups_of(manifest))}
+    yield FileRead(key=key, file=entry)
+    yield from (FileRead(key=key, file=file.file, item=items[file.group]) for file in manifest.files)
 
 
 def groups_of(manifest: CorpusManifest) -> tuple[int, ...]:
@@ -105,7 +113,7 @@ def manifest_of(records: tuple[ItemRecord, ...], *, facts: ShardFacts) -> ShardM
 def _decide(work: Work, tokenizer_entry: FileEntry) -> ShardFacts:
     """Returns the decisions that hold for all shards, from the recipe and the tokenizer's own file."""
     config = work.config
-    content = verified_bytes(work.input_dir(Stage.TOKENIZER), tokenizer_entry, subject="tokenizer")
+    content = verified_bytes(work.input_dir(Stage.TOKENIZER, tokenizer_entry), tokenizer_entry, subject="tokenizer")
     known = facts_of(content, end_of_text=config.tokenizer.end_of_text, subject="the tokenizer")
     choice = choose_engine(content, wanted=config.tokenization.engine)
     if choice.name == "huggingface" and config.tokenization.engine == "auto":

@@ -12,11 +12,10 @@ Output of an item: `{"shards": [Shard, …], "checked": documents of the shadow 
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cluster.storage import AlreadyExistsError, publish_file
 from schemas.artifact import FileEntry
@@ -31,7 +30,7 @@ from tasks.tokenize.packing import PackedShard, Packer
 from tasks.tokenize.reuse import Donor, Reuse, taken_by_other_bytes
 from tasks.tokenize.shadow import ShadowCheck
 from tasks.tokenize.shard_file import write_shard
-from tasks.tokenizer.corpus import Batch, Corpus, open_corpus
+from tasks.tokenizer.corpus import Corpus, open_corpus
 from tasks.tokenizer.engine import Engine, limit_threads, open_engine
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,13 @@ def run(task: ItemTask) -> ItemOutcome:
         corpus=corpus,
         facts=facts,
         engine=open_engine(facts.engine, tokenizer_json),
-        shadow=ShadowCheck(tokenizer_json, documents=wanted, of=sum(file.documents for file in files), engine=facts.engine),
+        shadow=ShadowCheck(
+            tokenizer_json,
+            documents=wanted,
+            of=sum(file.documents for file in files),
+            text_bytes=sum(file.text_bytes for file in files),
+            engine=facts.engine,
+        ),
         reuse=Reuse.of_group(task, map(Donor.model_validate, options["donors"]), group=group),
     )
     for file in files:
@@ -90,14 +95,23 @@ def shard_name(split: Split, *, group: int, position: int) -> str:
 
 
 def _tokenize_file(work: _Group, file: AcceptedFile) -> None:
-    """Makes the shards of one (group, split), or takes over those that an earlier artifact made of the same documents."""
+    """Makes the shards of one (group, split), or takes over those that an earlier artifact made of the same documents.
+
+    A shard is written while the next one is encoded, so at most two are in memory.
+    """
     taken = work.reuse.take(file)
     if taken is not None:
         work.shards += taken
         work.reused += len(taken)
         return
-    for position, packed in enumerate(_packed(work, file)):
-        work.shards.append(_publish(work, file, packed, position=position))
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard") as writer:
+        ahead: Future[Shard] | None = None
+        for position, packed in enumerate(_packed(work, file)):
+            if ahead is not None:
+                work.shards.append(ahead.result())
+            ahead = writer.submit(_publish, work, file, packed, position=position)
+        if ahead is not None:
+            work.shards.append(ahead.result())
 
 
 def _packed(work: _Group, file: AcceptedFile) -> Iterator[PackedShard]:
@@ -109,10 +123,13 @@ def _packed(work: _Group, file: AcceptedFile) -> Iterator[PackedShard]:
         end_of_text_id=facts.end_of_text_id,
     )
     documents = 0
-    for batch in work.corpus.batches(file):
-        yield from _add(work, packer, batch)
-        documents += len(batch.texts)
-        work.done_bytes += batch.num_bytes
+    for columns in work.corpus.columns(file):
+        sizes = columns.sizes
+        encoded = work.engine.encode_column(columns.texts)
+        work.shadow.check(columns, encoded, sizes=sizes)
+        yield from packer.add(encoded, sizes=sizes)
+        documents += len(columns.texts)
+        work.done_bytes += int(sizes.sum())
         work.task.report(work.done_bytes)
     if documents != file.documents:
         finding = f"{file.file.path}: {documents:,} documents read, the manifest says {file.documents:,}"
@@ -120,12 +137,6 @@ def _packed(work: _Group, file: AcceptedFile) -> Iterator[PackedShard]:
     last = packer.finish()
     if last is not None:
         yield last
-
-
-def _add(work: _Group, packer: Packer, batch: Batch) -> list[PackedShard]:
-    encoded = work.engine.encode(batch.texts)
-    work.shadow.check(batch, encoded)
-    return packer.add(encoded, sizes=np.asarray(batch.sizes, dtype=np.int64))
 
 
 def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position: int) -> Shard:

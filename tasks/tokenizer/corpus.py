@@ -6,6 +6,7 @@ Imports neither prefect nor a tokenizer; pyarrow only when something is read.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 from pydantic import ValidationError
@@ -15,12 +16,15 @@ from schemas.errors import VerificationError
 from schemas.manifest import AcceptedFile, CorpusManifest, Split
 from tasks.recorded_file import verified_bytes, verified_path
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
 MANIFEST_NAME = "manifest.json"
 BATCH_BYTES = 16 << 20
 """Text handed over at a time, about: large enough for an encoder to keep all threads busy, small against memory."""
 
-_ROWS_PER_READ = 64
-"""Rows decoded at a time: with the largest documents that validation lets pass (10 M characters) at most a few hundred MB."""
 _SPREAD = 4
 """A sample is taken from about this many times its size in files, so that it never reads a large corpus to the end."""
 
@@ -43,38 +47,49 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Some documents, in the order of their file, as Arrow columns: nothing is decoded that nobody looks at."""
+
+    doc_ids: "pa.Array"
+    """Identity of each document, string."""
+    texts: "pa.Array"
+    """Text of each document, string, without nulls."""
+
+    @property
+    def sizes(self) -> "npt.NDArray[np.int64]":
+        """UTF-8 bytes of each text."""
+        import pyarrow.compute as pc
+
+        sizes: npt.NDArray[np.int64] = pc.binary_length(self.texts).to_numpy().astype("int64")
+        return sizes
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The accepted corpus in a local folder."""
 
     folder: Path
     manifest: CorpusManifest
 
-    def batches(self, file: AcceptedFile) -> Iterator[Batch]:
-        """Yields the documents of one file in order, about `BATCH_BYTES` at a time.
+    def columns(self, file: AcceptedFile) -> Iterator[Columns]:
+        """Yields the documents of one file in order, about `BATCH_BYTES` at a time: a row group of it is in memory, which `validate` keeps small.
 
         Raises:
             VerificationError: the file is missing, or its bytes are not those that were accepted.
         """
-        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         path = verified_path(self.folder, file.file, subject="accepted corpus")
-        doc_ids: list[str] = []
-        texts: list[str] = []
-        sizes: list[int] = []
-        pending = 0
         with pq.ParquetFile(path) as parquet:
-            for rows in parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=["doc_id", "text"]):
-                lengths = pc.binary_length(rows.column("text")).to_pylist()
-                doc_ids += rows.column("doc_id").to_pylist()
-                texts += rows.column("text").to_pylist()
-                sizes += lengths
-                pending += sum(lengths)
-                if pending >= BATCH_BYTES:
-                    yield Batch(doc_ids=doc_ids, texts=texts, sizes=sizes)
-                    doc_ids, texts, sizes, pending = [], [], [], 0
-        if texts:
-            yield Batch(doc_ids=doc_ids, texts=texts, sizes=sizes)
+            for index in range(parquet.num_row_groups):
+                rows = parquet.read_row_group(index, columns=["doc_id", "text"], use_threads=False)
+                for part in rows.combine_chunks().to_batches():
+                    yield from _cut(Columns(doc_ids=part.column("doc_id"), texts=part.column("text")))
+
+    def batches(self, file: AcceptedFile) -> Iterator[Batch]:
+        """Yields what `columns` does, as Python strings."""
+        for columns in self.columns(file):
+            yield Batch(doc_ids=columns.doc_ids.to_pylist(), texts=columns.texts.to_pylist(), sizes=columns.sizes.tolist())
 
     def sample(self, split: Split, *, max_bytes: int) -> Iterator[Batch]:
         """Yields documents of a split, chosen by the hash of their id: about `max_bytes` of text, or all of it when there is less.
@@ -109,6 +124,16 @@ def open_corpus(folder: Path, *, manifest: FileEntry) -> Corpus:
     except ValidationError as error:
         finding = f"{folder / manifest.path}: not a corpus manifest ({error.error_count()} problems)"
         raise VerificationError((finding,), subject="accepted corpus") from error
+
+
+def _cut(columns: Columns) -> Iterator[Columns]:
+    """Yields documents in parts of about `BATCH_BYTES`."""
+    filled = columns.sizes.cumsum() // BATCH_BYTES
+    first = 0
+    while first < len(filled):
+        last = int(filled.searchsorted(filled[first], side="right"))
+        yield Columns(doc_ids=columns.doc_ids[first:last], texts=columns.texts[first:last])
+        first = last
 
 
 def _spread(files: tuple[AcceptedFile, ...], *, max_bytes: int) -> tuple[AcceptedFile, ...]:

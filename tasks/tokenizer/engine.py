@@ -4,17 +4,20 @@ A document's text is ordinary text, whatever it says: the special tokens of the 
 contains the letters of the end-of-text token cannot pretend to end. Nothing is added either: no begin-of-text token, no padding, no truncation.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from schemas.errors import ConfigError, InputError, Problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,9 @@ class Engine(Protocol):
 
     def encode(self, texts: list[str]) -> Encoded:
         """Returns the ids of `texts`, in order."""
+
+    def encode_column(self, texts: "pa.Array") -> Encoded:
+        """Returns the ids of an Arrow column of strings without nulls, in order."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class HuggingFaceEngine:
         np.cumsum([piece.size for piece in pieces], out=offsets[1:])
         return Encoded(ids=np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint32), offsets=offsets)
 
+    def encode_column(self, texts: "pa.Array") -> Encoded:
+        """See `Engine.encode_column`."""
+        return self.encode(texts.to_pylist())
+
     def decode(self, ids: list[int]) -> str:
         """Returns the text of `ids`, special tokens included."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -111,18 +121,35 @@ class GigatokenEngine:
         from gigatoken.gigatoken_rs import load_hf_json
 
         # gigatoken always recognises special tokens in text; a copy without them encodes everything as text
-        description = json.loads(tokenizer_json)
+        description = orjson.loads(tokenizer_json)
         description["added_tokens"] = [token for token in description.get("added_tokens") or [] if not token.get("special")]
-        self._backend = load_hf_json(json.dumps(description))
+        self._backend = load_hf_json(orjson.dumps(description))
 
     def encode(self, texts: list[str]) -> Encoded:
         """See `Engine.encode`."""
         if not texts:
             return Encoded(ids=np.empty(0, dtype=np.uint32), offsets=np.zeros(1, dtype=np.int64))
-        layout = self._backend.encode_batch(texts, parallel=True).layout
-        offsets = np.asarray(layout.offsets.data, dtype=np.int64)
-        ids = np.asarray(layout.content.data, dtype=np.uint32)
-        return Encoded(ids=ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
+        return _encoded(self._backend.encode_batch(texts, parallel=True))
+
+    def encode_column(self, texts: "pa.Array") -> Encoded:
+        """See `Engine.encode_column`. The column's memory is lent to gigatoken: no text is copied or becomes a Python string."""
+        import awkward as ak
+
+        _, offsets, data = texts.buffers()
+        if data is None or not len(texts):
+            return self.encode(texts.to_pylist())
+        ends = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)  # it refuses 32-bit offsets
+        letters = ak.contents.NumpyArray(np.frombuffer(data, dtype=np.uint8), parameters={"__array__": "char"})
+        strings = ak.contents.ListOffsetArray(ak.index.Index64(ends), letters, parameters={"__array__": "string"})
+        return _encoded(self._backend.encode_batch(ak.Array(strings), parallel=True))
+
+
+def _encoded(array: Any) -> Encoded:
+    """Returns what gigatoken answers, an awkward array of lists, without copying it."""
+    layout = array.layout
+    offsets = np.asarray(layout.offsets.data, dtype=np.int64)
+    ids = np.asarray(layout.content.data, dtype=np.uint32)
+    return Encoded(ids=ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
 
 
 def limit_threads(num_threads: int) -> None:
@@ -182,7 +209,7 @@ def _refusal(tokenizer_json: bytes) -> str | None:
 
 def _probes_of_added_tokens(tokenizer_json: bytes) -> list[str]:
     """Returns texts that hold the tokenizer's own added tokens in the places where their options (whole words, stripping) matter."""
-    added = [token["content"] for token in json.loads(tokenizer_json).get("added_tokens") or [] if not token.get("special")]
+    added = [token["content"] for token in orjson.loads(tokenizer_json).get("added_tokens") or [] if not token.get("special")]
     return [f"a {token} b{token}c  {token}\n {token.upper()}{token}." for token in added[:_MOST_ADDED]]
 
 
@@ -207,7 +234,7 @@ def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> Tokeni
         InputError: the tokenizer cannot be loaded, or has no such special token.
     """
     tokenizer = load_tokenizer(tokenizer_json)
-    if json.loads(tokenizer_json)["model"].get("dropout"):
+    if orjson.loads(tokenizer_json)["model"].get("dropout"):
         mend = "set model.dropout to null in its tokenizer.json"
         raise InputError(f"{subject} drops merges at random (model.dropout)", why="equal text must give equal ids", mend=mend)
     vocabulary: Mapping[str, int] = tokenizer.get_vocab(with_added_tokens=True)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from cluster.acts import read_acts
 from cluster.attempt import list_attempts, read_claim, read_exit, read_heartbeats, read_incidents, read_spec, read_submitted, read_verdict
+from cluster.closing import is_to_close
 from cluster.epoch import newest_epoch, read_epochs
 from cluster.layout import ArtifactLayout
 from cluster.metrics import MetricEdges
@@ -57,6 +58,8 @@ def keep_ledger(storage: Storage, layout: ArtifactLayout, *, now: float) -> Good
 def _attempt_times(storage: Storage, layout: ArtifactLayout, number: int) -> AttemptTimes:
     attempt = layout.attempt("", number)
     spec, claim, ended = read_spec(storage, attempt), read_claim(storage, attempt), read_exit(storage, attempt)
+    if claim is not None and is_to_close(claim):  # it never began: all its time was spent in the queue
+        claim = None
     submitted, verdict = read_submitted(storage, attempt), read_verdict(storage, attempt)
     known = [at for at in (spec.intended_at, submitted.at if submitted else 0.0, claim.claimed_at if claim else 0.0) if at]
     return AttemptTimes(

@@ -3,18 +3,18 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from cluster.acts import read_acts
+from cluster.budget import used_device_s
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.checkpoint import CommitRecord, TrainingState
 from schemas.config import RunConfig
-from schemas.errors import ConfigError, Problem, VerificationError
+from schemas.cost import HOUR_S
+from schemas.errors import ConfigError, Problem, UnsafeFileError, VerificationError
 from schemas.manifest import ShardManifest
-from schemas.recipe_config import TrainingConfig
 from schemas.sizing import training_size
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes
@@ -23,23 +23,10 @@ from tasks.tokenizer.existing import TOKENIZER_NAME
 from tasks.train.bookkeeping import keep_ledger
 from tasks.train.checkpoint.commit import STATE_NAME, checkpoint_folder, committed_steps, parse_commit, verify
 from tasks.train.checkpoint.room import measure_room, refuse_without_room
-from tasks.train.compatibility import check_compatibility
+from tasks.train.compatibility import check_compatibility, check_storage
 from tasks.train.deepspeed_config import deepspeed_config
 from tasks.train.sibling import TRAJECTORY_NAME, Trajectory, import_from_sibling
 from tasks.work import Draft, Work
-
-
-@dataclass(frozen=True)
-class GangShape:
-    """How many processes train, and where."""
-
-    num_nodes: int
-    ranks_per_node: int
-
-    @property
-    def world_size(self) -> int:
-        """Ranks."""
-        return self.num_nodes * self.ranks_per_node
 
 
 def build(work: Work) -> Draft:
@@ -52,11 +39,15 @@ def build(work: Work) -> Draft:
     """
     config = work.config
     recorded = entry_of(work.inputs[Stage.TOKENIZE], MANIFEST_NAME)
-    manifest = ShardManifest.model_validate_json(verified_bytes(work.input_dir(Stage.TOKENIZE), recorded, subject=work.inputs[Stage.TOKENIZE].key))
+    manifest = ShardManifest.model_validate_json(
+        verified_bytes(work.input_dir(Stage.TOKENIZE, recorded), recorded, subject=work.inputs[Stage.TOKENIZE].key)
+    )
     check_training_data(config, manifest)
-    shape = gang_shape(config)
+    shape, *_ = config.gang_shapes
+    check_storage(config)
     raw = raw_deepspeed_section(config)
-    deepspeed_config(config, world_size=shape.world_size, options=raw)
+    for size in config.gang_shapes:
+        deepspeed_config(config, world_size=size.world_size, options=raw)
     total_steps = config.training.total_steps(num_sequences=manifest.num_sequences("train"), sequence_length=manifest.sequence_length)
     trajectory = Trajectory.of(config, inputs=work.identity.inputs, total_steps=total_steps)
     files = (work.publish_json(TRAJECTORY_NAME, trajectory),)
@@ -117,22 +108,6 @@ def check_training_data(config: RunConfig, manifest: ShardManifest) -> None:
         raise ConfigError((Problem("corpus.splits", repr(config.corpus.splits.model_dump()), message),))
 
 
-def gang_shape(config: RunConfig) -> GangShape:
-    """Returns the largest gang that gives every rank equal work and fits the nodes; with as few nodes as possible."""
-    resources = config.cluster.resources(Stage.TRAIN)
-    most_nodes = resources.nodes or 1
-    most_per_node = config.ranks(Stage.TRAIN) // most_nodes
-    return _largest_shape(config.training, most_nodes=most_nodes, most_per_node=most_per_node)
-
-
-def _largest_shape(training: TrainingConfig, *, most_nodes: int, most_per_node: int) -> GangShape:
-    for world_size in sorted(training.feasible_world_sizes, reverse=True):
-        for num_nodes in range(1, most_nodes + 1):
-            if world_size % num_nodes == 0 and world_size // num_nodes <= most_per_node:
-                return GangShape(num_nodes, ranks_per_node=world_size // num_nodes)
-    raise AssertionError("a single rank is always feasible")
-
-
 def raw_deepspeed_section(config: RunConfig) -> Mapping[str, Any] | None:
     """Returns the raw `deepspeed` section as plain data, read from its JSON file where the recipe names one.
 
@@ -155,18 +130,28 @@ def _final_commit(work: Work, total_steps: int) -> CommitRecord | None:
     if total_steps not in committed_steps(work.storage, work.layout):
         return None
     commit = parse_commit(work.storage.read(work.layout.commit(total_steps)), step=total_steps)
-    return commit if commit is not None and not verify(commit, folder=_folder(work, commit)) else None
+    if commit is None:
+        return None
+    try:
+        folder = checkpoint_folder(commit, artifact_dir=work.made(*_entries(commit)))
+    except UnsafeFileError:
+        raise
+    except VerificationError as error:
+        work.note(f"the checkpoint of step {total_steps} is made again: {'; '.join(error.findings)}")
+        return None
+    return commit if not verify(commit, folder=folder) else None
 
 
-def _folder(work: Work, commit: CommitRecord) -> Path:
-    return checkpoint_folder(commit, artifact_dir=work.output_dir)
+def _entries(commit: CommitRecord) -> tuple[FileEntry, ...]:
+    """Returns the files of a commit, relative to the artifact's folder."""
+    return tuple(entry.model_copy(update={"path": f"{commit.folder}/{entry.path}"}) for entry in commit.files)
 
 
 def _draft(work: Work, commit: CommitRecord, *, files: tuple[FileEntry, ...], manifest: ShardManifest) -> Draft:
     """Returns the draft; its content hash is over paths relative to the checkpoint, so that epoch numbers do not matter."""
     committed = next(entry for entry in commit.files if entry.path == STATE_NAME)
-    state = TrainingState.model_validate_json(verified_bytes(_folder(work, commit), committed, subject=work.key))
-    entries = tuple(entry.model_copy(update={"path": f"{commit.folder}/{entry.path}"}) for entry in commit.files)
+    folder = checkpoint_folder(commit, artifact_dir=work.made(*_entries(commit)))
+    state = TrainingState.model_validate_json(verified_bytes(folder, committed, subject=work.key))
     training = work.config.training
     summary = {
         "steps": commit.step,
@@ -183,6 +168,13 @@ def _draft(work: Work, commit: CommitRecord, *, files: tuple[FileEntry, ...], ma
         "precision": state.precision,
         **({"acts": [str(act) for act in acts]} if (acts := read_acts(work.storage, work.layout)) else {}),
         **({"goodput": ledger.goodput} if (ledger := keep_ledger(work.storage, work.layout, now=time.time())) is not None else {}),
+        **_spending(work),
         "num_restarts": max(0, len(work.storage.names(work.layout.epochs)) - 1),
     }
-    return Draft(files=(*files, *entries), summary=summary, content_hash=content_hash_of(commit.files))
+    return Draft(files=(*files, *_entries(commit)), summary=summary, content_hash=content_hash_of(commit.files))
+
+
+def _spending(work: Work) -> Mapping[str, float]:
+    """Returns the device-hours that all its jobs took, and what they cost where a price is known."""
+    hours, price = used_device_s(work.storage, work.layout) / HOUR_S, work.config.cluster.price_per_gpu_hour
+    return {"device_hours": round(hours, 6), **({"cost": round(price * hours, 4)} if price is not None else {})}

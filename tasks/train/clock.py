@@ -3,7 +3,7 @@
 import time
 
 from cluster.agent.pulse import Pulse, own_pulse
-from schemas.job import RankPhase
+from schemas.progress import RankPhase
 
 
 class StepClock:

@@ -15,7 +15,7 @@ import torch
 from schemas.act import batch_number
 from schemas.checkpoint import BatchWindow
 from schemas.manifest import ShardManifest, Split
-from tasks.train.order import Indices, global_batch, rank_slice
+from tasks.train.order import BatchOrder, Indices, rank_slice
 
 IGNORED = -100
 """Label of a position that is not learned: torch's `ignore_index`."""
@@ -61,9 +61,25 @@ class BatchSource:
 
     def batch(self, indices: Indices) -> Batch:
         """Returns the rows `indices` with labels."""
+        return self.batches([indices])[0]
+
+    def batches(self, parts: Sequence[Indices]) -> list[Batch]:
+        """Returns a batch for each of `parts`. All rows are read at once; the batches' tokens are views."""
+        if not parts:
+            return []
+        indices = np.concatenate(parts)
         tokens = torch.from_numpy(self._reader.rows(indices))
+        is_padded = np.isin(indices, self._short_rows)
+        batches, first = [], 0
+        for part in parts:
+            last = first + part.size
+            batches.append(self._batch(part, tokens[first:last], padded=np.flatnonzero(is_padded[first:last])))
+            first = last
+        return batches
+
+    def _batch(self, indices: Indices, tokens: torch.Tensor, *, padded: Indices) -> Batch:
+        """Returns a batch of the rows `indices`. `padded`: which of them end in padding."""
         num_rows, length = tokens.shape
-        padded = np.flatnonzero(np.isin(indices, self._short_rows))
         if not padded.size:
             return Batch(indices, tokens, tokens, num_targets=num_rows * (length - 1))
         labels, missing = tokens.clone(), 0
@@ -90,7 +106,8 @@ class TrainingBatches:
     ) -> None:
         """Args: source: the training split. skipped: batches that are never used, ascending and disjoint."""
         self._source, self._skipped = source, skipped
-        self._global_batch_size, self._micro_batch_size, self._seed = global_batch_size, micro_batch_size, seed
+        self._order = BatchOrder(num_sequences=source.num_sequences, global_batch_size=global_batch_size, seed=seed)
+        self._micro_batch_size = micro_batch_size
         self._rank, self._world_size = rank, world_size
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[int, Future[Sequence[Batch]]] | None = None
@@ -107,7 +124,6 @@ class TrainingBatches:
         self._executor.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> Sequence[Batch]:
-        number = batch_number(step, self._skipped)
-        batch = global_batch(number, num_sequences=self._source.num_sequences, global_batch_size=self._global_batch_size, seed=self._seed)
+        batch = self._order.batch(batch_number(step, self._skipped))
         own = rank_slice(batch, rank=self._rank, world_size=self._world_size, micro_batch_size=self._micro_batch_size)
-        return [self._source.batch(indices) for indices in own]
+        return self._source.batches(own)

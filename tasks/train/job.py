@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from schemas.frozen import thaw
-from schemas.job import RankPhase
+from schemas.progress import RankPhase
 from tasks.entry import RankTask, rank_main
 
 logger = logging.getLogger(__name__)

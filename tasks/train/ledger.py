@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from cluster.failure_rate import Exposure, failures_among, mtbf_s
-from schemas.job import Cause, EpochRecord, Incident, MetricPoint
+from schemas.attempt import Cause, EpochRecord, Incident
 from schemas.ledger import GoodputLedger, Spent
+from schemas.progress import MetricPoint
 
 PARTS: Mapping[str, Spent] = {
     "data_s": Spent.DATA,

@@ -16,7 +16,7 @@ from cluster.agent.preload import record_modules
 from schemas.checkpoint import BatchWindow, TrainingState
 from schemas.config import RunConfig
 from schemas.errors import InterruptedRunError, UnreachableError
-from schemas.job import RankPhase
+from schemas.progress import RankPhase
 from schemas.recipe_config import Precision
 from tasks.entry import RankTask
 from tasks.train.agreement import Agreement, RankWord, agree

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from schemas.job import MetricPoint
+from schemas.progress import MetricPoint
 
 _GPU_PEAK_FLOPS: Mapping[str, float] = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
 """Dense bf16 (fp16 for V100) FLOPs per second by the name of the device, from the data sheets."""

@@ -18,7 +18,7 @@ from statistics import median
 from schemas.act import ActKind, OnBadNumbers
 from schemas.errors import NumericError
 from schemas.execution_config import RestartConfig
-from schemas.job import NoticeKind, RankPhase
+from schemas.progress import NoticeKind, RankPhase
 from tasks.entry import RankTask
 from tasks.train.acts import ActBook
 from tasks.train.gang import Gang

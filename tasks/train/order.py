@@ -14,6 +14,8 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
+_AHEAD = 8192
+"""Sequences whose places are computed at once."""
 _NUM_ROUNDS = 6
 _MASK_64 = (1 << 64) - 1
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -48,13 +50,37 @@ def global_batch(step: int, *, num_sequences: int, global_batch_size: int, seed:
 
     Position step × global_batch_size + i lies in pass p = position // num_sequences, which has a key of its own; a batch may span passes.
     """
-    positions = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
+    return sequences_at(step * global_batch_size, global_batch_size, num_sequences=num_sequences, seed=seed)
+
+
+def sequences_at(first: int, count: int, *, num_sequences: int, seed: int) -> Indices:
+    """Returns the sequences at the positions `first` … `first + count - 1` of the endless order: int64 [count]."""
+    positions = np.arange(first, first + count, dtype=np.int64)
     passes, within = np.divmod(positions, num_sequences)
-    batch = np.empty(global_batch_size, dtype=np.int64)
+    sequences = np.empty(count, dtype=np.int64)
     for number in range(int(passes[0]), int(passes[-1]) + 1):
         chosen = passes == number
-        batch[chosen] = permute(within[chosen], size=num_sequences, key=_pass_key(seed, number))
-    return batch
+        sequences[chosen] = permute(within[chosen], size=num_sequences, key=_pass_key(seed, number))
+    return sequences
+
+
+class BatchOrder:
+    """`global_batch` for one training, several steps at once: a call costs 0.2 ms however few sequences it is for. Holds 64 KB, or a batch."""
+
+    def __init__(self, *, num_sequences: int, global_batch_size: int, seed: int) -> None:
+        """Args: as for `global_batch`."""
+        self._num_sequences, self._global_batch_size, self._seed = num_sequences, global_batch_size, seed
+        self._steps = range(0)
+        self._sequences: Indices = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> Indices:
+        """Returns `global_batch(step, …)`: int64 [global_batch_size]."""
+        size = self._global_batch_size
+        if step not in self._steps:
+            self._steps = range(step, step + max(1, _AHEAD // size))
+            self._sequences = sequences_at(step * size, len(self._steps) * size, num_sequences=self._num_sequences, seed=self._seed)
+        first = (step - self._steps.start) * size
+        return self._sequences[first : first + size]
 
 
 def rank_slice(batch: Indices, *, rank: int, world_size: int, micro_batch_size: int) -> Sequence[Indices]:

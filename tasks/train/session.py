@@ -17,8 +17,8 @@ from schemas.artifact import FileEntry
 from schemas.checkpoint import CommitRecord, TrainingState
 from schemas.errors import VerificationError
 from schemas.frozen import thaw
-from schemas.job import RankPhase
 from schemas.manifest import ShardManifest
+from schemas.progress import RankPhase
 from schemas.recipe_config import Precision
 from schemas.stage import Stage
 from tasks.entry import RankTask

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from cluster.acts import add_act, read_acts
 from cluster.layout import ArtifactLayout, parse_artifact_folder, step_name
-from cluster.storage import Storage, hash_file, make_folder, path_below, sync_folder
+from cluster.storage import Storage, hash_file, make_folder, path_below, share, sync_folder
 from schemas.act import acts_behind
 from schemas.canonical import hash_of
 from schemas.checkpoint import CommitRecord
@@ -165,6 +165,7 @@ def _link_files(commit: CommitRecord, *, source: Path, target: Path) -> None:
             os.link(source / entry.path, place)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(source / entry.path, place)
+            share(place)
             descriptor = os.open(place, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -10,7 +10,7 @@ from cluster.storage import Storage, file_entry, walk_files
 from schemas.artifact import ArtifactRecord, FileEntry, content_hash_of
 from schemas.errors import DataVerdictError, InputError
 from schemas.frozen import thaw
-from schemas.job import WorkItem, WorkPlan
+from schemas.job import FileRead, WorkItem, WorkPlan
 from schemas.manifest import CorpusManifest, CorpusPlan, raw_hash
 from schemas.stage import Stage
 from tasks.file_hashes import FileHashes
@@ -46,7 +46,7 @@ def build(work: Work) -> Draft:
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
     plan_entry = work.publish_json(PLAN_NAME, plan)
     judging.preload()
-    scans = _scan(work, plan)
+    scans = _scan(work, plan, entry=plan_entry)
     _refuse_faults(scans)
     removals = _remove_repeats(work, scans)
     groups = [without_repeats(scan, removals.get(scan.group)) for scan in scans]
@@ -64,11 +64,12 @@ def build(work: Work) -> Draft:
     )
 
 
-def _scan(work: Work, plan: CorpusPlan) -> tuple[ScanOutput, ...]:
+def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry) -> tuple[ScanOutput, ...]:
     """Returns the outcome of every group, in order."""
     sizes = [sum(file.size for file in group.inputs) for group in plan.groups]
     items = tuple(WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group.index:04d}") for index, group in enumerate(plan.groups))
-    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE)
+    reads = [FileRead(key=work.key, file=entry)]
+    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE, reads=reads)
     return tuple(ScanOutput.model_validate(thaw(record.output)) for record in records)
 
 
@@ -95,14 +96,17 @@ def _remove_repeats(work: Work, scans: Sequence[ScanOutput]) -> dict[int, Remova
     files = [file for found in accepted.values() for file in found]
     weight = sum(file.file.size for file in files)
     search = WorkPlan(stage=Stage.VALIDATE, step_name=FIND_REPEATS, items=(WorkItem(index=0, weight_bytes=weight, label="hashes of all groups"),))
-    (record,) = work.run_array(search, module=_MODULE, options={"accepted": [file.model_dump(mode="json") for file in files]})
+    reads = [FileRead(key=work.key, file=file.file) for file in files]
+    (record,) = work.run_array(search, module=_MODULE, options={"accepted": [file.model_dump(mode="json") for file in files]}, reads=reads)
     groups = sorted(int(group) for group in record.output["groups"])
     if not groups:
         return {}
     sizes = [sum(file.file.size for file in accepted[group]) for group in groups]
     items = tuple(WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group:04d}") for index, group in enumerate(groups))
     options = {"groups": [[file.model_dump(mode="json") for file in accepted[group]] for group in groups]}
-    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=REMOVE_REPEATS, items=items), module=_MODULE, options=options)
+    reads = [FileRead(key=work.key, file=file) for file in record.files]
+    reads += [FileRead(key=work.key, file=file.file, item=index) for index, group in enumerate(groups) for file in accepted[group]]
+    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=REMOVE_REPEATS, items=items), module=_MODULE, options=options, reads=reads)
     removals = [RemovalOutput.model_validate(thaw(record.output)) for record in records]
     return {removal.group: removal for removal in removals}
 
@@ -152,12 +156,12 @@ def _judge(work: Work, *, stats: CorpusStats, groups: Sequence[ScanOutput]) -> _
 
 
 def _verdict_error(work: Work, judgement: judging.Judgement) -> DataVerdictError:
-    lines = [f"    {finding.suite}: {finding.text}" for finding in judgement.findings]
+    lines, folder = [f"    {finding.suite}: {finding.text}" for finding in judgement.findings], f"{work.storage.url}/{work.key}"
     mends = list(dict.fromkeys(finding.mend for finding in judgement.findings if finding.mend))
     return DataVerdictError(
         "\n".join([f"the corpus failed {len(judgement.findings)} of {judgement.num_checks} checks", *lines]),
         why="nothing after `validate` may use it",
-        mend="; ".join([*mends, f"reports: {work.output_dir / _DOCS / 'index.html'}, quarantined records: {work.output_dir / 'quarantine'}"]),
+        mend="; ".join([*mends, f"reports: {folder}/{_DOCS}/index.html, quarantined records: {folder}/quarantine"]),
     )
 
 

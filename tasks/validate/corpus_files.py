@@ -4,7 +4,7 @@ Equal rows give equal bytes: row groups end where the text reaches a fixed size,
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,18 @@ class TableFile:
         self._bytes += size
         if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
             self._flush()
+
+    def add_all(self, rows: Sequence[tuple[Any, ...]], *, sizes: Sequence[int]) -> None:
+        """Adds rows; row groups end where they would end had they been added one by one."""
+        first = 0
+        while first < len(rows):
+            filled = self._bytes + np.cumsum(sizes[first:], dtype=np.int64)
+            last = first + min(int(np.searchsorted(filled, _ROW_GROUP_BYTES)) + 1, _ROW_GROUP_ROWS - len(self._rows), len(rows) - first)
+            self._rows.extend(rows[first:last])
+            self._bytes = int(filled[last - first - 1])
+            if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
+                self._flush()
+            first = last
 
     def publish(self) -> FileEntry | None:
         """Completes the file durably under its name and returns its entry; None when it has no row."""

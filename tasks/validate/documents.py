@@ -1,5 +1,7 @@
 """A document's identity, and the split that follows from it. Pure."""
 
+from collections.abc import Sequence
+
 import xxhash
 
 from schemas.manifest import Split
@@ -24,15 +26,23 @@ class Splitter:
 
     def split_of(self, digest: bytes) -> Split:
         """Returns the split of a document."""
-        fraction = int.from_bytes(digest[:_FRACTION_BYTES], "big")
-        if fraction >= self._validation:
-            return "train"
-        return "test" if fraction < self._test else "validation"
+        return self.splits_of([digest])[0]
+
+    def splits_of(self, digests: Sequence[bytes]) -> list[Split]:
+        """Returns the split of each document."""
+        test, validation = self._test, self._validation
+        fractions = [int.from_bytes(digest[:_FRACTION_BYTES], "big") for digest in digests]
+        return ["train" if fraction >= validation else "test" if fraction < test else "validation" for fraction in fractions]
 
 
 def sample_key(digest: bytes) -> int:
     """Returns a number that is independent of the split; the documents with the lowest ones are the sample that people are shown."""
     return xxhash.xxh3_64_intdigest(digest, seed=_SAMPLE_SEED)
+
+
+def sample_keys(digests: Sequence[bytes]) -> list[int]:
+    """Returns `sample_key` of each document."""
+    return [xxhash.xxh3_64_intdigest(digest, seed=_SAMPLE_SEED) for digest in digests]
 
 
 def _threshold(share: float) -> int:

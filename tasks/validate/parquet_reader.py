@@ -1,6 +1,6 @@
 """Parquet files as records. A row group that cannot be decoded costs its own rows, each of which is quarantined, and no others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,14 +27,14 @@ class _Unreadable:
         self.problem = problem
 
 
-def read_parquet(file: HashingFile, *, text_column: str) -> Iterator[Record]:
-    """Yields the rows of a Parquet file. Binary columns are left out, but for the text column, whose bytes are taken as UTF-8."""
+def read_parquet(file: HashingFile, *, text_column: str) -> Iterator[Sequence[Record]]:
+    """Yields the rows of a Parquet file, some at a time. Binary columns are left out, but for the text column, whose bytes are taken as UTF-8."""
     with file.reopened() as raw:
         try:
             parquet = pq.ParquetFile(raw, buffer_size=_COLUMN_BUFFER_BYTES, page_checksum_verification=True)
             columns = [field.name for field in parquet.schema_arrow if field.name == text_column or not _is_binary(field.type)]
         except _DECODE_ERRORS as error:
-            yield Record(1, None, Problem(Reason.DAMAGED_FILE, _one_line(error)), b"")
+            yield (Record(1, None, Problem(Reason.DAMAGED_FILE, _one_line(error)), b""),)
             return
         first_row = 1
         for group in range(parquet.num_row_groups):
@@ -43,28 +43,31 @@ def read_parquet(file: HashingFile, *, text_column: str) -> Iterator[Record]:
             row = first_row
             try:
                 for batch in parquet.iter_batches(batch_size=rows_per_batch, row_groups=[group], columns=columns):
-                    yield from _batch_records(batch, first_row=row, text_column=text_column)
+                    yield _batch_records(batch, first_row=row, text_column=text_column)
                     row += batch.num_rows
             except _DECODE_ERRORS as error:
                 yield from _lost_rows(row, first_row + metadata.num_rows, detail=_one_line(error))
             first_row += metadata.num_rows
 
 
-def _batch_records(batch: pa.RecordBatch, *, first_row: int, text_column: str) -> Iterator[Record]:
+def _batch_records(batch: pa.RecordBatch, *, first_row: int, text_column: str) -> list[Record]:
     names = batch.schema.names
     columns = [_text_values(column) if name == text_column else _values(column) for name, column in zip(names, batch.columns, strict=True)]
-    for offset, values in enumerate(zip(*columns, strict=True)):
-        fields = dict(zip(names, values, strict=True))
-        broken = next((value.problem for value in values if type(value) is _Unreadable), None)
-        yield Record(first_row + offset, None if broken else fields, broken, None)
+    records = [
+        Record(row, dict(zip(names, values, strict=True)), None, None) for row, values in enumerate(zip(*columns, strict=True), start=first_row)
+    ]
+    for position in sorted({position for column in columns for position, value in enumerate(column) if type(value) is _Unreadable}):
+        problem = next(column[position].problem for column in columns if type(column[position]) is _Unreadable)
+        records[position] = Record(first_row + position, None, problem, None)
+    return records
 
 
-def _lost_rows(start: int, stop: int, *, detail: str) -> Iterator[Record]:
+def _lost_rows(start: int, stop: int, *, detail: str) -> Iterator[Sequence[Record]]:
     if stop - start > _MAX_LOST_ROWS:
-        yield Record(start, None, Problem(Reason.DAMAGED_FILE, f"rows {start} to {stop - 1}: {detail}"), b"")
+        yield (Record(start, None, Problem(Reason.DAMAGED_FILE, f"rows {start} to {stop - 1}: {detail}"), b""),)
         return
     for row in range(start, stop):
-        yield Record(row, None, Problem(Reason.DAMAGED_FILE, detail), b"")
+        yield (Record(row, None, Problem(Reason.DAMAGED_FILE, detail), b""),)
 
 
 def _text_values(column: pa.Array) -> list[Any]:

@@ -6,7 +6,8 @@ text: 1). Damage that ends a file takes the row after the last one that was read
 """
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -21,6 +22,7 @@ LINE_LIMIT_BYTES = 64 << 20
 """A longer line is passed over without being held, so that memory stays bounded. `max_chars` is 10 million by default."""
 _KEPT_BYTES = 1024
 """What is kept of something oversized or broken, for the excerpt."""
+_RECORDS_PER_BATCH = 256
 _BOM = b"\xef\xbb\xbf"
 _UTF8_BYTES_PER_CHAR = 4
 
@@ -66,28 +68,41 @@ def reading_of(path: str, source: SourceConfig, *, max_chars: int) -> Reading:
     )
 
 
-def read_records(file: HashingFile, reading: Reading) -> Iterator[Record]:
-    """Yields the records of a file in order. Damage becomes a record with a problem; only a failing disk raises (InputError)."""
+def read_batches(file: HashingFile, reading: Reading) -> Iterator[Sequence[Record]]:
+    """Yields the records of a file in order, some at a time. Damage becomes a record with a problem; only a failing disk raises (InputError)."""
     return _READERS[reading.kind](file, reading)
 
 
-def _read_jsonl(file: HashingFile, reading: Reading) -> Iterator[Record]:
-    row = 0
+def read_records(file: HashingFile, reading: Reading) -> Iterator[Record]:
+    """Yields what `read_batches` does, one by one."""
+    for batch in read_batches(file, reading):
+        yield from batch
+
+
+def _read_jsonl(file: HashingFile, reading: Reading) -> Iterator[Sequence[Record]]:
+    row = 1
     try:
-        for batch in _lines(blocks(file, compression=reading.compression)):
-            for line in batch:
-                row += 1
-                try:
-                    fields = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    yield Record(row, None, _json_problem(line, error), line)
-                    continue
-                if type(fields) is dict:
-                    yield Record(row, fields, None, line)
-                else:
-                    yield Record(row, None, Problem(Reason.NOT_AN_OBJECT, f"a JSON value of type {type(fields).__name__}"), line)
+        for lines in _lines(blocks(file, compression=reading.compression)):
+            yield [_json_record(line, row=number) for number, line in enumerate(lines, start=row)]
+            row += len(lines)
     except DamagedStreamError as damage:
-        yield _damage_record(damage, row=row + 1)
+        yield (_damage_record(damage, row=row),)
+
+
+def _json_record(line: bytes, *, row: int) -> Record:
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Record(row, None, _json_problem(line, error), line)
+    if type(fields) is dict:
+        return Record(row, fields, None, line)
+    return Record(row, None, Problem(Reason.NOT_AN_OBJECT, f"a JSON value of type {type(fields).__name__}"), line)
+
+
+def _together(records: Iterator[Record]) -> Iterator[Sequence[Record]]:
+    """Yields records some at a time: few, since one may be as large as a document."""
+    while batch := tuple(itertools.islice(records, _RECORDS_PER_BATCH)):
+        yield batch
 
 
 def _json_problem(line: bytes, error: orjson.JSONDecodeError) -> Problem:
@@ -192,16 +207,16 @@ def _read_text(file: HashingFile, reading: Reading) -> Iterator[Record]:
         yield Record(1, {reading.text_column: data.decode()}, None, data)
 
 
-def _read_parquet(file: HashingFile, reading: Reading) -> Iterator[Record]:
+def _read_parquet(file: HashingFile, reading: Reading) -> Iterator[Sequence[Record]]:
     from tasks.validate.parquet_reader import read_parquet
 
     return read_parquet(file, text_column=reading.text_column)
 
 
-_READERS: Mapping[Format, Callable[[HashingFile, Reading], Iterator[Record]]] = {
+_READERS: Mapping[Format, Callable[[HashingFile, Reading], Iterator[Sequence[Record]]]] = {
     "jsonl": _read_jsonl,
-    "csv": _read_csv,
-    "text": _read_text,
+    "csv": lambda file, reading: _together(_read_csv(file, reading)),
+    "text": lambda file, reading: _together(_read_text(file, reading)),
     "parquet": _read_parquet,
 }
 

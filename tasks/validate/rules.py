@@ -1,7 +1,7 @@
 """What makes a document of a record's fields. Pure: rules from the recipe, one record in, a text or a problem out."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -61,6 +61,30 @@ class DocumentRules:
             return Problem(Reason.WRONG_TYPE, f"{self._text_column!r} is {_type_name(text)}, must be string", column=self._text_column)
         data = text.encode()
         return self._problem_of(text, data) or Document(text, data)
+
+    def may_refuse(self, records: Sequence[Mapping[str, Any] | None]) -> set[int]:
+        """Returns the positions of records whose columns may break a rule, so that `document_of` has to say which; None has no columns."""
+        column = self._text_column
+        found = {index for index, fields in enumerate(records) if fields is None or type(fields.get(column)) is not str}
+        for name, _, is_right in self._required:
+            found.update(index for index, fields in enumerate(records) if fields is None or name not in fields or not is_right(fields[name]))
+        return found
+
+    def suspects(self, texts: Sequence[str], data: Sequence[bytes]) -> set[int]:
+        """Returns the positions of texts that may break a rule, so that `document_of` has to look at them; all others satisfy every rule.
+
+        Many texts are looked at as one: what is wrong with one of them is seldom anything.
+
+        Args:
+            texts: of any number of records.
+            data: the same as UTF-8.
+        """
+        rules = self._rules
+        least, most = rules.min_chars, rules.max_chars
+        found = {index for index, text in enumerate(texts) if len(text) > most or len(text.strip()) < least}
+        if num_unprintable(b"".join(data)):  # a NUL is one of them
+            found.update(index for index, each in enumerate(data) if num_unprintable(each))
+        return found
 
     def _problem_of(self, text: str, data: bytes) -> Problem | None:
         rules = self._rules

@@ -40,10 +40,14 @@ class SampleTally:
         self._documents: dict[int, SampleDocument] = {}
         self._bound = 1 << 64
 
+    def wants(self, key: int) -> bool:
+        """Whether a document with this key may be among the lowest."""
+        return key < self._bound
+
     def offer(self, digest: bytes, row: AcceptedRow, *, chars: int, split: Split) -> None:
         """Takes the document into the sample if its key is among the lowest so far; of equal texts the first stays."""
         key = sample_key(digest)
-        if key >= self._bound or key in self._documents:
+        if not self.wants(key) or key in self._documents:
             return
         self._documents[key] = SampleDocument(
             key=key,

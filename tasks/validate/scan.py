@@ -3,11 +3,10 @@
 Memory is bounded by one row group per open file and the hashes of the last `REMEMBERED_DOCUMENTS` documents, not by the group's size.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Final, Self
 
 from schemas.artifact import FileEntry
 from schemas.errors import InputError
@@ -25,33 +24,21 @@ from tasks.validate.corpus_files import (
     accepted_name,
     quarantine_name,
 )
-from tasks.validate.documents import Splitter, digest_of
-from tasks.validate.problem import Problem, Reason, excerpt
-from tasks.validate.readers import Record, read_records, reading_of
-from tasks.validate.rules import DocumentRules, json_of
+from tasks.validate.documents import Splitter, sample_keys
+from tasks.validate.intake import FileFault, FileIntake
+from tasks.validate.readers import read_batches, reading_of
+from tasks.validate.rules import DocumentRules
 from tasks.validate.sample import SampleDocument, SampleTally
 from tasks.validate.stats import SourceStats, SourceTally, merge_lengths
 from tasks.validate.streams import HashingFile
 
 REMEMBERED_DOCUMENTS = 1_000_000
 """Content hashes held to find duplicates at once, about 100 MB. Beyond that they are forgotten, and the duplicates are found after the scan."""
-_REPORT_EVERY_RECORDS = 256
-_ENDS_OF_FILE = frozenset((Reason.TRUNCATED_FILE, Reason.DAMAGED_FILE))
 
-
-class FileFault(Frozen):
-    """A file of which no record has a column that all should have: a wrong file or a wrong recipe, not bad records."""
-
-    source: str
-    """Its source."""
-    path: str
-    """Its path within the source."""
-    column: str
-    """The column."""
-    problem: str
-    """What the first record has instead."""
-    records: int
-    """Records of the file."""
+Row = tuple[bytes, bytes, bytes, int, bytes, bytes | None]
+"""`AcceptedRow` without its names: a million of those take a second to make."""
+_TEXT: Final = 4
+_EXTRA: Final = 5
 
 
 class ScanOutput(Frozen):
@@ -94,10 +81,9 @@ def scan_group(group: CorpusGroup, *, corpus: CorpusConfig, output_dir: Path, te
             rules = DocumentRules(corpus.rules, text_column=source.text_column, kind=reading.kind)
             intake = FileIntake(file, rules=rules, text_column=source.text_column, sink=sink)
             with HashingFile(Path(file.path)) as raw:
-                for count, record in enumerate(read_records(raw, reading)):
-                    intake.take(record)
-                    if count % _REPORT_EVERY_RECORDS == 0:
-                        report(done_bytes + raw.bytes_read)
+                for records in read_batches(raw, reading):
+                    intake.take_all(records)
+                    report(done_bytes + raw.bytes_read)
                 _check_unchanged(raw, file)
             faults += intake.finish()
             done_bytes += file.size
@@ -146,6 +132,29 @@ class Sink:
         self._sample.offer(digest, row, chars=chars, split=split)
         return split
 
+    def accept_all(self, rows: Sequence[Row], *, digests: Sequence[bytes], chars: Sequence[int], tally: SourceTally) -> None:
+        """Takes documents, in order, and counts them. `rows`: the columns of `AcceptedRow`."""
+        splits = self._splitter.splits_of(digests)
+        for split in SPLITS:
+            own = [index for index, each in enumerate(splits) if each == split]
+            if own:
+                chosen = [rows[index] for index in own]
+                sizes = [len(row[_TEXT]) for row in chosen]
+                held = [size + len(row[_EXTRA] or b"") + ROW_OVERHEAD_BYTES for size, row in zip(sizes, chosen, strict=True)]
+                self._accepted[split].add_all(chosen, sizes=held)
+                tally.accepted[split].add_all(chars=[chars[index] for index in own], text_bytes=sizes)
+        for index, key in enumerate(sample_keys(digests)):
+            if self._sample.wants(key):
+                self._sample.offer(digests[index], AcceptedRow._make(rows[index]), chars=chars[index], split=splits[index])
+
+    def repeats_among(self, digests: Sequence[bytes]) -> list[int]:
+        """Returns the positions of the documents for which `is_repeat` says yes, one after the other; remembers all."""
+        fresh = set(digests)
+        if self._drop_duplicates and len(fresh) == len(digests) <= REMEMBERED_DOCUMENTS - len(self._seen) and self._seen.isdisjoint(fresh):
+            self._seen |= fresh
+            return []
+        return [index for index, digest in enumerate(digests) if self.is_repeat(digest)]
+
     def is_repeat(self, digest: bytes) -> bool:
         """Whether a document with this hash came before, as far as hashes are remembered; remembers it."""
         if not self._drop_duplicates:
@@ -183,75 +192,3 @@ class Sink:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for table in (*self._accepted.values(), self._quarantine):
             table.discard()
-
-
-class FileIntake:
-    """Takes the records of one file into the group's sink."""
-
-    def __init__(self, file: InputFile, *, rules: DocumentRules, text_column: str, sink: Sink) -> None:
-        """Args: rules: those of the file's source."""
-        self._file, self._rules, self._text_column, self._sink = file, rules, text_column, sink
-        self._place = file.source.encode(), file.relative_path.encode()
-        self._tally = sink.tally(file.source)
-        self._num_records = self._num_parsed = 0
-        self._is_damaged = False
-        self._faulty: Counter[str] = Counter()
-        self._first_fault: dict[str, str] = {}
-
-    def take(self, record: Record) -> None:
-        """Accepts or quarantines one record."""
-        self._num_records += 1
-        fields = record.fields
-        if fields is None:
-            assert record.problem is not None
-            self._is_damaged = record.problem.reason in _ENDS_OF_FILE
-            self._quarantine(record.row, record.problem, record.raw or b"")
-            return
-        self._num_parsed += 1
-        document = self._rules.document_of(fields)
-        if isinstance(document, Problem):
-            if document.column:
-                self._faulty[document.column] += 1
-                self._first_fault.setdefault(document.column, document.detail)
-            self._quarantine(record.row, document, record.raw if record.raw is not None else _shown(fields))
-            return
-        text, data = document
-        del fields[self._text_column]
-        extra = json_of(fields) if fields else None
-        if isinstance(extra, Problem):
-            self._quarantine(record.row, extra, text)
-            return
-        digest = digest_of(data)
-        if self._sink.is_repeat(digest):
-            self._quarantine(record.row, Problem(Reason.DUPLICATE, f"doc_id {digest.hex()}"), text)
-            return
-        row = AcceptedRow(digest.hex().encode(), *self._place, record.row, data, extra)
-        split = self._sink.accept(row, digest=digest, chars=len(text))
-        self._tally.read += 1
-        self._tally.accepted[split].add(chars=len(text), text_bytes=len(data))
-
-    def finish(self) -> list[FileFault]:
-        """Counts the file and returns the columns that none of its records has."""
-        if self._num_records == 0:
-            self._quarantine(0, Problem(Reason.EMPTY_FILE), b"")
-        self._tally.files += 1
-        self._tally.raw_bytes += self._file.size
-        if self._is_damaged and not self._num_parsed:
-            self._tally.unreadable_bytes += self._file.size
-        place = {"source": self._file.source, "path": self._file.relative_path, "records": self._num_parsed}
-        return [
-            FileFault(column=column, problem=self._first_fault[column], **place)
-            for column, count in self._faulty.items()
-            if count == self._num_parsed
-        ]
-
-    def _quarantine(self, row: int, problem: Problem, raw: bytes | str) -> None:
-        self._tally.read += 1
-        self._tally.reasons[problem.reason] += 1
-        self._sink.quarantine(QuarantineRow(*self._place, row, problem.reason.encode(), excerpt(problem.detail).encode(), excerpt(raw).encode()))
-
-
-def _shown(fields: Mapping[str, Any]) -> bytes:
-    """Returns what an excerpt shows of a record without bytes of its own."""
-    shown = json_of(fields)
-    return b"" if isinstance(shown, Problem) else shown

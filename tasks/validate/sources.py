@@ -78,7 +78,7 @@ def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
         names = _matches(path, root=root)
     elif path.is_dir():
         root = path
-        names = [relative for relative in _walk(root) if _selected(relative, source)]
+        names = [relative for relative in _walk(root, source) if _selected(relative, source)]
     elif path.exists():
         return _checked([(path.resolve(), path.name)], root=path.resolve().parent, name=name)
     else:
@@ -149,12 +149,18 @@ def _matches(pattern: Path, *, root: Path) -> list[str]:
     return sorted({path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)})
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Yields every file below a folder, relative to it. Linked folders are not entered: inside the source their files come up anyway."""
+def is_entered(folder: str, source: SourceConfig) -> bool:
+    """Whether a folder of a source, relative to it, is looked into: not a hidden one, nor one below which `exclude` leaves out everything."""
+    hidden = folder.rpartition("/")[2].startswith(".")
+    return not hidden and not any(pattern.endswith("/*") and fnmatch.fnmatchcase(folder, pattern[:-2]) for pattern in source.exclude)
+
+
+def _walk(root: Path, source: SourceConfig) -> Iterator[str]:
+    """Yields the files of all entered folders, relative to `root`. Linked folders are not: inside the source their files come up anyway."""
     for folder, folders, files in os.walk(root, onerror=_raise, followlinks=False):
         inside = Path(folder).relative_to(root)
         linked = [child for child in folders if Path(folder, child).is_symlink()]
-        folders[:] = sorted(child for child in folders if not child.startswith(".") and child not in linked)
+        folders[:] = sorted(child for child in folders if child not in linked and is_entered((inside / child).as_posix(), source))
         for child in linked:
             if not Path(folder, child).resolve().is_relative_to(root.resolve()):
                 files.append(child)  # refused later, with the other links that leave the source

@@ -1,7 +1,7 @@
 """Exact figures of a corpus: counted while scanning, merged over groups, laid out as the table that is judged. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from schemas.frozen import Frozen
@@ -94,6 +94,17 @@ class LengthTally:
         if self.max_chars is None or chars > self.max_chars:
             self.max_chars = chars
         self.by_length[chars.bit_length()] += 1
+
+    def add_all(self, *, chars: Sequence[int], text_bytes: Sequence[int]) -> None:
+        """Counts documents, at least one."""
+        self.documents += len(chars)
+        self.text_bytes += sum(text_bytes)
+        self.chars += sum(chars)
+        shortest, longest = min(chars), max(chars)
+        self.min_chars = shortest if self.min_chars is None else min(self.min_chars, shortest)
+        self.max_chars = longest if self.max_chars is None else max(self.max_chars, longest)
+        for bucket, count in Counter(map(int.bit_length, chars)).items():
+            self.by_length[bucket] += count
 
     def lengths(self) -> Lengths:
         """Returns the counts."""

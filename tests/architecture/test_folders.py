@@ -82,7 +82,11 @@ def test_only_task_modules_and_flows_import_prefect() -> None:
 
 @pytest.mark.parametrize(
     ("library", "owners"),
-    [("mlflow", {"tasks/tracking.py", "tasks/register/served_model.py"}), ("fsspec", {"cluster/storage.py"})],
+    [
+        ("mlflow", {"tasks/tracking.py", "tasks/mlflow_connection.py", "tasks/mlflow_registry.py", "tasks/register/served_model.py"}),
+        ("fsspec", {"cluster/object_storage.py"}),
+        ("s3fs", {"cluster/s3_requests.py"}),
+    ],
 )
 def test_one_module_per_outside_thing(library: str, owners: set[str]) -> None:
     users = {str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if library in imported_roots(path)}

@@ -24,9 +24,11 @@ from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage, hash_file
 from cluster.supervisor import JobView
 from schemas.artifact import Provenance
+from schemas.attempt import EpochRecord, ExitRecord, Incident
 from schemas.config import RunConfig
 from schemas.errors import HeadraceError
-from schemas.job import EpochRecord, ExitRecord, Incident, JobSpec, MetricPoint
+from schemas.job import JobSpec
+from schemas.progress import MetricPoint
 from schemas.stage import Stage
 from tasks.identity import identity_of
 from tasks.store import Store

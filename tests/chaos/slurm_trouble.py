@@ -5,7 +5,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from cluster.attempt import read_spec
+from cluster.attempt import read_exit, read_spec
 from cluster.epoch import newest_epoch, read_epoch
 from cluster.launchers.slurm import SlurmLauncher
 from cluster.launchers.slurm_queue import call
 from cluster.supervisor import JobView
+from schemas.attempt import ExitRecord
 from schemas.execution_config import ClusterConfig, ClusterKind
+from schemas.exit_code import ExitCode
 from schemas.job import JobSpec
 from tests.fakes.child_process import running
 from tests.fakes.live_job import LiveJob, wait_until
@@ -27,6 +30,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct")
 MAIN = ClusterConfig(kind=ClusterKind.SLURM, queue="main")
 """Jobs in the default partition."""
+CPU = ClusterConfig(kind=ClusterKind.SLURM, queue="cpu")
+"""The partition that tests switch off."""
+LOST_AFTER_S = 4.0
+"""Of jobs that say nothing else."""
+SAVED_AFTER_S = 3.0
+"""A controller that dies sooner after a submission has not saved it, and forgets the job."""
+
+MakeJob = Callable[..., LiveJob]
 _ANSWER_S = 3.0
 _ACTIVE = "PENDING,RUNNING,SUSPENDED,COMPLETING,CONFIGURING"
 
@@ -173,3 +184,26 @@ def repair(cluster: Any) -> None:
 def is_pending(view: JobView) -> bool:
     """Whether the launcher says that the job waits."""
     return view.job is not None and view.job.told.startswith("PENDING")
+
+
+def works(view: JobView) -> bool:
+    return view.committed_step >= 5
+
+
+def after(seconds: float) -> Callable[[JobView], bool]:
+    """Comes true so long after now."""
+    until = time.monotonic() + seconds
+    return lambda _view: time.monotonic() > until
+
+
+def record_of(job: LiveJob, number: int) -> ExitRecord:
+    record = read_exit(job.storage, job.attempt(number))
+    assert record is not None
+    return record
+
+
+def went_through(job: LiveJob, record: ExitRecord, *, attempts: list[int]) -> None:
+    """The job is done, these attempts took effect in this order, and nothing is left."""
+    assert record.exit_code is ExitCode.DONE, record.message
+    assert starts(job) == attempts, record.incidents
+    wait_until(lambda: leaves_nothing(job))

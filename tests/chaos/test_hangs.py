@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from cluster.attempt import read_heartbeats, read_notices
+from schemas.attempt import Cause, Incident
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Incident, NoticeKind
+from schemas.progress import NoticeKind
 from tests.chaos.conftest import MakeTraining
 from tests.chaos.injector import Faults, Point
 from tests.chaos.live_training import LiveTraining

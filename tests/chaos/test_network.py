@@ -5,8 +5,8 @@ import time
 import pytest
 
 from cluster.supervisor import JobView
+from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
-from schemas.job import Cause
 from tests.chaos.conftest import MakeTraining
 from tests.chaos.injector import Faults, Point
 from tests.chaos.wire import Condition, Wire, WiredLauncher

@@ -12,10 +12,11 @@ import pytest
 from cluster.acts import read_acts
 from cluster.attempt import read_notices
 from schemas.act import ActKind
+from schemas.attempt import Cause
 from schemas.checkpoint import BatchWindow, TrainingState
 from schemas.errors import OutOfMemoryError, PolicyStopError
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, NoticeKind
+from schemas.progress import NoticeKind
 from tests.chaos.conftest import MakeTraining
 from tests.chaos.injector import Faults, Point
 from tests.chaos.live_training import LiveTraining, tiny_config

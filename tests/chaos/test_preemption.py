@@ -7,8 +7,8 @@ import pytest
 
 from cluster.deadline import SAVE_FIGURE, STEP_FIGURE
 from cluster.supervisor import JobView
+from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
-from schemas.job import Cause
 from schemas.ledger import Spent
 from tasks.train.bookkeeping import read_ledger
 from tests.chaos.conftest import MakeTraining

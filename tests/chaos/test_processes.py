@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
+from schemas.attempt import Cause
 from schemas.errors import OutOfMemoryError, PolicyStopError
 from schemas.exit_code import ExitCode
-from schemas.job import Cause
 from tests.chaos.conftest import MakeTraining
 from tests.chaos.injector import Faults, Point
 
@@ -49,6 +49,17 @@ def test_a_rank_killed_anywhere_in_a_step_costs_at_most_one_interval(make_traini
         assert incident.recovered_after_s > 0
         assert "killed by SIGKILL" in incident.evidence
     assert training.attempts == (0,), "all within one job"
+
+
+def test_processes_that_waited_take_over_as_forks_do(make_training: MakeTraining, calm_hash: str) -> None:
+    """Row 1 with spare processes, as jobs with GPUs have them."""
+    training = make_training(cluster__standby=True)
+    assert training.run(Faults().kill(rank=1, at_step=12).kill(rank=0, at_step=27)).content_hash == calm_hash
+    assert [(incident.rank, incident.cause, incident.decision) for incident in training.incidents()] == [
+        (1, Cause.KILLED, "restart"),
+        (0, Cause.KILLED, "restart"),
+    ]
+    assert (training.spec().standby, training.attempts) == (True, (0,))
 
 
 def test_crashes_keep_their_stack_and_the_first_cause_is_named(make_training: MakeTraining, calm_hash: str) -> None:

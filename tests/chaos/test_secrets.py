@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster import storage as storage_module
 from cluster.environment import compute_environment
+from cluster.object_storage import FsspecStorage
 from cluster.storage import open_storage
 from schemas.errors import ConfigError, UnreachableError
 from schemas.recipe import load_recipe
@@ -51,14 +51,15 @@ def test_what_a_library_says_of_a_url_does_not_give_the_secret_away(secret: str,
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
     with pytest.raises(UnreachableError) as caught:
-        storage_module.FsspecStorage(f"s3://me:{secret}@host/bucket")
+        FsspecStorage(f"s3://me:{secret}@host/bucket")
     assert SECRET not in str(caught.value)
     assert secret in caught.value.why
     assert caught.value.__cause__ is None, "loggers write the cause, too"
 
 
 def test_tracking_resolves_its_secret_at_use_and_never_says_it(secret: str) -> None:
-    from tasks.tracking import MlflowConnection, TrackingTarget, flat_params
+    from tasks.mlflow_connection import MlflowConnection, TrackingTarget
+    from tasks.tracking import flat_params
     from tests.fakes.in_process_work import config_with
 
     config = config_with(tracking={"mlflow_uri": f"http://me:{secret}@127.0.0.1:9"})

@@ -23,7 +23,7 @@ from schemas.exit_code import ExitCode
 from schemas.manifest import ShardManifest
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
-from tasks import verify as verify_module
+from tasks import rehashing
 from tasks.planning import make_plan
 from tasks.recorded_file import verified_path
 from tasks.runs import Pointer, Run
@@ -88,7 +88,7 @@ def verify(root: Path, monkeypatch: pytest.MonkeyPatch) -> VerifyReport:
         opened.append(path.resolve())
         return storage_module.hash_file(path)
 
-    monkeypatch.setattr(verify_module, "hash_file", watched)
+    monkeypatch.setattr(rehashing, "hash_file", watched)
     report = verify_model(FileStorage(root), KEY)
     assert [path for path in opened if not path.is_relative_to(root.resolve())] == []
     return report

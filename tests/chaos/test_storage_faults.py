@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from cluster.attempt import read_notices
+from schemas.attempt import Cause
 from schemas.errors import VerificationError
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, NoticeKind
+from schemas.progress import NoticeKind
 from tests.chaos.conftest import MakeTraining
 from tests.chaos.faulty_rank import damage
 from tests.chaos.injector import Faults

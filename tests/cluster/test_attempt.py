@@ -6,9 +6,10 @@ from pathlib import Path
 from cluster.attempt import claim_attempt, counted_history, list_attempts, newest_commit, read_heartbeats
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
+from schemas.attempt import AttemptVerdict, Cause, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, Cause, ExitRecord, Heartbeat, Incident
+from schemas.progress import Heartbeat
 from tests.fakes.job_request import ARTIFACT, gang_request
 
 LAYOUT = ArtifactLayout(ARTIFACT)

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.agent.allocation import Allocation
 from cluster.deadline import Costs, stop_lead_s
-from schemas.job import RankPhase, RankProgress
+from schemas.progress import RankPhase, RankProgress
 
 
 def rank(**figures: float) -> RankProgress:

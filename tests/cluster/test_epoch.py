@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster.epoch import newest_epoch, read_epoch, take_epoch
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
-from schemas.job import EpochRecord
+from schemas.attempt import EpochRecord
 
 LAYOUT = ArtifactLayout("train/x-0123456789ab")
 

@@ -7,9 +7,11 @@ import pytest
 from cluster.failure_rate import Exposure, failures_among, mtbf_s, read_exposure
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
+from schemas.attempt import Cause, Claim, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
-from schemas.job import MTBF_PRIOR_S, Cause, Claim, ExitRecord, Heartbeat, Incident
+from schemas.job import MTBF_PRIOR_S
+from schemas.progress import Heartbeat
 from tests.fakes.job_request import ARTIFACT, gang_request
 
 LAYOUT = ArtifactLayout(ARTIFACT)
@@ -27,7 +29,7 @@ def test_it_begins_at_the_prior_and_follows_what_is_seen() -> None:
 
 
 def test_only_what_comes_unannounced_is_a_failure() -> None:
-    announced = {Cause.FINISHED, Cause.CANCELLED, Cause.PREEMPTION, Cause.TIME_LIMIT}
+    announced = {Cause.FINISHED, Cause.CANCELLED, Cause.PREEMPTION, Cause.TIME_LIMIT, Cause.BUDGET, Cause.QUEUE}
     assert failures_among(map(incident, announced)) == 0
     assert failures_among(map(incident, set(Cause) - announced)) == len(set(Cause) - announced)
 

@@ -1,6 +1,7 @@
 """Leases: one holder at a time, taken over when and only when the holder is gone."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lease import Lease, LeaseTerm
+from cluster.lease import REMOVAL, Lease, LeaseTerm, live_holder, newest_term
 from cluster.process import process_table, started_at
 from cluster.storage import FileStorage
 from schemas.canonical import canonical_json
@@ -134,3 +135,30 @@ def test_of_many_takers_one_gets_it(storage: FileStorage) -> None:
         thread.join()
     assert len(taken) == 1
     taken[0].release()
+
+
+def test_who_holds_it_and_who_held_it_last(storage: FileStorage) -> None:
+    assert (live_holder(storage, FOLDER), newest_term(storage, FOLDER)) == (None, None)
+    with Lease.take(storage, FOLDER, purpose=REMOVAL):
+        holder = live_holder(storage, FOLDER)
+        assert holder is not None
+        assert (holder.pid, holder.purpose) == (os.getpid(), REMOVAL)
+        with pytest.raises(LeaseHeldError, match="is being removed by"):
+            Lease.take(storage, FOLDER)
+    assert live_holder(storage, FOLDER) is None
+    assert newest_term(storage, FOLDER) == holder
+
+
+def test_of_another_user_s_lease_the_message_says_whom_to_ask(storage: FileStorage) -> None:
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term())
+    with pytest.raises(LeaseHeldError, match="ask ada@far, or headrace cancel --force"):
+        Lease.take(storage, FOLDER)
+
+
+def test_a_term_of_an_earlier_version_has_no_purpose(storage: FileStorage) -> None:
+    body = json.loads(foreign_term())
+    del body["purpose"]
+    storage.create_exclusive(f"{FOLDER}/000001.json", json.dumps(body).encode())
+    holder = live_holder(storage, FOLDER)
+    assert holder is not None
+    assert holder.purpose == ""

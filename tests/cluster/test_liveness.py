@@ -4,7 +4,7 @@ import pytest
 
 from cluster.launchers.protocol import JobState
 from cluster.liveness import CLOCK_SKEW_S, FRESH_S, Life, Signs, Silence, judge
-from schemas.job import Heartbeat
+from schemas.progress import Heartbeat
 
 LOST_AFTER_S = 300.0
 OLD = LOST_AFTER_S + 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.layout import AttemptLayout
-from cluster.logs import LogLine, LogReader, follow_logs, last_lines, read_logs
+from cluster.logs import LogLine, LogReader, last_lines, read_logs
 from cluster.storage import FileStorage
 
 ATTEMPT = AttemptLayout("train/x-0123456789ab/attempts/job-0000")
@@ -38,18 +38,6 @@ def test_a_character_cut_by_a_segment_is_whole_again(tmp_path: Path) -> None:
     assert [line.text for line in read_logs(storage, ATTEMPT)] == ["größer"]
 
 
-def test_following_yields_each_line_once_and_ends(tmp_path: Path) -> None:
-    storage, rounds = FileStorage(tmp_path), iter(range(10))
-
-    def sleep(_seconds: float) -> None:
-        publish(storage, f"line {next(rounds)}\n".encode(), rank=0, sequence=next(sequences))
-
-    sequences = iter(range(10))
-    done = iter([False, False, False, True])
-    lines = follow_logs(storage, ATTEMPT, is_over=lambda: next(done), sleep=sleep)
-    assert [line.text for line in lines] == ["line 0", "line 1", "line 2"]
-
-
 def test_a_reader_holds_an_unfinished_line_back(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
     reader = LogReader(storage, ATTEMPT)
@@ -57,6 +45,16 @@ def test_a_reader_holds_an_unfinished_line_back(tmp_path: Path) -> None:
     assert [line.text for line in reader.read()] == ["whole"]
     assert list(reader.read()) == []
     assert [line.text for line in reader.rest()] == ["hal"]
+
+
+def test_a_line_that_a_killed_rank_left_unfinished_comes_before_the_next_start(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    reader = LogReader(storage, ATTEMPT)
+    publish(storage, b"whole\nhal", rank=0, sequence=0)
+    assert [line.text for line in reader.read()] == ["whole"]
+    publish(storage, b"again\n", rank=0, sequence=0, epoch=1)
+    assert list(reader.read()) == [LogLine(0, 0, "hal"), LogLine(1, 0, "again")]
+    assert list(reader.rest()) == []
 
 
 def test_the_last_lines_of_a_rank_take_no_more_reading_than_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

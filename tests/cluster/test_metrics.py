@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cluster.layout import ArtifactLayout
 from cluster.metrics import MetricEdges, MetricReader, current_series, read_metrics
 from cluster.storage import FileStorage
-from schemas.job import MetricPoint
+from schemas.progress import MetricPoint
 
 LAYOUT = ArtifactLayout("train/x-0123456789ab")
 

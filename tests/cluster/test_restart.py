@@ -6,8 +6,9 @@ import pytest
 
 from cluster.restart import Ending, Finding, classify, decide, error_lines, first_cause, idle_starts
 from schemas.act import Act, ActKind, OnBadNumbers
+from schemas.attempt import Answer, Cause, Incident
 from schemas.exit_code import ExitCode
-from schemas.job import Answer, Cause, Incident, RestartLimits
+from schemas.job import RestartLimits
 
 LIMITS = RestartLimits(max_failures=2, max_interruptions=5, max_attempts_without_progress=3, backoff_s=0.0)
 
@@ -166,6 +167,12 @@ def test_no_progress_stops_whatever_the_budgets_say(cause: Cause) -> None:
 def test_idle_starts(past: tuple[int, ...], now: int, baseline: int, expected: int) -> None:
     history = [incident(Cause.KILLED, committed_step=step) for step in past]
     assert idle_starts(history, committed_step=now, baseline=baseline) == expected
+
+
+def test_only_people_raise_a_budget() -> None:
+    """Ranks stopped as they were asked to, which would be 75 for any other reason; there is no start that could go on by itself."""
+    decision = decide((), cause=Cause.BUDGET, idle=0, limits=LIMITS, stop_code=ExitCode.INTERRUPTED)
+    assert (decision.action, decision.exit_code, decision.repeats) == ("stop", ExitCode.POLICY, True)
 
 
 def test_backoff_doubles_after_failures_up_to_a_minute_and_never_delays_interruptions() -> None:

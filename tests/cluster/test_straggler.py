@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.straggler import WINDOW_STEPS, StragglerChange, StragglerWatch
-from schemas.job import RankPhase, RankPulse
+from schemas.progress import RankPhase, RankPulse
 
 
 class Gang:

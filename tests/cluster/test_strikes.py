@@ -7,9 +7,10 @@ import pytest
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
 from cluster.strikes import EXPIRY_S, Strike, nodes_to_avoid, read_strikes, strikes_of
+from schemas.attempt import AttemptVerdict, Cause, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, Cause, ExitRecord, Heartbeat, Incident
+from schemas.progress import Heartbeat
 from tests.fakes.job_request import ARTIFACT, gang_request
 
 CORRUPT = "CorruptStateError: weights changed between two updates"

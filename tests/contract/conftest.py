@@ -9,9 +9,11 @@ from tests.contract.launchers import LAUNCHERS, LauncherBench
 from tests.contract.storages import STORAGES
 
 
-@pytest.fixture(params=STORAGES, ids=str)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name == "s3" else ()) for name in STORAGES], ids=str)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty storage of each kind."""
+    if request.param == "s3":
+        request.getfixturevalue("s3_bucket")
     return STORAGES[request.param](tmp_path)
 
 

@@ -11,9 +11,10 @@ from cluster.launchers.protocol import JobState
 from cluster.layout import ArtifactLayout
 from cluster.logs import read_logs
 from cluster.storage import FileStorage
+from schemas.attempt import Cause
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, JobSpec
+from schemas.job import JobSpec
 from tests.contract.launchers import LauncherBench
 from tests.fakes.live_job import LiveJob, wait_until
 

@@ -2,13 +2,16 @@
 
     python -m tests.fakes.array_job --spec FILE --index I
 
-`options`: item_s, and `faults`, a list of {item, kind, times} with the kinds of `gang_job`.
+`options`: item_s, and `faults`, a list of {item, kind, times} with the kinds of `gang_job`. `tell_inputs`, `tell_environment`: what the item sees
+becomes its output. `content_by_epoch`: another start makes other bytes.
 """
 
 import argparse
 import contextlib
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, file_entry
@@ -32,8 +35,11 @@ def main() -> None:
     time.sleep(spec.job.options["item_s"])
     path = output / f"part-{arguments.index:06d}.txt"
     if not path.exists():
-        path.write_text(f"item {arguments.index}\n")
-    record = ItemRecord(index=arguments.index, epoch=spec.epoch, files=(file_entry(path, relative_to=output),), output={})
+        path.write_text(f"item {arguments.index}{f' of epoch {spec.epoch}' if spec.job.options.get('content_by_epoch') else ''}\n")
+    told: dict[str, Any] = {"environment": sorted(os.environ)} if spec.job.options.get("tell_environment") else {}
+    if spec.job.options.get("tell_inputs"):
+        told["inputs"] = {stage: {file.name: file.read_text() for file in Path(folder).iterdir()} for stage, folder in spec.input_dirs.items()}
+    record = ItemRecord(index=arguments.index, epoch=spec.epoch, files=(file_entry(path, relative_to=output),), output=told)
     with contextlib.suppress(AlreadyExistsError):
         FileStorage(output.parent).create_exclusive(ArtifactLayout(output.name).item(spec.job.step_name, arguments.index), canonical_json(record))
 

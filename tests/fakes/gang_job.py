@@ -3,9 +3,11 @@
     python -m tests.fakes.gang_job --spec FILE
 
 `options`: steps, step_s, commit_every, later_step_s (seconds of a step after the first epoch; default: step_s), busy_s (seconds by
-rank, of a step before the ranks meet), and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`, `exit:N`, `oom`,
-`segv`, `port`, `hang`, `stop`, `gil`, `deadlock`, `compile` (killed while it compiles an operator), or `echo` (answer to another's end); it
-strikes in the first `times` epochs that reach the step (default 1). `compiles`: a step at which every rank compiles an operator.
+rank, of a step before the ranks meet), talk (whether every step prints a line), meet_in_part (whether ranks wait for each other where
+their signs do not tell it, as in a backward pass), and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`,
+`exit:N`, `oom`, `segv`, `port`, `hang`, `stop`, `gil`, `deadlock`, `compile` (killed while it compiles an operator), or `echo` (answer to
+another's end); it strikes in the first `times` epochs that reach the step (default 1). `compiles`: a step at which every rank compiles an
+operator.
 """
 
 import argparse
@@ -24,7 +26,8 @@ from cluster.agent.pulse import own_pulse
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, replace_local
 from schemas.exit_code import ExitCode
-from schemas.job import MetricPoint, RankPhase, RankProgress, TaskSpec
+from schemas.job import TaskSpec
+from schemas.progress import MetricPoint, RankPhase, RankProgress
 
 
 def main() -> None:
@@ -45,6 +48,8 @@ def main() -> None:
         if step == max(0, committed) + 1:
             record_modules()
         own_pulse().begin_step(step)
+        if options.get("talk"):
+            print(f"epoch {spec.epoch} step {step}", flush=True)
         for fault in options.get("faults", ()):
             if fault["rank"] == rank and fault["step"] == step and strikes(output, fault, spec.epoch):
                 strike(fault["kind"])
@@ -52,8 +57,11 @@ def main() -> None:
             _take_lock().unlink()
         busy_s = options.get("busy_s", {}).get(str(rank), step_s)
         time.sleep(busy_s)
-        own_pulse().finish_part("forward_s", busy_s)
+        if not options.get("meet_in_part"):
+            own_pulse().finish_part("forward_s", busy_s)
         stopping = _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank, wants_stop=stop.wanted)
+        if options.get("meet_in_part"):
+            own_pulse().finish_part("backward_s", busy_s)
         if rank == 0:
             point = MetricPoint(step=step, at=time.time(), epoch=spec.epoch, values={"loss": 1.0 / step})
             with (Path(spec.scratch_dir) / "metrics-r0000.jsonl").open("a") as file:

@@ -1,7 +1,7 @@
 """A stand-in for `tasks.work.Work` that runs a stage's items in this process, and makers of the corpora that token stages read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cluster.storage import AlreadyExistsError, FileStorage, file_entry, hash_fi
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
-from schemas.job import ItemRecord, JobKind, JobSpec, RestartLimits, TaskSpec, WorkPlan
+from schemas.job import FileRead, ItemRecord, JobKind, JobSpec, RestartLimits, TaskSpec, WorkPlan
 from schemas.manifest import AcceptedFile, CorpusManifest, Split
 from schemas.stage import Stage
 from tasks.entry import run_item
@@ -109,8 +109,11 @@ class InProcessWork:
     def output_dir(self) -> Path:
         return self.root / self.key
 
-    def input_dir(self, stage: Stage) -> Path:
+    def input_dir(self, stage: Stage, *files: FileEntry) -> Path:
         return self.root / self.inputs[stage].key
+
+    def made(self, *files: FileEntry) -> Path:
+        return self.output_dir
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -123,7 +126,9 @@ class InProcessWork:
             assert self.storage.read(f"{self.key}/{name}") == data
         return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
-    def run_array(self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None) -> tuple[ItemRecord, ...]:
+    def run_array(
+        self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None, reads: Iterable[FileRead] = ()
+    ) -> tuple[ItemRecord, ...]:
         for item in plan.items:
             if not self.storage.exists(self.layout.item(plan.step_name, item.index)):
                 self.items_run.append(item.index)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import FileStorage
+from cluster.storage import open_storage
 from schemas.canonical import canonical_json
 from schemas.job import JobKind, JobSpec, RestartLimits, WorkItem, WorkPlan
 from schemas.stage import Stage
@@ -30,7 +30,7 @@ def gang_request(tmp_path: Path, *, run_id: str = "run", ranks: int = 2, num_nod
 def array_request(tmp_path: Path, *, items: int = 6, at_a_time: int = 2, num_nodes: int = 1, **changes: Any) -> JobSpec:
     """Returns a request for an array of `tests.fakes.array_job`, and freezes its plan; item i weighs i bytes."""
     plan = WorkPlan(stage=Stage.TRAIN, step_name="scan", items=tuple(WorkItem(index=i, weight_bytes=i, label=f"group {i}") for i in range(items)))
-    FileStorage(tmp_path / "data").create_exclusive(f"{ARTIFACT}/scan-plan.json", canonical_json(plan))
+    open_storage(changes.get("storage_root", str(tmp_path / "data"))).create_exclusive(f"{ARTIFACT}/scan-plan.json", canonical_json(plan))
     return _request(
         tmp_path,
         run_id="run",

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,10 +11,11 @@ from cluster.attempt import list_attempts, read_heartbeats, read_spec
 from cluster.launchers.local import LocalLauncher
 from cluster.launchers.protocol import AGENT_MODULE, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
-from cluster.storage import FileStorage
+from cluster.storage import open_storage
 from cluster.supervisor import JobView, run_job
+from schemas.attempt import ExitRecord
 from schemas.execution_config import ClusterConfig
-from schemas.job import ExitRecord, JobSpec
+from schemas.job import JobSpec
 
 PATIENCE_S = 60.0
 
@@ -26,7 +26,7 @@ class LiveJob:
     def __init__(self, request: JobSpec, *, launcher: Launcher | None = None, patience_s: float = PATIENCE_S) -> None:
         self.request = request
         self._launcher, self._patience_s = launcher, patience_s
-        self.storage = FileStorage(Path(request.storage_root))
+        self.storage = open_storage(request.storage_root)
         self.layout = ArtifactLayout(request.artifact_key)
         self.views: list[JobView] = []
         self._act: Callable[[JobView], None] | None = None
@@ -82,9 +82,9 @@ class LiveJob:
                 process.kill()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> None:
     """Waits; a condition that never comes true fails the test, by its message and not by a hang."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)

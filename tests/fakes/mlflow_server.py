@@ -25,12 +25,12 @@ class MlflowServer:
 
 
 @contextlib.contextmanager
-def mlflow_serving(folder: Path) -> Iterator[MlflowServer]:
-    """Runs a server as long as the body."""
+def mlflow_serving(folder: Path, *, port: int | None = None) -> Iterator[MlflowServer]:
+    """Runs a server as long as the body. `port`: the one it has to have; by default one that is free."""
 
     def argv(port: int) -> list[str]:
         listening = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         return [*listening, "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "server-artifacts")]
 
-    with serving(argv, health="/health", log=folder / "server.log", env=os.environ | _ENVIRONMENT) as port:
-        yield MlflowServer(folder, f"http://127.0.0.1:{port}")
+    with serving(argv, health="/health", log=folder / "server.log", env=os.environ | _ENVIRONMENT, port=port) as own:
+        yield MlflowServer(folder, f"http://127.0.0.1:{own}")

@@ -1,5 +1,6 @@
 """A Prefect server of a test's own, with its scheduler, and the environment and calls of its clients."""
 
+import base64
 import contextlib
 import json
 import os
@@ -62,22 +63,26 @@ class PrefectLab:
         return flow_run
 
     def _call(self, path: str, body: bytes | None) -> Any:
-        request = urllib.request.Request(f"{self.url}/{path}", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if secret := self.env.get("PREFECT_API_AUTH_STRING"):
+            headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
+        request = urllib.request.Request(f"{self.url}/{path}", body, headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
 
 @contextlib.contextmanager
-def prefect_serving(home: Path, *, env: Mapping[str, str] | None = None) -> Iterator[PrefectLab]:
+def prefect_serving(home: Path, *, env: Mapping[str, str] | None = None, port: int | None = None) -> Iterator[PrefectLab]:
     """Runs the server as long as the body.
 
     Args:
-        home: its folder.
+        home: its folder; one with a database goes on with it.
         env: more of its clients' environment.
+        port: the one it has to have; by default one that is free.
     """
     template = template_path()
     ready = template is not None and template.exists()  # a server of the project's has made it, where it may
-    if template is not None and ready:
+    if template is not None and ready and not (home / "prefect.db").exists():
         shutil.copy(template, home / "prefect.db")
     clients = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PWD": str(ROOT), **(env or {})}
     settings = {"PREFECT_API_DATABASE_MIGRATE_ON_START": str(not ready).lower(), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
@@ -85,8 +90,8 @@ def prefect_serving(home: Path, *, env: Mapping[str, str] | None = None) -> Iter
     def argv(port: int) -> list[str]:
         return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
 
-    with serving(argv, health="/api/health", log=home / "server.log", env=clients | settings) as port:
-        url = f"http://127.0.0.1:{port}/api"
+    with serving(argv, health="/api/health", log=home / "server.log", env=clients | settings, port=port) as own:
+        url = f"http://127.0.0.1:{own}/api"
         yield PrefectLab(url=url, env=clients | {"PREFECT_API_URL": url})
 
 

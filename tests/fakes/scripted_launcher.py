@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.launchers.protocol import Handle, JobReport, JobState, Submission
-from schemas.job import Cause, JobSpec
+from schemas.attempt import Cause
+from schemas.job import JobSpec
 
 Script = Callable[[JobSpec], JobState]
 """What a job does when it is submitted; returns what the launcher says of it afterwards."""
@@ -20,6 +21,8 @@ class ScriptedLauncher:
     """Answers by attempt key; keys it never heard of are absent."""
     causes: dict[str, Cause] = field(default_factory=dict)
     """Why the launcher ended a job, by attempt key."""
+    held: set[str] = field(default_factory=set)
+    """Attempt keys of jobs that wait for something else than machines."""
     submitted: list[JobSpec] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
@@ -33,7 +36,7 @@ class ScriptedLauncher:
         return Handle(key=spec.key, job_id=str(len(self.submitted)))
 
     def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
-        return {key: JobReport(self.states.get(key, JobState.ABSENT), cause=self.causes.get(key)) for key in keys}
+        return {key: JobReport(self.states.get(key, JobState.ABSENT), cause=self.causes.get(key), held=key in self.held) for key in keys}
 
     def cancel(self, key: str) -> None:
         self.cancelled.append(key)

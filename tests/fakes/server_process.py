@@ -17,7 +17,15 @@ _PORTS = 5
 
 
 @contextlib.contextmanager
-def serving(argv: Callable[[int], Sequence[str]], *, health: str, log: Path, env: Mapping[str, str]) -> Iterator[int]:
+def serving(
+    argv: Callable[[int], Sequence[str]],
+    *,
+    health: str,
+    log: Path,
+    env: Mapping[str, str],
+    port_setting: str | None = None,
+    port: int | None = None,
+) -> Iterator[int]:
     """Runs a server as long as the body, which gets its port.
 
     Args:
@@ -25,14 +33,17 @@ def serving(argv: Callable[[int], Sequence[str]], *, health: str, log: Path, env
         health: path that answers 200 once the server is up.
         log: what it prints is appended here.
         env: its environment.
+        port_setting: the variable that tells it its port, when the command line does not.
+        port: the one it has to have; by default one that is free.
     """
     for _ in range(_PORTS):  # between the choice of a port and its use another process may take it
-        port = _free_port()
+        at = free_port() if port is None else port
         with log.open("ab") as output:
-            process = subprocess.Popen(argv(port), env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+            own = env if port_setting is None else {**env, port_setting: str(at)}
+            process = subprocess.Popen(argv(at), env=own, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
         try:
-            if _comes_up(process, f"http://127.0.0.1:{port}{health}", log=log):
-                yield port
+            if _comes_up(process, f"http://127.0.0.1:{at}{health}", log=log):
+                yield at
                 return
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -41,7 +52,8 @@ def serving(argv: Callable[[int], Sequence[str]], *, health: str, log: Path, env
     raise AssertionError(f"{_PORTS} ports were taken\n{_end_of(log)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of the loopback that nobody listens at just now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -131,7 +131,7 @@ class Project:
     @staticmethod
     def argv(*arguments: str) -> list[str]:
         """The command line of a call."""
-        return [sys.executable, "-P", "-c", "from flows.cli import main; main()", *arguments]
+        return [sys.executable, "-P", "-c", "from flows.finished import main; main()", *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a call: this checkout first, no terminal."""

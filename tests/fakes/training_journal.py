@@ -6,9 +6,10 @@ from typing import Any
 
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
+from schemas.attempt import AttemptVerdict, Cause, Claim, EpochRecord, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode
-from schemas.job import AttemptVerdict, Cause, Claim, EpochRecord, ExitRecord, Heartbeat, Incident, MetricPoint
+from schemas.progress import Heartbeat, MetricPoint
 from tests.fakes.job_request import ARTIFACT, gang_request
 
 
@@ -21,10 +22,19 @@ class TrainingJournal:
         self.layout = ArtifactLayout(ARTIFACT)
 
     def attempt(
-        self, number: int = 0, *, at: float, ended_at: float | None = None, incidents: Sequence[Incident] = (), goes_on: bool = False
+        self,
+        number: int = 0,
+        *,
+        at: float,
+        ended_at: float | None = None,
+        incidents: Sequence[Incident] = (),
+        goes_on: bool = False,
+        spent: bool = False,
+        **spec_changes: Any,
     ) -> None:
-        """An attempt that was wished for at `at`, claimed two seconds later, and told of itself until its end."""
-        spec = gang_request(self._folder).model_copy(update={"attempt": number, "key": f"k{number}", "intended_at": at})
+        """An attempt that was wished for at `at`, claimed two seconds later, and told of itself until its end. `spent`: that of its budget."""
+        own = {"attempt": number, "key": f"k{number}", "intended_at": at}
+        spec = gang_request(self._folder).model_copy(update=own | spec_changes)
         place = self.layout.attempt("", number)
         self._put(place.spec, spec)
         self._put(
@@ -39,14 +49,16 @@ class TrainingJournal:
             done = not goes_on
             record = ExitRecord(
                 key=spec.key,
-                exit_code=ExitCode.DONE if done else ExitCode.INTERRUPTED,
-                cause=Cause.FINISHED if done else Cause.PREEMPTION,
+                exit_code=ExitCode.POLICY if spent else ExitCode.DONE if done else ExitCode.INTERRUPTED,
+                cause=Cause.BUDGET if spent else Cause.FINISHED if done else Cause.PREEMPTION,
                 message="",
                 epoch=0,
                 incidents=tuple(incidents),
                 ended_at=ended_at,
             )
             self._put(place.exit, record)
+            if spent:
+                return
             self._put(place.verdict, AttemptVerdict(decision="restart" if goes_on else "stop", reason="", at=ended_at))
 
     def epoch(self, number: int, *, at: float, attempt: int = 0) -> None:

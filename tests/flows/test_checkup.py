@@ -119,3 +119,12 @@ def test_state_on_a_network_disk_is_right_where_nodes_share_it(tmp_path: Path, m
     assert levels(checkup.check_file_system(tmp_path, subject="state")) == ["warning"]
     assert checkup.check_file_system(tmp_path, subject="state", is_shared=True) == []
     assert checkup.check_file_system(tmp_path, subject="storage.root") == []
+
+
+@pytest.mark.parametrize(("mode", "found"), [(0o755, []), (0o775, ["warning"]), (0o2775, ["ok"]), (0o2755, [])])
+def test_a_store_for_a_group_is_setgid(tmp_path: Path, mode: int, found: list[str]) -> None:
+    root = tmp_path / "data"
+    assert checkup.check_sharing(root) == []
+    root.mkdir()
+    root.chmod(mode)
+    assert levels(checkup.check_sharing(root)) == found

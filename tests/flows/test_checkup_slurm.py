@@ -9,7 +9,7 @@ import pytest
 
 from flows import checkup_slurm
 from flows.checkup import findings_of
-from flows.checkup_slurm import check_shared, judge_settings, slurm_findings
+from flows.checkup_slurm import check_modules, check_shared, judge_settings, slurm_findings
 from flows.finding import Finding
 from schemas.config import RunConfig
 from schemas.execution_config import ClusterConfig, ClusterKind
@@ -246,6 +246,16 @@ def test_databases_that_nodes_share(site: Site, monkeypatch: pytest.MonkeyPatch)
 def test_a_python_that_is_not_there(tmp_path: Path) -> None:
     (found,) = check_shared({"python /shared/venv/bin/python": tmp_path / "python"}, mounts="server:/x / nfs4 rw 0 0\n")
     assert (found["level"], found["what"]) == ("warning", "python /shared/venv/bin/python is not on this machine; nodes need it")
+
+
+def test_a_module_command_that_a_batch_shell_would_not_have(site: Site, tmp_path: Path) -> None:
+    patterns = (f"{tmp_path}/*module*.sh",)
+    assert check_modules(recipe(setup=["export A=1"]), patterns=patterns) == []
+    (found,) = check_modules(recipe(setup=["export A=1", "module load cuda"]), patterns=patterns)
+    assert (found["level"], found["what"].partition(":")[0]) == ("warning", "`module load cuda`")
+    (tmp_path / "modules.sh").touch()
+    (found,) = check_modules(recipe(setup=["module load cuda"]), patterns=patterns)
+    assert (found["level"], found["what"]) == ("ok", f"`module load cuda`: {tmp_path}/modules.sh defines module")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.prefect_lab import PrefectLab, prefect_serving
+from tests.fakes.prefect_lab import PrefectLab, prefect_serving, wait_until
 from tests.fakes.tiny_pipeline import TEXT_STAGES, Project, make_project
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,8 @@ def test_a_deployed_flow_completes_in_a_worker_elsewhere(lab: PrefectLab, finish
     assert crons == {"demo": ["0 3 * * *"], "demo-slurm": ["0 4 * * *"]}
     assert {name: made["concurrency_options"]["collision_strategy"] for name, made in deployments.items()} == dict.fromkeys(crons, "CANCEL_NEW")
 
-    run = lab.post(f"deployments/{deployments['demo']['id']}/create_flow_run", {"parameters": {"recipe": str(project.recipe)}})
+    parameters = {"recipe": str(project.recipe), "on_change": "retrain"}
+    run = lab.post(f"deployments/{deployments['demo']['id']}/create_flow_run", {"parameters": parameters})
     elsewhere = tmp_path / "worker"
     elsewhere.mkdir()
     argv = (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--run-once")
@@ -47,3 +48,35 @@ def test_a_deployed_flow_completes_in_a_worker_elsewhere(lab: PrefectLab, finish
     assert project.answer("status", made)["state"] == "finished"
     tables = lab.post("artifacts/filter", {"artifacts": {"key": {"any_": ["stages"]}}})
     assert [row["stage"] for row in json.loads(tables[0]["data"])][-1] == "register"
+
+
+def test_a_scheduled_run_completes_when_nothing_changed_and_else_asks(lab: PrefectLab, finished: Project, tmp_path: Path) -> None:
+    """As the shipped deployments call the flow. What Prefect's automations wait for is an event of its own making."""
+    call = (
+        "import sys; from flows.pretrain import pretrain\n"
+        "pretrain(recipe=sys.argv[1], on_change='propose')\n"
+        "pretrain(recipe=sys.argv[1], on_change='propose', overrides=('training.seed=99',))\n"
+        "pretrain(recipe=sys.argv[1], on_change='retrain', overrides=('training.seed=99', 'budget.gpu_hours=1e-9'))"
+    )
+    began, runs = len(lab.flow_runs()), finished.run_ids()
+    argv = (sys.executable, "-c", call, str(finished.recipe))
+    done = subprocess.run(argv, env=finished.environment(lab.env), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    unchanged, asked, exceeded = lab.flow_runs()[began:]
+    assert {run["state_type"] for run in (unchanged, asked, exceeded)} == {"COMPLETED"}
+    assert unchanged["state"]["message"].startswith("nothing to do: models:/tiny@champion, version 1")
+    accept = f"headrace run {finished.recipe} --set training.seed=99"
+    assert (asked["state_name"], asked["state"]["message"]) == ("Proposed", f"proposed: something has changed; accept: {accept}")
+    assert exceeded["state_name"] == "Proposed"
+    assert " device-hours, and budget.gpu_hours allows 1e-09; accept: " in exceeded["state"]["message"]
+    assert finished.run_ids() == runs, "nothing was run"
+
+    plans = lab.post("artifacts/filter", {"artifacts": {"key": {"any_": ["plan"]}, "flow_run_id": {"any_": [asked["id"]]}}})
+    assert "training.seed: 1234 -> 99" in plans[0]["data"]
+    assert accept in plans[0]["data"]
+
+    def events() -> list[str]:
+        wanted = {"filter": {"event": {"name": ["prefect.flow-run.Proposed"]}}}
+        return [event["resource"]["prefect.resource.id"] for event in lab.post("events/filter", wanted)["events"]]
+
+    wait_until(lambda: {f"prefect.flow-run.{run['id']}" for run in (asked, exceeded)} <= set(events()), what=events, timeout_s=60.0)

@@ -68,6 +68,10 @@ def test_model_uri(figures: dict[str, Any], uri: str) -> None:
         ({"committed_step": 79}, "rank 1 killed at step 80, running again after 1.9 s, 1 step redone"),
         ({"committed_step": -1}, "rank 1 killed at step 80, running again after 1.9 s, 80 steps redone"),
         ({"recovered_after_s": -1.0, "cause": "hang"}, "rank 1 hung at step 80, started again, 4 steps redone"),
+        (
+            {"rank": -1, "cause": "queue", "step": -1, "decision": "stop", "evidence": ("the queue did not give 4 nodes within 10 min",)},
+            "the queue did not give 4 nodes within 10 min: the next attempt asks for fewer",
+        ),
         ({"rank": -1, "cause": "node", "step": -1}, "the job failed (node), running again after 1.9 s, 0 steps redone"),
         ({"decision": "stop", "reason": "no progress", "cause": "user code"}, "rank 1 crashed at step 80; stopped: no progress"),
         (
@@ -77,6 +81,10 @@ def test_model_uri(figures: dict[str, Any], uri: str) -> None:
         (
             {"decision": "stop", "rank": -1, "cause": "time limit", "committed_step": 80},
             "the job stopped before its time limit at step 80; step 80 is committed",
+        ),
+        (
+            {"decision": "stop", "rank": -1, "cause": "budget", "committed_step": 80, "reason": "a larger budget.gpu_hours goes on"},
+            "the job stopped at the end of its budget at step 80; stopped: a larger budget.gpu_hours goes on",
         ),
     ],
 )

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.storage import FileStorage
 from flows import follow
-from schemas.job import Heartbeat, RankPhase, RankProgress
 from schemas.journal import Event, EventKind
+from schemas.progress import Heartbeat, RankPhase, RankProgress
 from schemas.stage import Stage
 from schemas.view import JobProgress
 from tasks.runs import Run

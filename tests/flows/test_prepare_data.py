@@ -53,4 +53,5 @@ def test_it_is_called_like_the_whole_pipeline() -> None:
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
 
-    assert signature(prepare_data.fn).parameters.keys() == signature(pretrain.fn).parameters.keys()
+    of_plans = {"on_change"}  # it makes what is missing, and never trains
+    assert signature(prepare_data.fn).parameters.keys() == signature(pretrain.fn).parameters.keys() - of_plans

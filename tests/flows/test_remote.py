@@ -1,4 +1,4 @@
-"""Logs and cancellation of a run that another process works on: everything through storage."""
+"""Cancellation of a run that another process works on: everything through storage."""
 
 import time
 from pathlib import Path
@@ -9,10 +9,8 @@ import pytest
 from cluster.attempt import claim_attempt, read_exit
 from cluster.layout import ArtifactLayout
 from flows.cancellation import request_cancel, wait_until_stopped
-from flows.logs_of import log_lines
+from schemas.attempt import CancelRequest, Cause, ExitRecord
 from schemas.canonical import canonical_json
-from schemas.errors import InputError
-from schemas.job import CancelRequest, Cause, ExitRecord
 from schemas.journal import EventKind, RunFile
 from schemas.stage import Stage
 from schemas.view import RunState
@@ -44,28 +42,6 @@ def run(tmp_path: Path) -> Run:
         claim_attempt(run.storage, attempt, key=spec.key, submission="first")
     run.storage.create_exclusive(LAYOUT.attempt("", 0).exit, canonical_json(ENDED))
     return run
-
-
-def texts(run: Run, **options: Any) -> list[str]:
-    plain: dict[str, Any] = {"stage": None, "rank": 0, "last": None, "follow": False}
-    return [line.text for line in log_lines(run, **(plain | options))]
-
-
-def test_logs_of_all_attempts_in_order(run: Run) -> None:
-    assert texts(run) == ["old 0", "line 0", "line 1"]
-    assert texts(run, rank=1) == ["other rank", "other rank"]
-    assert texts(run, last=1) == ["line 1"]
-    assert texts(run, last=0) == []
-
-
-def test_following_ends_with_the_attempt(run: Run) -> None:
-    run.storage.create_exclusive(LAYOUT.attempt("", 1).exit, canonical_json(ENDED))
-    assert texts(run, follow=True) == ["old 0", "line 0", "line 1"]
-
-
-def test_a_stage_without_output_is_told(run: Run) -> None:
-    with pytest.raises(InputError, match="stage export of run"):
-        texts(run, stage=Stage.EXPORT)
 
 
 def test_only_what_still_works_is_asked_to_stop_and_once_is_enough(run: Run) -> None:

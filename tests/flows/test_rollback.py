@@ -13,7 +13,7 @@ from flows.rollback import name_and_alias
 from schemas.canonical import canonical_json
 from schemas.errors import InputError
 from schemas.journal import RunFile
-from tasks import tracking
+from tasks import mlflow_registry
 from tasks.register.promotion import CANDIDATE, CHAMPION, promote
 from tasks.runs import Run
 from tests.fakes.in_process_work import config_with
@@ -35,11 +35,11 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
         for alias in (CANDIDATE, CHAMPION):
             promote(registry, storage, model_name="demo", alias=alias, version=version, root_hash="a", run_id=RUN_ID, reason="gate")
 
-    def opened(connection: tracking.MlflowConnection) -> FakeRegistry:
+    def opened(connection: mlflow_registry.MlflowConnection) -> FakeRegistry:
         assert connection.target.uri == "http://bot:${env:HEADRACE_TEST_PW}@mlflow", "where MLflow is, the run tells"
         return registry
 
-    monkeypatch.setattr(tracking, "ModelRegistry", opened)
+    monkeypatch.setattr(mlflow_registry, "ModelRegistry", opened)
     return registry
 
 

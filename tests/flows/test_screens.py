@@ -7,13 +7,15 @@ import pytest
 
 from flows.screens import demo_screen, plan_screen, runs_screen, status_screen
 from schemas.config import RunConfig
-from schemas.job import Heartbeat, Notice, NoticeKind, RankPhase, RankProgress
+from schemas.cost import TrainingCost, training_cost
 from schemas.ledger import GoodputLedger, Spent
 from schemas.plan import Action, Plan, PlannedStage
+from schemas.progress import Heartbeat, Notice, NoticeKind, RankPhase, RankProgress
 from schemas.sizing import training_size
 from schemas.stage import Stage
 from schemas.view import JobProgress, QueuePlace, RunState, RunView, StageState, StageView
 from tests.fakes.golden import assert_golden
+from tests.fakes.in_process_work import config_with
 
 FIGURES: dict[Stage, dict[str, Any]] = {
     Stage.VALIDATE: {"accepted": 1712, "text_bytes": 11_234_567, "quarantined": 14, "read": 1726, "verdict": "pass with quarantine"},
@@ -117,6 +119,26 @@ def test_status_of_a_job_in_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
         time.tzset()
         assert_golden_screen("status_queued.txt", status_screen(view.model_copy(update={"stages": stages, "state": RunState.DETACHED})))
     time.tzset()
+
+
+def test_status_of_a_job_with_fewer_nodes_says_why() -> None:
+    queue = QueuePlace(launcher="slurm", state="running", job_id="4711", told="RUNNING", nodes="node[1-2]")
+    reduced = "2 of 4 nodes since attempt 3: the queue did not give 4 nodes within 10 min"
+    view = running_view()
+    stages = (*view.stages[:3], view.stages[3].model_copy(update={"job": training_job(queue=queue, reduced=reduced)}), *view.stages[4:])
+    lines = status_screen(view.model_copy(update={"stages": stages}))
+    assert lines[lines.index("  slurm job 4711: RUNNING on node[1-2]") + 1] == f"  {reduced}"
+
+
+def test_the_plan_shows_what_attempts_may_have() -> None:
+    training = {"steps": 100, "global_batch_size": 16, "micro_batch_size": 4}
+    config = config_with(training=training, cluster={"kind": "slurm", "nodes": 4, "min_nodes": 1, "ranks_per_node": 1})
+    rows = plan_screen(Plan(name="x", storage_root="/x", stages=(), size=training_size(config)), config=config)
+    (row,) = (line for line in rows if "nodes x ranks" in line)
+    assert "4 x 1  or 2 x 1, 1 x 1 after 10m in the queue; memory per rank up to" in row
+    rigid = config_with(training=training, cluster={"kind": "slurm", "nodes": 4})
+    rows = plan_screen(Plan(name="x", storage_root="/x", stages=(), size=training_size(rigid)), config=rigid)
+    assert not any("nodes x ranks" in line for line in rows)
 
 
 def test_a_failed_stage_shows_its_job_and_its_last_words() -> None:
@@ -223,6 +245,46 @@ def test_the_plan_shows_actions_reasons_and_numbers() -> None:
     plan = Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config, train_sequences=13_000), warnings=("slow disk",))
     lines = plan_screen(plan, config=config, warnings=("x has no effect",))
     assert_golden_screen("plan_screen.txt", lines)
+
+
+def priced(**changes: Any) -> TrainingCost:
+    fields: dict[str, Any] = {"gpus": True, "used_s": 1800.0, "left_s": 36_000.0, "budget_s": 28_800.0, "price_per_hour": 2.1}
+    return training_cost(**(fields | {"paced_by": "train/demo-0123456789ab"} | changes))
+
+
+PRICES = {
+    "measured": priced(),
+    "measured, on ranks, no budget, no price": priced(gpus=False, used_s=0.0, left_s=0.9, budget_s=None, price_per_hour=None),
+    "never measured": priced(left_s=None, paced_by=""),
+    "measured, but nobody knows how many steps": priced(left_s=None),
+    "never measured, no budget, no price": priced(left_s=None, paced_by="", budget_s=None, price_per_hour=None),
+}
+
+
+def test_what_a_plan_says_of_its_price() -> None:
+    config = RunConfig.model_validate(
+        {"name": "demo", "corpus": {"sources": ["/text"]}, "model": {"factory": "package:make"}, "training": {"epochs": 2.0, "global_batch_size": 16}}
+    )
+    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    plan = Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config))
+    shown = []
+    for name, cost in PRICES.items():
+        lines = plan_screen(plan.model_copy(update={"cost": cost}), config=config)
+        shown += [f"{name}:", *lines[next(index for index, line in enumerate(lines) if line.startswith("  parameters")) :], ""]
+    assert_golden_screen("plan_prices.txt", shown)
+
+
+@pytest.mark.parametrize(
+    ("cost", "line"),
+    [
+        (priced(), "0.5 GPU-hours used of a budget of 8, which cost 1.05 at 2.10 each; 10 more to go"),
+        (priced(left_s=None, budget_s=None), "0.5 GPU-hours used, which cost 1.05 at 2.10 each"),
+        (priced(gpus=False, left_s=0.0, budget_s=None, price_per_hour=None), "0.5 device-hours (a rank counts as a device) used"),
+    ],
+)
+def test_what_a_status_says_of_it(cost: TrainingCost, line: str) -> None:
+    stages = [stage_view(stage, StageState.MADE, cost=cost if stage is Stage.TRAIN else None) for stage in Stage]
+    assert f"  {line}" in status_screen(run_view(tuple(stages), RunState.FINISHED))
 
 
 @pytest.mark.parametrize(

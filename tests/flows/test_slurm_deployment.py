@@ -1,39 +1,19 @@
 """Deployments on a real Slurm cluster: a real Prefect server, a real worker process, and what becomes of flow runs when any of them dies."""
 
-import contextlib
-import signal
 import sqlite3
 import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 
-from flows.deployment import deploy_all
 from tests.fakes.prefect_lab import PrefectLab, prefect_serving, wait_until
+from tests.fakes.slurm_deployment import ON_SLURM, POOL, QUICK, deploy_flow, jobs_of, processes_of, said, start, working
 from tests.fakes.tiny_pipeline import ROOT, make_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
-
-POOL = "on-slurm"
-QUICK = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "2"}
-"""The worker looks for flow runs every second, and reconciles every other."""
-
-ON_SLURM: Mapping[str, Any] = {
-    "training.steps": 400,
-    "checkpoint.every_steps": 10,
-    "tracking.validate_every_steps": 200,
-    "cluster.kind": "slurm",
-    "cluster.queue": "cpu",
-    "cluster.ranks_per_node": 1,
-    "cluster.max_parallel_items": 2,
-    "cluster.stages": {"train": {"nodes": 2}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,67 +32,20 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deploy(lab: PrefectLab, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Deploys the flow that sleeps, as `headrace deploy` would; returns the deployment's id."""
+    """Deploys the flow that sleeps, or another; returns the deployment's id."""
 
-    def make(*, sleep_s: float = 0.0, held: bool = False, flow: str = "sleeping", **fields: Any) -> str:
-        variables = {"working_dir": str(folder), "time_limit": "10m", "memory": "500M", "extra_directives": ["--hold"] if held else []}
-        deployment = {
-            "name": folder.parent.name,
-            "entrypoint": "tests/fakes/sleeping_flow.py:sleeping",
-            "parameters": {"folder": str(folder), "sleep_s": sleep_s},
-            "work_pool": {"name": POOL, "type": "slurm", "job_variables": variables},
-            **fields,
-        }
-        pull = [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}]
-        file = folder.parent / "prefect.yaml"
-        file.write_text(yaml.safe_dump({"name": "test", "pull": pull, "deployments": [deployment]}))
+    def make(*, sleep_s: float = 0.0, **fields: Any) -> str:
         for name, value in lab.env.items():
             monkeypatch.setenv(name, value)
-        assert deploy_all(pool=None, file=file)["pools"] == [POOL]
-        made = lab.get(f"deployments/name/{flow}/{folder.parent.name}")
-        return str(made["id"])
+        parameters = fields.pop("parameters", {"folder": str(folder), "sleep_s": sleep_s})
+        return deploy_flow(lab, folder, parameters=parameters, **fields)
 
     return make
-
-
-@contextlib.contextmanager
-def working(lab: PrefectLab, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Runs a worker as long as the body."""
-    argv = (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "slurm")
-    with (folder.parent / "worker.log").open("ab") as log:
-        process = subprocess.Popen(argv, env=lab.env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
-def start(lab: PrefectLab, deployment: str) -> str:
-    """Makes a flow run; returns its id."""
-    made = lab.post(f"deployments/{deployment}/create_flow_run", {})
-    return str(made["id"])
-
-
-def jobs_of(flow_run_id: str) -> list[list[str]]:
-    """Number, state, comment of the flow run's jobs, oldest first."""
-    argv = ("squeue", "--noheader", "--states=all", "--sort=i", "--format=%A|%T|%k|%j")
-    lines = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
-    return [line.split("|")[:3] for line in lines if line.endswith(flow_run_id)]
 
 
 def lives(folder: Path) -> list[list[str]]:
     file = folder / "lives"
     return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def said(folder: Path) -> Callable[[], str]:
-    """What the worker and the jobs printed."""
-
-    def files() -> list[Path]:
-        return [folder.parent / "worker.log", *sorted(folder.glob(".headrace/control/*.out"))]
-
-    return lambda: "\n".join(file.read_text(errors="replace")[-3000:] for file in files())
 
 
 def test_scheduled_runs_complete_and_one_that_overlaps_is_cancelled(lab: PrefectLab, deploy: Callable[..., str], folder: Path) -> None:
@@ -248,16 +181,6 @@ def test_a_killed_worker_and_a_killed_flow_cost_nothing(lab: PrefectLab, deploy:
     assert len([name for name in queue if name.startswith(run_id) and "-train-" in name]) == 1
     with sqlite3.connect(project.folder / ".headrace/state/mlflow.db") as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
-
-
-def processes_of(flow_run_id: str) -> list[psutil.Process]:
-    """The processes of the flow itself, in whichever node's process table."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run_id:
-                found.append(process)
-    return found
 
 
 def test_prefect_takes_the_automations(lab: PrefectLab, folder: Path) -> None:

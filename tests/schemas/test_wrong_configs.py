@@ -24,6 +24,10 @@ BASE: dict[str, Any] = {
 }
 
 
+ELASTIC: dict[str, Any] = {"cluster.kind": "slurm", "cluster.nodes": 4, "cluster.min_nodes": 2, "cluster.ranks_per_node": 1}
+IN_CONTAINER: dict[str, Any] = {"cluster.kind": "slurm", "cluster.container": "apptainer", "cluster.image": "/images/headrace.sif"}
+
+
 class Wrong(NamedTuple):
     """One wrong recipe: an edit of the base, and what is expected of the problem that it causes."""
 
@@ -142,6 +146,9 @@ WRONG_VALUES = (
     Wrong({"cluster.time_limit": "24:00:00"}, "cluster.time_limit", "'24:00:00'", "24h"),
     Wrong({"cluster.time_limit": "90 min"}, "cluster.time_limit", "'90 min'", "90m"),
     Wrong({"cluster.memory": "64GB"}, "cluster.memory", "'64GB'", "64G"),
+    Wrong({"cluster.price_per_gpu_hour": -1}, "cluster.price_per_gpu_hour", "-1", "0"),
+    Wrong({"budget": {"gpu_hours": 0}}, "budget.gpu_hours", "0", ""),
+    Wrong({"budget": {"gpu_hour": 8}}, "budget.gpu_hour", "8", "budget.gpu_hours"),
     Wrong({"model.config": GONE, "model.factory": "package.module.make"}, "model.factory", "'package.module.make'", "package.module:make"),
     Wrong({"evaluation.length_buckets": [512, 256]}, "evaluation.length_buckets", "[512, 256]", "", "ascending"),
     Wrong({"checkpoint.every_steps": 0}, "checkpoint.every_steps", "0", "1"),
@@ -168,8 +175,24 @@ BROKEN_RULES = (
     Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["-A x"]}, "cluster.extra_directives", "['-A x']", "", "one long option"),
     Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["--a=b\n#SBATCH --x"]}, "cluster.extra_directives", "['--a=b", "", "on one line"),
     Wrong({"cluster.kind": "slurm", "cluster.extra_directives": ["--time=5"]}, "cluster.extra_directives", "['--time=5']", "", "cluster.time_limit"),
-    Wrong({"cluster.kind": "slurm", "cluster.image": "x"}, "cluster.image", "'x'", "", "extra_directives"),
+    Wrong({"cluster.kind": "slurm", "cluster.image": "x"}, "cluster.container", "", "", "image needs one of pyxis, apptainer, singularity"),
+    Wrong({"cluster.kind": "slurm", "cluster.stages": {"train": {"image": "x"}}}, "cluster.container", "", "", "stages.train.image needs one of"),
+    Wrong({"cluster.kind": "slurm", "cluster.container": "pyxis"}, "cluster.container", "'pyxis'", "", "no effect without image"),
+    Wrong({"cluster.kind": "slurm", "cluster.mounts": ["/data"]}, "cluster.mounts", "['/data']", "", "no effect without container"),
+    Wrong({**IN_CONTAINER, "cluster.container": "docker"}, "cluster.container", "'docker'", "", "pyxis"),
+    Wrong({**IN_CONTAINER, "cluster.mounts": ["data"]}, "cluster.mounts.0", "'data'", "", ""),
+    Wrong({**IN_CONTAINER, "cluster.mounts": ["/a,/b"]}, "cluster.mounts.0", "'/a,/b'", "", ""),
+    Wrong({**IN_CONTAINER, "cluster.container_options": ["-B /a"]}, "cluster.container_options", "['-B /a']", "", "one long option"),
+    Wrong({**IN_CONTAINER, "cluster.container_options": ["--bind=/a"]}, "cluster.container_options", "['--bind=/a']", "", "cluster.mounts"),
+    Wrong({"cluster.kind": "kubernetes", "cluster.image": "x", "cluster.container": "pyxis"}, "cluster.container", "'pyxis'", "", "kind: slurm"),
     Wrong({"cluster.namespace": "a"}, "cluster.namespace", "'a'", "", "kind: kubernetes"),
+    Wrong({**ELASTIC, "cluster.min_nodes": 5}, "cluster.min_nodes", "5", "4", "above the nodes of training (4)"),
+    Wrong({**ELASTIC, "cluster.min_nodes": 3, "training.global_batch_size": 16}, "cluster.min_nodes", "3", "2", "over 4, 2, 1 nodes"),
+    Wrong({**ELASTIC, "cluster.min_nodes": None, "restart.smaller_after": "5m"}, "restart.smaller_after", "'5m'", "", "without cluster.min_nodes"),
+    Wrong({**ELASTIC, "cluster.min_nodes": None, "restart.grow_after": "5h"}, "restart.grow_after", "'5h'", "", "without cluster.min_nodes"),
+    Wrong({**ELASTIC, "restart.smaller_after": "10 minutes"}, "restart.smaller_after", "'10 minutes'", "10m"),
+    Wrong({**ELASTIC, "cluster.stages": {"tokenize": {"min_nodes": 1}}}, "cluster.stages.tokenize.min_nodes", "1", "", "only training"),
+    Wrong({**ELASTIC, "cluster.stages": {"train": {"min_nodes": 9}}}, "cluster.stages.train.min_nodes", "9", "4"),
 )
 
 MISSING_AND_OUTSIDE = (

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.storage import FileStorage, Storage
 from schemas.errors import UnreachableError
-from schemas.job import RankPhase, RankProgress
+from schemas.progress import RankPhase, RankProgress
 from tasks import disturbance
 from tasks.disturbance import Kill, is_still, kill_rank
 

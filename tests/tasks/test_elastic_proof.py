@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
-from schemas.job import RankPhase, RankProgress
 from schemas.ledger import GoodputLedger, Spent
+from schemas.progress import RankPhase, RankProgress
 from schemas.recipe_config import Precision
 from schemas.stage import Stage
 from tasks.elastic_plan import at_world, is_between_saves, micro_batch_for, save_interval, segment_ends

@@ -8,7 +8,8 @@ import pytest
 from cluster.agent.pulse import PulseBoard, own_pulse
 from cluster.agent.scratch import EpochScratch
 from cluster.environment import PULSE
-from schemas.job import Notice, NoticeKind, RankPhase, TaskSpec
+from schemas.job import TaskSpec
+from schemas.progress import Notice, NoticeKind, RankPhase
 from tasks.entry import RankTask
 from tests.chaos.live_training import tiny_config
 from tests.fakes.job_request import gang_request

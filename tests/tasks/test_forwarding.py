@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from schemas.errors import UnreachableError
-from schemas.job import MetricPoint
+from schemas.progress import MetricPoint
 from tasks.forwarding import Forwarder
 from tasks.tracking import SystemSample
 from tests.fakes.job_request import ARTIFACT

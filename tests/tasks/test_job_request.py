@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from schemas.config import RunConfig
+from schemas.execution_config import BudgetConfig
 from schemas.job import JobKind, JobSpec
 from schemas.stage import Stage
 from tasks.job_request import JobPlace, JobShape, array_shape, job_request
@@ -51,6 +52,14 @@ def test_threads_of_a_rank(kind: str, cluster: dict[str, Any], threads: int) -> 
     assert request(on(kind, **cluster)).threads_per_rank == threads
 
 
+@pytest.mark.parametrize(
+    ("cluster", "standby"),
+    [({}, False), ({"gpus_per_node": 2}, True), ({"gpus_per_node": 2, "standby": False}, False), ({"standby": True}, True)],
+)
+def test_ranks_with_gpus_are_no_forks_unless_the_recipe_says_so(cluster: dict[str, Any], standby: bool) -> None:
+    assert request(on("slurm", **cluster)).standby is standby
+
+
 def test_more_ranks_than_cores_have_one_thread_each() -> None:
     assert request(on("local"), ranks=8, cores=2).threads_per_rank == 1
 
@@ -62,7 +71,23 @@ def test_only_training_may_fall_back_to_smaller_micro_batches() -> None:
     assert request(config_with()).limits.micro_batch_sizes == ()
 
 
+def test_a_budget_is_the_trainings_and_gpus_are_what_it_is_charged_for(tmp_path: Path) -> None:
+    config = on("slurm", gpus_per_node=4, stages={"evaluate": {"gpus_per_node": 1}}).model_copy(update={"budget": BudgetConfig(gpu_hours=2.5)})
+    assert (request(config).device_s_allowed, request(config).gpus_per_node) == (9000.0, 4)
+    assert (request(config, stage=Stage.EVALUATE).device_s_allowed, request(config, stage=Stage.EVALUATE).gpus_per_node) == (None, 1)
+
+
 def test_a_stages_own_time_limit_is_the_jobs(tmp_path: Path) -> None:
     config = on("slurm", time_limit="24h", stages={"evaluate": {"time_limit": "2h"}})
     assert request(config).time_limit_s == 24 * 3600
     assert request(config, stage=Stage.EVALUATE).time_limit_s == 2 * 3600
+
+
+def test_only_training_may_go_on_with_fewer_nodes() -> None:
+    config = on("slurm", nodes=2, min_nodes=1)
+    elastic = request(config).elastic
+    assert elastic is not None
+    assert [shape.num_nodes for shape in elastic.shapes] == [2, 1]
+    assert (elastic.smaller_after_s, elastic.grow_after_s) == (600.0, None)
+    assert request(config, stage=Stage.EVALUATE).elastic is None
+    assert request(on("slurm", nodes=2)).elastic is None

@@ -11,11 +11,11 @@ from cluster.launchers.slurm_queue import SlurmError
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage
 from cluster.supervisor import run_job
+from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import UnreachableError
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, ExitRecord
 from schemas.plan import Action, PlannedStage
 from schemas.stage import Stage
 from tasks.planned_jobs import planned_jobs, planned_scripts

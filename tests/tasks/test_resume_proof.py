@@ -15,11 +15,11 @@ from cluster.attempt import claim_attempt
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage
 from schemas.artifact import ArtifactRecord
+from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import InterruptedRunError
 from schemas.execution_config import RestartConfig
-from schemas.job import Cause, ExitRecord
 from schemas.journal import EventKind
 from schemas.stage import Stage
 from tasks import scratch_training, wiring

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import FileStorage, Storage
-from schemas.job import CancelRequest
+from schemas.attempt import CancelRequest
 from tasks.runs import Run
 
 

@@ -14,19 +14,10 @@ from urllib.parse import unquote
 import pytest
 
 from schemas.errors import ConfigError, UnreachableError
-from schemas.job import MetricPoint
-from tasks.tracking import (
-    STEP_TAG,
-    MlflowConnection,
-    ModelRegistry,
-    RunStatus,
-    SystemSample,
-    Tracker,
-    TrackingTarget,
-    environment,
-    flat_params,
-    without_credentials,
-)
+from schemas.progress import MetricPoint
+from tasks.mlflow_connection import MlflowConnection, TrackingTarget, environment, without_credentials
+from tasks.mlflow_registry import ModelRegistry
+from tasks.tracking import STEP_TAG, RunStatus, SystemSample, Tracker, flat_params
 from tests.fakes.in_process_work import config_with
 
 # SQLAlchemy 2.1 finds mlflow 3.17's mappings old-fashioned

@@ -14,13 +14,16 @@ from cluster.launchers.slurm import SlurmLauncher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage
 from flows.screens import status_screen
+from schemas.attempt import Cause, ExitRecord, Submitted
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
 from schemas.errors import UnreachableError
 from schemas.execution_config import ClusterConfig
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, ExitRecord, Heartbeat, JobSpec, RankPhase, RankProgress, Submitted
+from schemas.gang_shape import GangShape
+from schemas.job import ElasticLimits, JobSpec
 from schemas.journal import EventKind
+from schemas.progress import Heartbeat, RankPhase, RankProgress
 from schemas.stage import Stage
 from schemas.view import JobProgress, QueuePlace, RunState, RunView
 from tasks.runs import Run, create_run, open_run
@@ -66,9 +69,9 @@ class Training:
     def attempt(self, number: int) -> AttemptLayout:
         return ArtifactLayout(ARTIFACT).attempt("", number)
 
-    def intend(self, number: int = 0, *, job_id: str = "") -> None:
+    def intend(self, number: int = 0, *, job_id: str = "", **changes: Any) -> None:
         own: dict[str, Any] = {"attempt": number, "key": f"key-{number}", "artifact_key": ARTIFACT, "config": self.config.model_dump(mode="json")}
-        spec = gang_request(self.folder, intended_at=time.time() - 100 + number, **own)
+        spec = gang_request(self.folder, intended_at=time.time() - 100 + number, **own, **changes)
         self.storage.create_exclusive(self.attempt(number).spec, canonical_json(spec))
         if job_id:
             answer = Submitted(key=spec.key, launcher="slurm", job_id=job_id, at=time.time())
@@ -149,6 +152,14 @@ def test_an_attempt_that_waits_is_the_newest_though_the_one_before_has_spoken(tr
     launcher = Asked(PENDING)
     assert training.job(launcher).attempt == 1
     assert launcher.keys == [["key-1"]]
+
+
+def test_a_job_with_fewer_nodes_says_since_when_and_why(training: Training) -> None:
+    shapes = (GangShape(num_nodes=4, ranks_per_node=2), GangShape(num_nodes=2, ranks_per_node=2))
+    why = "the queue did not give 4 nodes within 10 min"
+    training.intend(3, job_id="4711", num_nodes=2, elastic=ElasticLimits(shapes=shapes, smaller_after_s=600.0), smaller_because=why)
+    training.beat(3)
+    assert f"  2 of 4 nodes since attempt 3: {why}" in status_screen(training.look(Asked(PENDING)))
 
 
 @pytest.mark.parametrize(

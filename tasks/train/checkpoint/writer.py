@@ -21,7 +21,7 @@ from cluster.layout import step_name
 from schemas.artifact import FileEntry
 from schemas.checkpoint import RankIndex, TrainingState
 from schemas.execution_config import CheckpointConfig
-from schemas.job import NoticeKind
+from schemas.progress import NoticeKind
 from tasks.train.agreement import Agreement, RankWord, SaveState, agree
 from tasks.train.checkpoint.channel import Commit, Committed, Describe, Discard, Failed, Forget, Local, Reply, Write, Written
 from tasks.train.checkpoint.commit import CheckpointStore, data_name, index_name

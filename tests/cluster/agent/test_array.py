@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from cluster.agent.array import order, share
 from cluster.attempt import read_exit
 from cluster.logs import read_logs
+from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, WorkItem
+from schemas.job import WorkItem
 from tests.fakes.job_request import array_request
 from tests.fakes.live_job import LiveJob, wait_until
 

@@ -12,8 +12,8 @@ import pytest
 from cluster.attempt import newest_commit, read_exit
 from cluster.logs import read_logs
 from cluster.metrics import read_metrics
+from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
-from schemas.job import Cause
 from tests.fakes.job_request import LIMITS, gang_request
 from tests.fakes.live_job import LiveJob, wait_until
 

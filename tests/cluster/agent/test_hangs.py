@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from cluster.attempt import read_notices
+from schemas.attempt import Cause, Incident
 from schemas.exit_code import ExitCode
-from schemas.job import Cause, Incident, NoticeKind
+from schemas.progress import NoticeKind
 from tests.fakes.job_request import gang_request
 from tests.fakes.live_job import LiveJob, wait_until
 

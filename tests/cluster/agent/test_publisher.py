@@ -14,7 +14,7 @@ from cluster.agent.scratch import NodeScratch
 from cluster.attempt import read_heartbeats, read_notices
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage, replace_local
-from schemas.job import Notice, NoticeKind, RankPhase, RankProgress
+from schemas.progress import Notice, NoticeKind, RankPhase, RankProgress
 from tests.fakes.live_job import wait_until
 
 ARTIFACT = ArtifactLayout("train/x-0123456789ab")

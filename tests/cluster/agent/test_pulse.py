@@ -12,7 +12,7 @@ import pytest
 from cluster.agent import pulse as pulse_module
 from cluster.agent.pulse import SLOT_BYTES, Pulse, PulseBoard, own_pulse
 from cluster.environment import PULSE
-from schemas.job import RankPhase, RankPulse
+from schemas.progress import RankPhase, RankPulse
 from tests.fakes.live_job import wait_until
 
 
@@ -80,7 +80,7 @@ def test_parts_with_long_names_are_cut_and_do_no_harm(board: PulseBoard, pulse: 
 
 def test_another_process_is_heard_before_it_imports_anything_heavy(board: PulseBoard) -> None:
     program = (
-        "import sys; from cluster.agent.pulse import own_pulse; from schemas.job import RankPhase; own_pulse().enter(RankPhase.LOADING);"
+        "import sys; from cluster.agent.pulse import own_pulse; from schemas.progress import RankPhase; own_pulse().enter(RankPhase.LOADING);"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=environment(board, 6))

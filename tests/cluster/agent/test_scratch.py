@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cluster.agent.scratch import EpochScratch
 from cluster.restart import Ending, classify
-from schemas.job import Cause, RankPhase, RankProgress
+from schemas.attempt import Cause
+from schemas.progress import RankPhase, RankProgress
 
 
 def test_files_are_found_by_rank(tmp_path: Path) -> None:

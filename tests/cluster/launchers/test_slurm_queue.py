@@ -6,7 +6,7 @@ import pytest
 
 from cluster.launchers.protocol import JobReport, JobState
 from cluster.launchers.slurm_queue import LEAST_AGE_S, MOST_AGE_S, SlurmError, SlurmQueue, parse_accounting, parse_queue
-from schemas.job import Cause
+from schemas.attempt import Cause
 
 KEY = "demo-7f3a-train-abc123"
 PENDING = f"12|PENDING|Priority|2026-01-01T10:00:00||{KEY}\n"
@@ -56,6 +56,24 @@ def test_states_mean_one_of_ours_and_why(line: str, state: JobState, cause: Caus
 def test_a_waiting_job_tells_when_it_may_start_and_a_running_one_where_it_runs() -> None:
     assert parse_queue(PENDING)[KEY] == JobReport(JobState.PENDING, job_id="12", told="PENDING (Priority)", starts="2026-01-01T10:00:00")
     assert parse_queue(RUNNING)[KEY].nodes == "node[1-2]"
+
+
+@pytest.mark.parametrize(
+    ("reason", "held"),
+    [
+        ("Resources", False),
+        ("Priority", False),
+        ("ReqNodeNotAvail, UnavailableNodes:node[1-2]", False),
+        ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", False),
+        ("JobHeldUser", True),
+        ("JobHeldAdmin", True),
+        ("BeginTime", True),
+        ("Dependency", True),
+        ("PartitionDown", True),
+    ],
+)
+def test_a_job_that_fewer_nodes_would_not_help_is_on_hold(reason: str, held: bool) -> None:
+    assert parse_queue(f"12|PENDING|{reason}|N/A||{KEY}\n")[KEY].held is held
 
 
 @pytest.mark.parametrize("order", [1, -1])

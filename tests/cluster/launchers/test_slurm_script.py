@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from cluster.launchers.slurm_container import Container
 from cluster.launchers.slurm_script import batch_script
-from schemas.execution_config import StageResources
+from schemas.errors import ConfigError
+from schemas.execution_config import ClusterConfig, ContainerRuntime, StageResources
 from schemas.job import JobKind, JobSpec, RestartLimits
 from schemas.stage import Stage
 from tests.fakes.golden import assert_golden
@@ -38,12 +40,27 @@ def spec(**changes: Any) -> JobSpec:
     return JobSpec(**(fields | changes))
 
 
-def script(job: JobSpec, resources: StageResources = RESOURCES, *, extra: tuple[str, ...] = ()) -> str:
-    return batch_script(job, resources, extra_directives=extra, checkout="/opt/headrace", python="/opt/venv/bin/python")
+def script(job: JobSpec, resources: StageResources = RESOURCES, *, extra: tuple[str, ...] = (), container: Container | None = None) -> str:
+    python = "/opt/venv/bin/python"
+    return batch_script(job, resources, extra_directives=extra, checkout="/opt/headrace", python=python, container=container)
 
 
 def test_the_script() -> None:
     assert_golden("slurm_script.sh", script(spec(), extra=("--account=research", "--exclusive")))
+
+
+@pytest.mark.parametrize("runtime", list(ContainerRuntime))
+def test_the_script_of_agents_in_containers(runtime: ContainerRuntime) -> None:
+    text = script(spec(), container=container_of(runtime, gpus_per_node=8))
+    assert_golden(f"slurm_script_{runtime}.sh", "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#SBATCH")))
+
+
+def container_of(runtime: ContainerRuntime, **fields: Any) -> Container:
+    image = "registry.example.com#headrace:1.2" if runtime is ContainerRuntime.PYXIS else "/images/head race.sif"
+    values = {"kind": "slurm", "container": runtime, "image": image, "mounts": ["/datasets", "/etc/x:/y:ro"], "container_options": ["--rocm"]}
+    found = Container.of(spec(), ClusterConfig.model_validate(values | fields), checkout="/home/me/project/headrace")
+    assert found is not None
+    return found
 
 
 def test_what_nobody_asked_for_is_not_there() -> None:
@@ -77,3 +94,48 @@ def test_the_agents_exit_code_is_the_jobs(tmp_path: Path) -> None:
     fake.chmod(0o755)
     done = subprocess.run(("bash", "-c", script(spec(), StageResources())), env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert done.returncode == 75
+
+
+def test_a_folder_that_no_container_can_be_shown_is_refused_with_its_key() -> None:
+    cluster = ClusterConfig.model_validate({"kind": "slurm", "container": "apptainer", "image": "a.sif"})
+    with pytest.raises(ConfigError) as error:
+        Container.of(spec(storage_root="/shared/a,b", project_dir="/home/me:x"), cluster, checkout="/opt/headrace")
+    assert sorted(problem.key for problem in error.value.problems) == ["storage.root", "the project folder"]
+
+
+def test_of_object_storage_its_cache_is_shown() -> None:
+    cluster = ClusterConfig.model_validate({"kind": "slurm", "container": "apptainer", "image": "a.sif"})
+    found = Container.of(spec(storage_root="s3://bucket/data"), cluster, checkout="/opt/headrace")
+    assert found is not None
+    assert found.mounts == tuple(f"{path}:{path}" for path in ("/home/me/project", "/opt/headrace", "/shared/state/scratch"))
+
+
+def test_what_one_folder_holds_is_shown_once() -> None:
+    job = spec(storage_root="/home/me/data", scratch_dir="/home/me/state/scratch/k", project_dir="/home/me")
+    cluster = ClusterConfig.model_validate({"kind": "slurm", "container": "apptainer", "image": "a.sif"})
+    found = Container.of(job, cluster, checkout="/opt/headrace")
+    assert found is not None
+    assert found.mounts == ("/home/me:/home/me", "/opt/headrace:/opt/headrace")
+
+
+MODULE = """# as sites have it: only where it is not there already, and with variables that are not set
+if [ -n "$NO_SUCH_VARIABLE" ]; then exit 1; fi
+module() { eval "export LOADED_$2=yes"; }
+"""
+
+
+def test_module_is_a_command_of_setup_lines(tmp_path: Path) -> None:
+    """A batch shell is no login shell, and knows no functions of the user's."""
+    profile = tmp_path / "profile.d"
+    profile.mkdir()
+    (profile / "00-modulepath.sh").write_text("export MODULEPATH=/apps\n")
+    (profile / "modules.sh").write_text(MODULE)
+    (profile / "z00_lmod.sh").write_text("exit 1  # defines what is there already\n")
+    fake = tmp_path / "srun"
+    fake.write_text(f'#!/bin/bash\nenv >"{tmp_path}/environment"\n')
+    fake.chmod(0o755)
+    text = script(spec(), StageResources(setup=("module load cuda", "export NCCL_DEBUG=INFO")))
+    assert "/etc/profile.d/" in text
+    subprocess.run(("bash", "-c", text.replace("/etc/profile.d", str(profile))), check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    variables = (tmp_path / "environment").read_text().splitlines()
+    assert {"LOADED_cuda=yes", "NCCL_DEBUG=INFO", "MODULEPATH=/apps"} <= set(variables)

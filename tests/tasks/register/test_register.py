@@ -9,10 +9,11 @@ import pytest
 
 from schemas.errors import UnreachableError, VerificationError
 from schemas.stage import Stage
+from tasks.mlflow_connection import MlflowConnection, TrackingTarget
+from tasks.mlflow_registry import ModelRegistry
 from tasks.register.build import build
 from tasks.register.promotion import history
 from tasks.register.registration import Registration
-from tasks.tracking import MlflowConnection, ModelRegistry, TrackingTarget
 from tests.fakes.in_process_work import InProcessWork
 from tests.fakes.mlflow_server import MlflowServer
 from tests.fakes.model_chain import Chain

@@ -32,17 +32,16 @@ def changed(site: Any) -> Any:
 
 
 @pytest.fixture
-def encoded_texts(site: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects the documents that are encoded from now on (not the probes that choose the engine)."""
     seen: list[str] = []
-    documents = {text for texts in site.documents.values() for text in texts} | {"one more document"}
-    encode = GigatokenEngine.encode
+    encode = GigatokenEngine.encode_column
 
-    def counting(self: GigatokenEngine, texts: list[str]) -> Any:
-        seen.extend(text for text in texts if text in documents)
+    def counting(self: GigatokenEngine, texts: Any) -> Any:
+        seen.extend(texts.to_pylist())
         return encode(self, texts)
 
-    monkeypatch.setattr(GigatokenEngine, "encode", counting)
+    monkeypatch.setattr(GigatokenEngine, "encode_column", counting)
     return seen
 
 

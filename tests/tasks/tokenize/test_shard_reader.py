@@ -129,6 +129,23 @@ def test_a_damaged_file_is_named_without_a_stack_trace(tmp_path: Path, damage: s
     assert int(caught.value.exit_code) == 7
 
 
+@pytest.mark.parametrize("change", [{"payload_offset": 200}, {"payload_offset": -1}, {"rows": 90}])
+def test_a_manifest_that_points_out_of_the_file_is_a_finding_and_no_crash(tmp_path: Path, change: dict[str, int]) -> None:
+    manifest, _ = make(tmp_path)
+    shards = tuple(shard.model_copy(update=change) if number == 2 else shard for number, shard in enumerate(manifest.shards))
+    reader = ShardReader(manifest.model_copy(update={"shards": shards}), folder=tmp_path, split="train")
+    with pytest.raises(VerificationError, match=r"s2\.parquet: the manifest says"):
+        reader.rows(np.array([reader.num_sequences - 1]))
+
+
+def test_a_batch_may_touch_more_shards_than_are_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shard_reader._MAX_OPEN, "fixed", 1)
+    manifest, rows = make(tmp_path)
+    reader = ShardReader(manifest, folder=tmp_path, split="train")
+    for indices in ([0, 5, 14], [14, 6], [1, 2], [14, 0, 5]):
+        assert np.array_equal(reader.rows(np.array(indices)), rows[indices])
+
+
 def test_all_damaged_shards_are_reported_at_once(tmp_path: Path) -> None:
     manifest, _ = make(tmp_path)
     for number in (0, 2):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -59,6 +60,17 @@ def test_empty_documents_keep_their_place(byte_level: bytes, documents: list[str
         assert encoded.offsets[-1] == encoded.ids.size
         assert encoded.ids.dtype == np.uint32
         assert [HuggingFaceEngine(byte_level).decode(encoded.of(index)) for index in range(len(documents))] == documents
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(2, 5), slice(1, 1), slice(3, 4)])
+def test_a_column_gives_the_ids_of_its_texts(byte_level: bytes, part: slice) -> None:
+    texts = ["water", "", "水轮 naïve 🙂", "  \n", "def run():", ""]
+    column = pa.array(texts)[part]
+    expected = HuggingFaceEngine(byte_level).encode(texts[part])
+    for engine in (HuggingFaceEngine(byte_level), GigatokenEngine(byte_level)):
+        found = engine.encode_column(column)
+        assert np.array_equal(found.ids, expected.ids)
+        assert np.array_equal(found.offsets, expected.offsets)
 
 
 def test_added_tokens_that_are_not_special_are_recognised_by_both(byte_level: bytes) -> None:

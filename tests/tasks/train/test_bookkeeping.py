@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempt import read_claim
+from cluster.closing import claim_to_close, close_unbegun
 from cluster.storage import FileStorage
+from schemas.attempt import Cause
+from schemas.canonical import canonical_json
 from schemas.ledger import GoodputLedger, Spent
 from tasks.train.bookkeeping import keep_ledger, read_ledger
+from tests.fakes.job_request import gang_request
 from tests.fakes.training_journal import TrainingJournal, incident
 
 
@@ -81,3 +86,22 @@ def test_a_start_without_counters_is_passed_over(tmp_path: Path) -> None:
     assert ledger is not None
     assert ledger.seconds[Spent.USEFUL] == 0.0
     assert ledger.wall_s == pytest.approx(10.0)
+
+
+def test_all_the_time_of_an_attempt_that_was_withdrawn_was_spent_in_the_queue(journal: TrainingJournal) -> None:
+    """Its claim was taken by a supervisor, when it had waited for long enough."""
+    before = read_ledger(journal.storage, journal.layout, now=1e9)
+    assert before is not None
+    at = before.until + 10.0
+    spec = gang_request(Path(journal.storage.url).parent).model_copy(update={"attempt": 7, "key": "k7", "intended_at": at, "withdraw_after_s": 60.0})
+    place = journal.layout.attempt("", 7)
+    journal.storage.create_exclusive(place.spec, canonical_json(spec))
+    assert claim_to_close(journal.storage, place, spec=spec, cause=Cause.QUEUE)
+    claim = read_claim(journal.storage, place)
+    assert claim is not None
+    record = close_unbegun(journal.storage, spec, claim=claim)
+    after = read_ledger(journal.storage, journal.layout, now=1e9)
+    assert after is not None
+    assert after.seconds[Spent.QUEUE] - before.seconds[Spent.QUEUE] == pytest.approx(record.ended_at - at)
+    assert after.seconds[Spent.START_UP] == before.seconds[Spent.START_UP]
+    assert after.mtbf_s >= before.mtbf_s, "nobody failed"

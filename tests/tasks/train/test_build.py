@@ -19,26 +19,9 @@ from schemas.config import RunConfig
 from schemas.errors import ConfigError, UnsafeFileError, VerificationError
 from schemas.exit_code import ExitCode
 from schemas.stage import Stage
-from tasks.train.build import GangShape, build, check_training_data, gang_shape, raw_deepspeed_section
+from tasks.train.build import build, check_training_data, raw_deepspeed_section
 
 MakeConfig = Callable[..., RunConfig]
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"cluster": {"ranks_per_node": 2}}, GangShape(1, 2)),
-        ({"cluster": {}}, GangShape(1, 1)),
-        ({"cluster": {"kind": "slurm", "nodes": 2, "ranks_per_node": 3}}, GangShape(2, 3)),
-        ({"cluster": {"kind": "slurm", "nodes": 5, "gpus_per_node": 1}}, GangShape(3, 1)),
-        ({"cluster": {"kind": "slurm", "nodes": 4, "gpus_per_node": 8}}, GangShape(1, 6)),
-        ({"cluster": {"kind": "slurm", "nodes": 2, "gpus_per_node": 5}}, GangShape(2, 3)),
-        ({"cluster": {"kind": "slurm", "nodes": 1, "ranks_per_node": 1, "stages": {"train": {"nodes": 2, "ranks_per_node": 3}}}}, GangShape(2, 3)),
-    ],
-)
-def test_the_largest_gang_that_gives_equal_work(make_config: MakeConfig, changes: dict[str, Any], expected: GangShape) -> None:
-    """12 sequences in micro-batches of 2: 1, 2, 3 or 6 ranks."""
-    assert gang_shape(make_config(**changes)) == expected
 
 
 def test_tokens_that_do_not_fit_are_refused(make_config: MakeConfig, inputs: Any) -> None:
@@ -75,7 +58,11 @@ class GangWork:
         self.notes: list[str] = []
         self.gangs: list[Mapping[str, Any]] = []
 
-    def input_dir(self, stage: Stage) -> Path:
+    def made(self, *files: FileEntry) -> Path:
+        folder: Path = self.output_dir
+        return folder
+
+    def input_dir(self, stage: Stage, *files: FileEntry) -> Path:
         folder: Path = self._inputs.dirs[stage]
         return folder
 

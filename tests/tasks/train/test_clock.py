@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.agent.pulse import SLOT_BYTES, Pulse, PulseBoard
-from schemas.job import RankPhase, RankPulse
+from schemas.progress import RankPhase, RankPulse
 from tasks.train.clock import StepClock
 
 

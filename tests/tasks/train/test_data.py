@@ -57,7 +57,7 @@ def test_errors_of_the_reading_thread_reach_the_loop(source: Any, monkeypatch: p
     from tasks.train.data import TrainingBatches
 
     batches = TrainingBatches(source, global_batch_size=4, micro_batch_size=2, seed=7, rank=0, world_size=1)
-    monkeypatch.setattr(source, "batch", lambda indices: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(source, "batches", lambda parts: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         batches.at(0)
     batches.close()

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.job import MTBF_PRIOR_S, Cause, EpochRecord, Incident, MetricPoint
+from schemas.attempt import Cause, EpochRecord, Incident
+from schemas.job import MTBF_PRIOR_S
 from schemas.ledger import GoodputLedger, Spent
+from schemas.progress import MetricPoint
 from tasks.train.ledger import AttemptTimes, EpochTimes, account, counted_steps
 
 STEP = {"data_s": 0.1, "forward_s": 0.3, "backward_s": 0.4, "agree_s": 0.05, "optimizer_s": 0.05, "other_s": 0.1}

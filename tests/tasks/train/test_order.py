@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.train.order import global_batch, permute, rank_slice, stream_seed
+from tasks.train import order
+from tasks.train.order import BatchOrder, global_batch, permute, rank_slice, stream_seed
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -44,6 +45,17 @@ def test_every_pass_visits_every_sequence_once(num_sequences: int, batch_size: i
     batches = [global_batch(step, num_sequences=num_sequences, global_batch_size=batch_size, seed=seed) for step in range(num_steps)]
     visited = np.concatenate(batches)[: num_passes * num_sequences]
     assert np.array_equal(np.sort(visited.reshape(num_passes, num_sequences), axis=1), np.tile(np.arange(num_sequences), (num_passes, 1)))
+
+
+@given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=30), num_sequences=st.integers(1, 300), batch_size=st.integers(1, 50))
+@settings(max_examples=50, deadline=None)
+def test_steps_computed_together_are_steps_computed_alone(steps: list[int], num_sequences: int, batch_size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "_AHEAD", 60)
+        together = BatchOrder(num_sequences=num_sequences, global_batch_size=batch_size, seed=5)
+        for step in (*steps, *sorted(steps)):
+            alone = global_batch(step, num_sequences=num_sequences, global_batch_size=batch_size, seed=5)
+            assert np.array_equal(together.batch(step), alone)
 
 
 def test_passes_have_orders_of_their_own() -> None:

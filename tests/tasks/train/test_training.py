@@ -17,7 +17,7 @@ import pytest
 from schemas.checkpoint import SLOTS, CommitRecord, QuarantineRecord, RankIndex, TrainingState
 from schemas.config import RunConfig
 from schemas.exit_code import ExitCode
-from schemas.job import RankPhase
+from schemas.progress import RankPhase
 from schemas.stage import Stage
 
 pytestmark = pytest.mark.slow

@@ -34,12 +34,24 @@ def found(path: Path | str, **options: object) -> list[str]:
         ({"include": ("*.py",)}, ["a.py", "sub/c.py"]),
         ({"include": ("*.py", "*.md"), "exclude": ("sub/c*",)}, ["a.py", "sub/deep/d.md"]),
         ({"exclude": ("sub/*",)}, ["a.py", "b.txt"]),
+        ({"exclude": ("*/deep/*",)}, ["a.py", "b.txt", "sub/c.py"]),
+        ({"exclude": ("s[a-z]b/d?ep/*",)}, ["a.py", "b.txt", "sub/c.py"]),
+        ({"exclude": ("deep/*",)}, ["a.py", "b.txt", "sub/c.py", "sub/deep/d.md"]),
         ({"include": ("[ab].*",)}, ["a.py", "b.txt"]),
     ],
 )
 def test_a_folder_is_read_by_include_and_exclude_without_hidden_names(tmp_path: Path, options: dict[str, object], expected: list[str]) -> None:
     make_tree(tmp_path, "b.txt", "a.py", "sub/c.py", "sub/deep/d.md", ".hidden.py", ".git/config.py", "sub/.cache/x.py")
     assert found(tmp_path, **options) == expected
+
+
+def test_folders_that_are_left_out_are_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path, "a.py", "sub/deep/d.py", "other/b.py")
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(Path(path).name), scandir(path))[1])
+    assert found(tmp_path, exclude=("sub/*",)) == ["a.py", "other/b.py"]
+    assert listed == [tmp_path.name, "other"]
 
 
 @pytest.mark.parametrize(

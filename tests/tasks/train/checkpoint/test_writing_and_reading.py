@@ -17,7 +17,7 @@ import pytest
 from schemas.checkpoint import SLOTS, CommitRecord, ParameterShape, TrainingState
 from schemas.errors import VerificationError
 from schemas.execution_config import CheckpointConfig
-from schemas.job import NoticeKind
+from schemas.progress import NoticeKind
 from tasks.train.checkpoint.commit import CheckpointStore
 
 pytestmark = pytest.mark.slow  # imports torch
