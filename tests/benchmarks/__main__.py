@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tests.benchmarks.harness import busy_warning, report
 
-NAMES = ("noop", "checkpoint", "hang", "resume", "recovery", "goodput")
+NAMES = ("noop", "tokenize", "shards", "load", "position", "validate", "checkpoint", "hang", "resume", "recovery", "goodput")
+_MODULES = {"tokenize": "tokenizing"}
+"""Where the module has another name: beside scripts, `tokenize.py` would stand in for the standard library's."""
 
 
 def main() -> int:
@@ -15,10 +17,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+    parser.add_argument("--megabytes", type=int, default=None, help="benchmarks of data: another size, for development")
+    parser.add_argument("--repetitions", type=int, default=None, help="benchmarks of data: how often everybody is measured")
     arguments = parser.parse_args()
+    options = {name: value for name in ("megabytes", "repetitions") if (value := getattr(arguments, name)) is not None}
     if warning := busy_warning():
         print(warning, file=sys.stderr)
-    return report(importlib.import_module(f"tests.benchmarks.{arguments.name}").run(), json_file=arguments.json)
+    benchmark = importlib.import_module(f"tests.benchmarks.{_MODULES.get(arguments.name, arguments.name)}")
+    return report(benchmark.run(**options), json_file=arguments.json)
 
 
 if __name__ == "__main__":

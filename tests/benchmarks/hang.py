@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.job import Cause
+from schemas.attempt import Cause
 from tests.benchmarks.harness import Figure, Outcome, versions_of
 from tests.chaos.injector import Faults, Point
 from tests.chaos.live_training import LiveTraining, tiny_config

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".headrace" / "peers"
@@ -49,6 +50,8 @@ class Outcome:
     met: bool
     """Whether the goal is met."""
     versions: Mapping[str, str]
+    notes: Sequence[str] = ()
+    """What else was found, a line each; printed above the verdict."""
 
 
 def run_program(argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Sample:
@@ -57,6 +60,27 @@ def run_program(argv: Sequence[str], *, env: Mapping[str, str] | None = None, cw
     subprocess.run(argv, env=None if env is None else dict(env), cwd=cwd, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return Sample(wall_s=wall, cpu_s=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def timed(work: Callable[[], object]) -> Sample:
+    """Returns what a call cost in this process, all its threads included."""
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    work()
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    return Sample(wall_s=wall, cpu_s=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def ask_program(argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT, answers: bool = True) -> dict[str, Any]:
+    """Returns the JSON object on the last line that a program prints: one that measures itself (`contestants/measuring.py`). Else nothing.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    done = subprocess.run(argv, env=None if env is None else dict(env), cwd=cwd, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-3000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if answers else {}
+    return answer
 
 
 def interleave(contestants: Mapping[str, Callable[[], Sample]], *, repetitions: int = 7) -> tuple[Figure, ...]:
@@ -107,6 +131,8 @@ def report(outcome: Outcome, *, json_file: Path | None) -> int:
     print(f"{'':{width}} {'median':>9} {'min':>9} {'max':>9} {'cpu':>9}   seconds")
     for figure in outcome.figures:
         print(f"{figure.name:{width}} {figure.median_wall_s:9.3f} {figure.min_wall_s:9.3f} {figure.max_wall_s:9.3f} {figure.median_cpu_s:9.3f}")
+    for note in outcome.notes:
+        print(note)
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
     print(outcome.verdict)
