@@ -75,7 +75,8 @@ def went_down_and_up(storage: Storage, layout: ArtifactLayout) -> None:
 
 def test_a_job_goes_on_with_fewer_nodes_and_later_with_all(make_job: MakeJob, cluster: Any) -> None:
     limits = ElasticLimits(shapes=SHAPES, smaller_after_s=SMALLER_AFTER_S)
-    job = make_job(num_nodes=2, ranks=1, elastic=limits, options={"steps": 120}, lost_after_s=60.0, grace_s=1.0)
+    # ten seconds of steps: the nodes must be back before the small attempt is through
+    job = make_job(num_nodes=2, ranks=1, elastic=limits, options={"steps": 500}, lost_after_s=60.0, grace_s=1.0)
     job.when(Scarcity(cluster, job.storage, job.layout).over, lambda: None)
     record = job.run()
     went_down_and_up(job.storage, job.layout)
