@@ -46,7 +46,8 @@ def test_the_champion_goes_on_learning_once_for_each_change(finished: Project, l
     assert set(training["outside"]) == {"pretrained"}, "the champion's content is part of what the new training is"
     tokenizers = [json.loads(path.read_text())["model"] for path in (project.root / "tokenizer").glob("*/tokenizer.json")]
     assert tokenizers[0] == tokenizers[-1], "the ids mean what they meant"
-    points = [json.loads(line) for path in sorted((project.root / "train" / made / "metrics").glob("*-r0000-*.jsonl")) for line in path.open()]
+    segments = sorted((project.root / "train" / made / "metrics").glob("*-r0000-*.jsonl"))
+    points = [json.loads(line) for path in segments for line in path.read_text().splitlines()]
     assert points[0]["values"]["loss"] < 5.0, "weights that know nothing begin at ln 400 = 6"
 
     assert scheduled(lab, project, "continue").startswith("nothing to do: models:/tiny")
