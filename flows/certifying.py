@@ -130,7 +130,7 @@ def _libraries(modules: Collection[str]) -> Iterator[str]:
     """Yields the files of the libraries that found the answer, and the folders where a file could appear that is imported instead."""
     for name in modules:
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None:
+        if file is not None and Path(file).is_absolute():  # torch.classes calls itself `_classes.py`, and is no file
             yield str(file)
     yield from (folder for folder in (entry or str(Path.cwd()) for entry in sys.path) if Path(folder).is_dir())
 
