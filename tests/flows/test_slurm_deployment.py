@@ -188,7 +188,7 @@ def test_prefect_takes_the_automations(lab: PrefectLab, folder: Path) -> None:
     text = (ROOT / "infra" / "automations.yaml").read_text(encoding="utf-8")
     file.write_text(text.replace("block_document_id: NOTIFICATION_BLOCK", f"block_document_id: {uuid.uuid4()}"))
     lab.prefect("automation", "create", "--from-file", str(file))
-    assert len(lab.post("automations/filter", {})) == 3
+    assert len(lab.post("automations/filter", {})) == text.count("\n  - name: ")
 
 
 def slurm(*argv: str) -> None:
