@@ -50,8 +50,8 @@ test: $(DEV_READY) ## the test suite
 test-fast: $(DEV_READY) ## the tests that take under a minute in all
 	@$(BIN)/python -m pytest -m "not slow and not exhaustive"
 
-test-exhaustive: $(DEV_READY) ## the tests that take minutes each
-	@$(BIN)/python -m pytest -m exhaustive
+test-exhaustive: $(DEV_READY) ## the tests that take minutes each; MARK=slurm, MARK="not slurm": only those
+	@$(BIN)/python -m pytest -m "exhaustive$(if $(MARK), and ($(MARK)),)"
 
 soak: $(DEV_READY) ## random trouble until the time is up: make soak MINUTES=30 SEED=1
 	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED),)
