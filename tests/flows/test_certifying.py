@@ -29,6 +29,8 @@ from tests.fakes.remembered_project import (
 )
 from tests.fakes.tiny_pipeline import Project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
