@@ -26,6 +26,8 @@ from tests.fakes.remembered_project import (
 )
 from tests.fakes.tiny_pipeline import Project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
@@ -137,8 +139,6 @@ def test_every_kind_of_path_in_a_recipe_is_known() -> None:
 _TRACED = """
 import builtins, io, json, os, sys
 import flows.cli, flows.piloting, flows.certifying, cluster.launchers.local, encodings.utf_8_sig, sqlite3
-
-pytestmark = pytest.mark.slow
 asked = set()
 def tell(function):
     def told(path=".", *arguments, **options):
