@@ -5,6 +5,7 @@ telemetry are off.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -45,6 +46,7 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
+_SQLITE = "sqlite:///"
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -66,7 +68,7 @@ class TrackingTarget:
         if config.tracking.mlflow_uri is not None:
             return cls(uri=config.tracking.mlflow_uri, artifact_root=None, experiment=experiment)
         state = Path(config.state)
-        return cls(uri=f"sqlite:///{state / 'mlflow.db'}", artifact_root=state / "mlflow-artifacts", experiment=experiment)
+        return cls(uri=f"{_SQLITE}{state / 'mlflow.db'}", artifact_root=state / "mlflow-artifacts", experiment=experiment)
 
 
 def without_credentials(text: str) -> str:
@@ -91,12 +93,13 @@ class MlflowConnection:
     def client(self) -> "MlflowClient":
         """The client; its first use imports mlflow and, on an empty SQLite file, creates the schema (about 2 s)."""
         self.prepare()
-        if self.target.artifact_root is not None:
-            self.target.artifact_root.mkdir(parents=True, exist_ok=True)
         from mlflow import MlflowClient
 
         uri = resolve_secrets(self.target.uri)
         with self.reaching("opened"):
+            if self.target.artifact_root is not None:
+                self.target.artifact_root.mkdir(parents=True, exist_ok=True)
+                _create_database(Path(uri.removeprefix(_SQLITE)), artifact_root=self.target.artifact_root)
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def prepare(self) -> None:
@@ -144,3 +147,22 @@ class MlflowConnection:
             mend = "start it again or check its credentials; what it missed is forwarded later"
             cause = None if has_secret(self.target.uri) else error  # loggers write the cause too, and it may quote the URL
             raise UnreachableError(f"MLflow at {uri} could not be {what}", why=reason, mend=mend) from cause
+
+
+def _create_database(database: Path, *, artifact_root: Path) -> None:
+    """Creates MLflow's SQLite database, whole or not at all, unless there is one.
+
+    MLflow makes its schema in dozens of migrations that SQLite does not undo: killed among them, it could never open the file again.
+    """
+    if database.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = database.with_name(f"{database.name}.new")
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever waited finds it made
+        if not database.exists():
+            for left in (new, new.with_name(f"{new.name}-journal")):
+                left.unlink(missing_ok=True)
+            SqlAlchemyStore(f"{_SQLITE}{new}", artifact_root.as_uri()).engine.dispose()
+            os.replace(new, database)
