@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 
 from cluster.agent.stacks import answer_with_stacks
 from cluster.agent.wire import Fork, set_process_name
@@ -26,6 +27,18 @@ def become(request: Fork) -> None:
     os.dup2(log, 2)
     os.close(log)
     os.chdir(request.cwd)
+
+
+def ended_children() -> Iterator[tuple[int, int]]:
+    """Yields pid and exit status (negative: killed by that signal) of children that have ended, and takes them from the process table."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
 
 
 def run_program(request: Fork) -> None:

@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 from cluster.agent.preload import import_modules, recorded_modules
-from cluster.agent.program import PROGRAMS_SIGNALS, become, run_program
+from cluster.agent.program import PROGRAMS_SIGNALS, become, ended_children, run_program
 from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent
 from cluster.environment import LOCAL_RANK
 
@@ -114,7 +114,9 @@ class Keeper:
         return spare
 
     def _hear(self, spare: Spare) -> None:
-        """Takes a spare's word: it runs now, has imported what was recorded, or is gone."""
+        """Takes a spare's word: it runs now, has imported what was recorded, or is gone. Nothing, when its end was heard of a moment ago."""
+        if spare.answered:
+            return
         message = spare.wire.receive()
         if isinstance(message, Imported):
             if spare.slot == min(self._slots):  # the agent wants to hear it once
@@ -131,19 +133,13 @@ class Keeper:
 
     def _report_ends(self) -> None:
         """Tells of ranks that have ended; of each after the word that it runs."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in ended_children():
             spare = self._asked.pop(pid, None)
             if spare is None:
                 continue
             while not spare.answered:
                 self._hear(spare)
-            self._wire.send(Exited(pid=pid, status=os.waitstatus_to_exitcode(status)))
+            self._wire.send(Exited(pid=pid, status=status))
 
 
 def wait_for_request(wire: Wire, preload: tuple[str, ...]) -> Fork | None:

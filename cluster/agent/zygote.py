@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.agent.preload import import_modules, recorded_modules
-from cluster.agent.program import PROGRAMS_SIGNALS, become, run_program
+from cluster.agent.program import PROGRAMS_SIGNALS, become, ended_children, run_program
 from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,8 @@ class Zygote:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PROGRAMS_SIGNALS)
 
     def _report_ends(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self._wire.send(Exited(pid=pid, status=os.waitstatus_to_exitcode(status)))
+        for pid, status in ended_children():
+            self._wire.send(Exited(pid=pid, status=status))
 
     def _warm_one(self) -> None:
         """Imports one recorded module; between two, the agent and ends of children are served."""

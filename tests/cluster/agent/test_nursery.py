@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -201,3 +202,21 @@ def test_a_spare_takes_the_next_place_and_a_dead_one_is_made_up_for(nursery: Nur
     assert sorted(nursery.running) == sorted(running)
     nursery.signal(signal.SIGTERM)
     assert {end.status for end in (*nursery.wait(10.0), *nursery.wait(10.0))} == {-signal.SIGTERM}
+
+
+@pytest.mark.parametrize("nursery", [True], indirect=True, ids=["standby"])
+def test_a_rank_that_has_ended_before_the_keeper_looks_is_told_of_once(nursery: Nursery, tmp_path: Path) -> None:
+    """The word that it runs and its end are both there when a keeper that was held up wakes."""
+    assert status_of(nursery, tmp_path, "plain") == 0
+    (keeper,) = psutil.Process().children()
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(nursery.start, program(tmp_path, "exit", "3"))
+        wait_until(lambda: bool(keeper.children()))
+        keeper.suspend()
+        (rank,) = keeper.children()
+        wait_until(lambda: rank.status() == psutil.STATUS_ZOMBIE)
+        keeper.resume()
+        pid = starting.result(timeout=30)
+    assert [(end.pid, end.status, end.zygote_died) for end in nursery.wait(30.0)] == [(pid, 3, False)]
+    assert keeper.is_running()
+    assert status_of(nursery, tmp_path, "plain") == 0
