@@ -206,17 +206,21 @@ def test_a_spare_takes_the_next_place_and_a_dead_one_is_made_up_for(nursery: Nur
 
 @pytest.mark.parametrize("nursery", [True], indirect=True, ids=["standby"])
 def test_a_rank_that_has_ended_before_the_keeper_looks_is_told_of_once(nursery: Nursery, tmp_path: Path) -> None:
-    """The word that it runs and its end are both there when a keeper that was held up wakes."""
-    assert status_of(nursery, tmp_path, "plain") == 0
-    (keeper,) = psutil.Process().children()
+    """Another's end, the word that it runs, and its own end are all there when a keeper that was held up wakes."""
+    other = nursery.start(program(tmp_path, "sleep", LOCAL_RANK="1"))
+    keeper = psutil.Process(other).parent()
+    assert keeper is not None
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(nursery.start, program(tmp_path, "exit", "3"))
-        wait_until(lambda: bool(keeper.children()))
+        wait_until(lambda: len(keeper.children()) == 2)
         keeper.suspend()
-        (rank,) = keeper.children()
+        (rank,) = [child for child in keeper.children() if child.pid != other]
+        os.kill(other, signal.SIGKILL)
         wait_until(lambda: rank.status() == psutil.STATUS_ZOMBIE)
         keeper.resume()
         pid = starting.result(timeout=30)
-    assert [(end.pid, end.status, end.zygote_died) for end in nursery.wait(30.0)] == [(pid, 3, False)]
+    ended = list(nursery.wait(30.0))
+    if len(ended) < 2:
+        ended += nursery.wait(30.0)
+    assert {(end.pid, end.status, end.zygote_died) for end in ended} == {(other, -signal.SIGKILL, False), (pid, 3, False)}
     assert keeper.is_running()
-    assert status_of(nursery, tmp_path, "plain") == 0
