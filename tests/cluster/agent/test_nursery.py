@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -202,25 +201,3 @@ def test_a_spare_takes_the_next_place_and_a_dead_one_is_made_up_for(nursery: Nur
     assert sorted(nursery.running) == sorted(running)
     nursery.signal(signal.SIGTERM)
     assert {end.status for end in (*nursery.wait(10.0), *nursery.wait(10.0))} == {-signal.SIGTERM}
-
-
-@pytest.mark.parametrize("nursery", [True], indirect=True, ids=["standby"])
-def test_a_rank_that_has_ended_before_the_keeper_looks_is_told_of_once(nursery: Nursery, tmp_path: Path) -> None:
-    """Another's end, the word that it runs, and its own end are all there when a keeper that was held up wakes."""
-    other = nursery.start(program(tmp_path, "sleep", LOCAL_RANK="1"))
-    keeper = psutil.Process(other).parent()
-    assert keeper is not None
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(nursery.start, program(tmp_path, "exit", "3"))
-        wait_until(lambda: len(keeper.children()) == 2)
-        keeper.suspend()
-        (rank,) = [child for child in keeper.children() if child.pid != other]
-        os.kill(other, signal.SIGKILL)
-        wait_until(lambda: rank.status() == psutil.STATUS_ZOMBIE)
-        keeper.resume()
-        pid = starting.result(timeout=30)
-    ended = list(nursery.wait(30.0))
-    if len(ended) < 2:
-        ended += nursery.wait(30.0)
-    assert {(end.pid, end.status, end.zygote_died) for end in ended} == {(other, -signal.SIGKILL, False), (pid, 3, False)}
-    assert keeper.is_running()
