@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.environment import checkout
+
 pytestmark = pytest.mark.slow
 
 _KEEPER = """
@@ -27,7 +29,7 @@ print(agent.receive(), agent.receive())
 
 def test_an_end_that_is_heard_of_before_the_word_that_it_runs_is_told_after_it(tmp_path: Path) -> None:
     (tmp_path / "playground.py").write_text("raise SystemExit(3)")
-    path = os.pathsep.join((os.getcwd(), str(tmp_path)))
+    path = os.pathsep.join((str(checkout()), str(tmp_path)))
     argv = (sys.executable, "-c", _KEEPER, str(tmp_path / "log"))
     done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
