@@ -76,7 +76,6 @@ def run(task: ItemTask) -> ItemOutcome:
             tokenizer_json,
             documents=wanted,
             of=sum(file.documents for file in files),
-            text_bytes=sum(file.text_bytes for file in files),
             engine=facts.engine,
         ),
         reuse=Reuse.of_group(task, map(Donor.model_validate, options["donors"]), group=group),

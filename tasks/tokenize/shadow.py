@@ -9,19 +9,18 @@ from schemas.errors import VerificationError
 from tasks.tokenizer.corpus import Columns
 from tasks.tokenizer.engine import Encoded, HuggingFaceEngine
 
-_SHARE, _LEAST_BYTES = 512, 128 << 10
-"""At most one byte in so many is checked, or so many bytes where that is more: Hugging Face encodes some 5 MB per second and core, and would
-take longer than all the rest. Of long documents fewer are checked than asked for, but always one."""
+_MAX_BYTES = 1 << 20
+"""Hugging Face encodes some 5 MB per second and core: of long documents fewer are checked than asked for, but always one."""
 
 
 class ShadowCheck:
     """Compares an engine's ids with the reference's, on documents spread evenly. Does nothing when the engine is the reference."""
 
-    def __init__(self, tokenizer_json: bytes, *, documents: int, of: int, text_bytes: int, engine: Literal["gigatoken", "huggingface"]) -> None:
-        """Starts a check of about `documents` of the `of` documents that will be shown, in their order, which have `text_bytes` in all."""
+    def __init__(self, tokenizer_json: bytes, *, documents: int, of: int, engine: Literal["gigatoken", "huggingface"]) -> None:
+        """Starts a check of about `documents` of the `of` documents that will be shown, in their order."""
         self.checked = 0
         self._seen = 0
-        self._bytes_left = max(text_bytes // _SHARE, _LEAST_BYTES)
+        self._bytes_left = _MAX_BYTES
         self._stride = max(1, -(-of // documents)) if documents else 0
         self._reference = HuggingFaceEngine(tokenizer_json) if documents and engine != "huggingface" else None
 
