@@ -46,6 +46,12 @@ class Costs:
         return replace(self, step_s=max(self.step_s, step_s), save_s=save_s, validation_s=max(self.validation_s, validation_s))
 
 
+def stop_s(costs: Costs, *, grace_s: float) -> float:
+    """Returns how long a graceful stop may take; `grace_s` stands for a save that was not measured yet."""
+    save_s = grace_s if costs.save_s is None else costs.save_s
+    return _SAFETY * (costs.step_s + costs.validation_s + _SAVES * save_s)
+
+
 def stop_lead_s(costs: Costs, *, time_limit_s: float, grace_s: float) -> float:
     """Returns how long before the end of an allocation ranks are to be asked to stop.
 
@@ -54,6 +60,4 @@ def stop_lead_s(costs: Costs, *, time_limit_s: float, grace_s: float) -> float:
         time_limit_s: length of the allocation.
         grace_s: stands for a save that was not measured yet.
     """
-    save_s = grace_s if costs.save_s is None else costs.save_s
-    stop_s = costs.step_s + costs.validation_s + _SAVES * save_s
-    return min(_SAFETY * stop_s + _MARGIN_S, _MOST_SHARE * time_limit_s)
+    return min(stop_s(costs, grace_s=grace_s) + _MARGIN_S, _MOST_SHARE * time_limit_s)

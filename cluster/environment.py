@@ -23,6 +23,8 @@ BUFFER = "HEADRACE_BUFFER"
 """Memory that a rank takes over from the start before, as a path (`cluster.agent.buffers`)."""
 STACKS_FILE = "HEADRACE_STACKS_FILE"
 """Where a rank writes its stacks when the agent asks for them (`cluster.agent.stacks`)."""
+NODE_NAME = "HEADRACE_NODE_NAME"
+"""What the cluster calls the machine, where its host name is another: in pods."""
 MODULES_FILE = "HEADRACE_MODULES_FILE"
 """Where a first rank writes down the modules that it imported (`cluster.agent.preload.record_modules`)."""
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class FileCache:
         place = self._place(entry)
         if self._is_intact(place, entry):
             with contextlib.suppress(FileNotFoundError):  # another process has just made room
-                os.utime(place)
+                os.utime(place, ns=(time.time_ns(), place.stat().st_mtime_ns))  # who reads it now would take another mtime for another content
                 os.link(place, target)
                 return
         self._make_room(entry)
@@ -130,4 +131,4 @@ class FileCache:
         for item in os.scandir(self._files):
             with contextlib.suppress(FileNotFoundError):  # another process makes room
                 status = item.stat(follow_symlinks=False)
-                yield _File(Path(item.path), size=status.st_size, used_at=status.st_mtime, in_use=status.st_nlink > 1)
+                yield _File(Path(item.path), size=status.st_size, used_at=status.st_atime, in_use=status.st_nlink > 1)

@@ -6,9 +6,11 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         record.json                               written last: the artifact is done
         plan.json, {step_name}-plan.json          frozen plans
         items/{step_name}-000012.json             one record per finished work item
+        carried/06b05ab6…                         raw files that pods do not see, while `validate` scans them
         leases/000001.…                           who writes this artifact
         attempts/{step_name}-0000/                one submission
-            spec.json submission.txt submitted.json claim.json cancel.json exit.json verdict.json heartbeats/ incidents/ notices/ nodes/ logs/ stacks/
+            spec.json submission.txt submitted.json claim.json cancel.json exit.json verdict.json
+            heartbeats/ incidents/ notices/ nodes/ takes/ logs/ stacks/
         epochs/000003.json                        one per start of ranks
         metrics/e000003-r0000-000012.jsonl
         checkpoints/step-00001200.e000003/        training only
@@ -36,6 +38,9 @@ _FOLDER = re.compile(r"^(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})(?:\.r(?P<rebu
 
 BOOKKEEPING: tuple[str, ...] = ("items", "leases", "attempts", "epochs", "metrics", "commits", "checkpoints", "acts", "goodput")
 """Folders of an artifact that are how it was made, not what it is; never part of its content."""
+
+REPORT_NAME = "report/index.html"
+"""The page about a corpus, within its artifact. Not part of the content hash."""
 
 
 def safe_key(key: str) -> str:
@@ -108,6 +113,11 @@ class ArtifactLayout:
         """Folder of attempts."""
         return f"{self.key}/attempts"
 
+    @property
+    def items(self) -> str:
+        """Folder of items' records."""
+        return f"{self.key}/items"
+
     def plan(self, step_name: str) -> str:
         """Returns the key of a frozen work plan."""
         return f"{self.key}/{step_name}-plan.json"
@@ -118,7 +128,7 @@ class ArtifactLayout:
 
     def item(self, step_name: str, index: int) -> str:
         """Returns the key of an item's record."""
-        return f"{self.key}/items/{step_name}-{index:06d}.json"
+        return f"{self.items}/{step_name}-{index:06d}.json"
 
     def act(self, number: int) -> str:
         """Returns the key of an act; they count up from 0."""
@@ -196,6 +206,23 @@ class AttemptLayout:
         """Returns the key of a node's account of how an epoch ended on it."""
         return f"{self.nodes}/e{epoch:06d}-n{node_rank:04d}.json"
 
+    def present(self, node_rank: int, *, submission: str) -> str:
+        """Returns the key by which a node of a submission says that it is there (`cluster.agent.gathering`)."""
+        return f"{self.nodes}/present-n{node_rank:04d}-{re.sub(r'[^A-Za-z0-9-]', '-', submission)}.json"
+
+    @property
+    def offers(self) -> str:
+        """Folder of the checkpoints that node 0 wants in object storage (`cluster.agent.offers`)."""
+        return f"{self.key}/relay/offers"
+
+    def answer(self, offer: str, *, node_rank: int) -> str:
+        """Returns the key of what a node has sent of an offered checkpoint; `offer`: its name."""
+        return f"{self.key}/relay/answers/n{node_rank:04d}-{offer}"
+
+    def start(self, epoch: int) -> str:
+        """Returns the key by which node 0 says which checkpoints an epoch's ranks find, on object storage."""
+        return f"{self.key}/relay/starts/e{epoch:06d}.json"
+
     @property
     def heartbeats(self) -> str:
         """Folder of heartbeats."""
@@ -240,6 +267,15 @@ class AttemptLayout:
     def stack(self, *, epoch: int, rank: int) -> str:
         """Returns the key of a rank's stacks."""
         return f"{self.stacks}/e{epoch:06d}-r{rank:06d}.txt"
+
+    @property
+    def takes(self) -> str:
+        """Folder of what nodes run of each other's shares of an array."""
+        return f"{self.key}/takes"
+
+    def take(self, index: int, *, number: int) -> str:
+        """Returns the key of the `number`-th time (from 0) that a node other than its owner runs an item."""
+        return f"{self.takes}/{index:06d}-{number:02d}.json"
 
     def log_segment(self, *, epoch: int, rank: int, sequence: int) -> str:
         """Returns the key of a piece of a rank's (or item's) output."""

@@ -15,8 +15,9 @@ A known-dead process outweighs the launcher: its ranks died with it, and the oth
 The order of asking matters: launcher first, exit record last, so that a job that ends in between is seen as ended.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cluster.launchers.protocol import JobState
@@ -76,6 +77,16 @@ class Silence:
     _seen: tuple[tuple[int, int], ...] | None = None
     _claimed: bool = False
     _since: float = 0.0
+    _nodes: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Node → its newest heartbeat, and when that was new here."""
+    _first: float = math.inf
+    """When the first one was seen."""
+
+    def of_one_node_s(self, now: float, *, num_nodes: int) -> float:
+        """Returns the seconds of silence of the node that has been silent for longest: of one that has never spoken, since the first has."""
+        since = [since for _, since in self._nodes.values()]
+        since += [self._first] if since and len(since) < num_nodes else []
+        return max((now - moment for moment in since), default=0.0)
 
     def observe(self, beats: Sequence[Heartbeat], *, claimed: bool, now: float, wall: float, began_at: float) -> float:
         """Returns the seconds of silence.
@@ -88,6 +99,8 @@ class Silence:
             began_at: when the attempt was submitted, seconds since the Unix epoch.
         """
         seen = tuple((beat.node_rank, beat.sequence) for beat in beats)
+        self._first = min(self._first, now) if seen else self._first
+        self._nodes |= {node: (sequence, now) for node, sequence in seen if self._nodes.get(node, (-1, 0.0))[0] != sequence}
         if (seen, claimed) != (self._seen, self._claimed):
             self._seen, self._claimed, self._since = seen, claimed, now
         by_clock = wall - max((beat.at for beat in beats), default=began_at)

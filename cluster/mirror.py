@@ -85,7 +85,8 @@ class Mirror:
             UnreachableError: storage fails, or the cache has no room.
         """
         folder = self.folder(key)
-        missing = [entry for entry in entries if not path_below(folder, entry.path).exists()]
+        named = {entry.path: entry for entry in entries}  # a file that is wanted twice is brought once
+        missing = [entry for entry in named.values() if not path_below(folder, entry.path).exists()]
         with ThreadPoolExecutor(_FILES_AT_A_TIME, thread_name_prefix="bring") as pool:
             list(pool.map(lambda entry: self._bring(key, entry, folder=folder), missing))
         return folder
@@ -123,6 +124,23 @@ class Mirror:
             self._patiently(lambda: self.storage.delete(name))
             self.send(key, (entry,))
 
+    def carry(self, path: Path, key: str, entry: FileEntry) -> None:
+        """Uploads a file of this machine, from outside of the mirror, into an artifact's folder, unless storage has one of that name.
+
+        Raises:
+            VerificationError: it is not what its entry says, or changed on the way; then storage does not have it.
+        """
+        name = f"{key}/{entry.path}"
+        if self.exists(name):
+            return
+        began = _stamp(path)
+        if (found := hash_file(path)) != entry.xxh3:
+            raise VerificationError((f"{path}: xxh3 {found}; {entry.xxh3} was recorded",), subject=key)
+        self._patiently(lambda: self.storage.upload(path, name, entry=entry))
+        if _stamp(path) != began:
+            self._patiently(lambda: self.storage.delete(name))
+            raise VerificationError((f"{path}: changed while it was uploaded",), subject=key)
+
     def exists(self, name: str) -> bool:
         """Whether storage holds an object."""
         return bool(self._patiently(lambda: self.storage.exists(name)))
@@ -159,6 +177,12 @@ class Mirror:
 def cache_folder(scratch_dir: Path) -> Path:
     """Returns where files of object storage are cached; `scratch_dir`: the folder of all attempts' scratch folders, on a local disk."""
     return scratch_dir / _CACHE_NAME
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Returns what changes when a file is written to or replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _locked(path: Path) -> int:

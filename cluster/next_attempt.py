@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.attempt import list_attempts, read_claim, read_exit, read_spec
+from cluster.attempt import list_attempts, read_claim, read_exit, read_heartbeats, read_spec
 from cluster.closing import is_to_close
+from cluster.deadline import Costs, stop_s
 from cluster.elastic import PastAttempt, next_ask
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
@@ -17,7 +18,15 @@ from schemas.attempt import Cause
 from schemas.canonical import canonical_json
 from schemas.job import JobSpec
 
-_ITS_OWN: Mapping[str, Any] = {"attempt": 0, "key": "", "run_id": "", "scratch_dir": "", "intended_at": 0.0, "excluded_nodes": ()}
+_ITS_OWN: Mapping[str, Any] = {
+    "attempt": 0,
+    "key": "",
+    "run_id": "",
+    "scratch_dir": "",
+    "intended_at": 0.0,
+    "excluded_nodes": (),
+    "measured_stop_s": 0.0,
+}
 """What tells an attempt from its request, whatever was asked for."""
 _OF_SIZE = ("num_nodes", "ranks_per_node", "withdraw_after_s", "smaller_because", "time_limit_s")
 """The same where attempts may have fewer nodes."""
@@ -34,7 +43,8 @@ def next_attempt(request: JobSpec, *, number: int, storage: Storage, now: float)
     """
     layout, key = ArtifactLayout(request.artifact_key), f"{request.run_id}-{request.stage.value}-{secrets.token_hex(3)}"
     avoided = nodes_to_avoid(read_strikes(storage, layout, step_name=request.step_name), now=now)
-    own: dict[str, Any] = {"attempt": number, "key": key, "intended_at": now, "excluded_nodes": avoided}
+    measured_s = read_stop_s(storage, layout, step_name=request.step_name)
+    own: dict[str, Any] = {"attempt": number, "key": key, "intended_at": now, "excluded_nodes": avoided, "measured_stop_s": measured_s}
     if request.elastic is not None:
         past = read_past(storage, layout, step_name=request.step_name)
         ask = next_ask(request.elastic, past, time_limit_s=request.time_limit_s)
@@ -49,6 +59,14 @@ def is_of(spec: JobSpec, request: JobSpec) -> bool:
     if spec.elastic is not None and spec.elastic == request.elastic:
         ours |= {name: getattr(request, name) for name in _OF_SIZE if spec.smaller_because or name != "time_limit_s"}
     return canonical_json(spec.model_copy(update=ours)) == canonical_json(request.model_copy(update=ours))
+
+
+def read_stop_s(storage: Storage, layout: ArtifactLayout, *, step_name: str) -> float:
+    """Returns how long a graceful stop may take, by what ranks of past attempts told last; 0: no save was measured."""
+    costs = Costs()
+    for number in list_attempts(storage, layout, step_name=step_name):
+        costs = costs.seen(rank for beat in read_heartbeats(storage, layout.attempt(step_name, number)) for rank in beat.ranks)
+    return 0.0 if costs.save_s is None else stop_s(costs, grace_s=0.0)
 
 
 def read_past(storage: Storage, layout: ArtifactLayout, *, step_name: str) -> tuple[PastAttempt, ...]:

@@ -192,10 +192,15 @@ def link_exclusive(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def publish_file(temporary: Path, path: Path) -> FileEntry:
+def publish_file(temporary: Path, path: Path, *, xxh3: str | None = None) -> FileEntry:
     """Makes the written file `temporary` durable under its final name, exclusively, and removes the temporary name.
 
     Deterministic compute makes equal bytes: a name that is taken by equal bytes is success, by other bytes an error.
+
+    Args:
+        temporary: the file, in the folder of `path`.
+        path: its final name.
+        xxh3: hash of a file that is durable already (`stream_durably`).
 
     Returns:
         The entry of `path`, relative to nothing: callers set `path`.
@@ -203,20 +208,22 @@ def publish_file(temporary: Path, path: Path) -> FileEntry:
     Raises:
         AlreadyExistsError: the name is taken by other bytes.
     """
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    share(temporary)  # libraries wrote it
-    entry = file_entry(temporary, relative_to=temporary.parent)
+    if xxh3 is None:
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        share(temporary)  # libraries wrote it
+        xxh3 = hash_file(temporary)
+    entry = FileEntry(path=path.name, size=temporary.stat().st_size, xxh3=xxh3)
     try:
         link_exclusive(temporary, path)
     except AlreadyExistsError:
         if hash_file(path) != entry.xxh3:
             raise
     temporary.unlink()
-    return entry.model_copy(update={"path": path.name})
+    return entry
 
 
 def replace_local(path: Path, data: bytes) -> None:

@@ -31,7 +31,7 @@ class Strike:
     """One incident against one node."""
 
     host: str
-    """Name of the node, without its domain."""
+    """Name of the node, as it calls itself."""
     at: float
     """Seconds since the Unix epoch."""
 
@@ -45,7 +45,7 @@ def strikes_of(record: ExitRecord, beats: Sequence[Heartbeat], *, ranks_per_node
         ranks_per_node: as in its spec.
         end: why the launcher ended it, where it says so: to the agents that are left, the loss of another node is a signal to stop.
     """
-    hosts = {beat.node_rank: beat.host.partition(".")[0] for beat in beats}
+    hosts = {beat.node_rank: beat.host for beat in beats}
     found = []
     for number, incident in enumerate(record.incidents, start=1):
         is_loss = incident.cause is Cause.NODE or (end is Cause.NODE and number == len(record.incidents))

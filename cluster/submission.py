@@ -9,19 +9,21 @@ from typing import Literal
 
 from cluster.closing import claim_to_close, close
 from cluster.elastic import refused
-from cluster.launchers.protocol import JobReport, JobState, Launcher, Submission
+from cluster.launchers.protocol import JobReport, JobState, Launcher, NoRoomError, Submission
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.restart import Decision
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.attempt import AttemptVerdict, Cause, Submitted
 from schemas.canonical import canonical_json
-from schemas.errors import ConfigError, UnreachableError
+from schemas.errors import ConfigError, Problem, UnreachableError
 from schemas.job import JobSpec
 
 logger = logging.getLogger(__name__)
 
 _SUBMISSIONS = 3
 """How often an attempt is submitted to a launcher that answers, refuses it for now, and does not have it."""
+_ROOM_AGAIN_S = 15.0
+"""Pause before a job is submitted again for which there was no room."""
 _SUBMIT_AGAIN_S = 1.0
 """Pause before the second submission; the next one is as much longer."""
 
@@ -106,7 +108,9 @@ def _job_of(spec: JobSpec, submission: Submission, *, launcher: Launcher, patien
 
     A submission that failed may have been taken all the same, at once or later: the launcher is asked, and the claim lets one job work.
     """
-    for count in range(1, _SUBMISSIONS + 1):
+    count, began_at = 0, patience.clock()
+    while True:
+        count += 1
         try:
             return launcher.submit(submission).job_id
         except ConfigError:
@@ -115,6 +119,9 @@ def _job_of(spec: JobSpec, submission: Submission, *, launcher: Launcher, patien
             logger.warning("without %s there are too few nodes: submitted without that wish", ", ".join(spec.excluded_nodes))
             spec = spec.model_copy(update={"excluded_nodes": ()})
             submission = launcher.render(spec)
+        except NoRoomError as error:
+            count = 0
+            _wait_for_room(error, spec=spec, waited_s=patience.clock() - began_at, patience=patience)
         except UnreachableError as error:
             job = patience.ask(launcher, spec.key, while_in=frozenset({JobState.UNKNOWN}), most_s=spec.lost_after_s)
             if job.state not in (JobState.ABSENT, JobState.UNKNOWN):
@@ -124,4 +131,18 @@ def _job_of(spec: JobSpec, submission: Submission, *, launcher: Launcher, patien
                 raise
             logger.warning("submitted again soon: %s", error)
             patience.pause(_SUBMIT_AGAIN_S * count)
-    raise AssertionError("the last try returns or raises")
+
+
+def _wait_for_room(error: NoRoomError, *, spec: JobSpec, waited_s: float, patience: Patience) -> None:
+    """Waits before a job is submitted again that is over a quota, as one waits in a queue: for as long as it takes, unless fewer nodes will do.
+
+    Raises:
+        ConfigError: it has waited for so long that fewer nodes are asked for.
+        NoRoomError: somebody wishes a stop.
+    """
+    if spec.withdraw_after_s is not None and waited_s > spec.withdraw_after_s:
+        raise ConfigError((Problem("cluster.nodes", str(spec.num_nodes), f"{error.what}: {error.why}"),)) from error
+    if patience.stop_requested():
+        raise error
+    logger.warning("%s, submitted again in %.0f s: %s", error.what, _ROOM_AGAIN_S, error.why)
+    patience.pause(_ROOM_AGAIN_S)

@@ -16,76 +16,35 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
-from cluster.attempt import (
-    NoticeFeed,
-    claimant,
-    list_attempts,
-    read_claim,
-    read_exit,
-    read_heartbeats,
-    read_incidents,
-    read_spec,
-    read_submitted,
-    read_verdict,
-)
+from cluster.attempt import claimant, list_attempts, read_claim, read_exit, read_heartbeats, read_spec, read_submitted, read_verdict
 from cluster.closing import claim_to_close, close, close_gone, is_to_close
+from cluster.job_view import JobView, JobViews
 from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.liveness import Life, Signs, Silence, judge
 from cluster.next_attempt import is_of, next_attempt
 from cluster.process import is_dead
+from cluster.remains import Remains
 from cluster.restart import Decision
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.submission import Patience, note_verdict, submit_attempt
 from cluster.verdict import KNOWN, verdict_on
 from cluster.withdrawal import QueueWatch
-from schemas.attempt import CancelRequest, Cause, Claim, ExitRecord, Incident
+from schemas.attempt import CancelRequest, Cause, Claim, ExitRecord
 from schemas.canonical import canonical_json
 from schemas.errors import InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import JobKind, JobSpec
-from schemas.progress import Heartbeat, Notice
 
 logger = logging.getLogger(__name__)
 
 _ASK_AFTER_S = 3.0
 """The launcher is asked only when the heartbeat has been silent for so long: a scheduler is a shared resource."""
+_ASK_ABOUT_NODE_S = 10.0
+"""The same when only one of its nodes has been silent for so long."""
 _CANCEL_AGAIN_S = 5.0
 """A job that has not started cannot hear of its cancellation from storage: the launcher is told again so often."""
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A job as it is at one moment, for people."""
-
-    attempt: int
-    """The attempt that is followed."""
-    key: str
-    """Its key."""
-    state: Life
-    """Whether it lives."""
-    heartbeats: tuple[Heartbeat, ...]
-    """The newest of each node."""
-    incidents: tuple[Incident, ...]
-    """This attempt's, oldest first."""
-    epoch: int
-    """The newest epoch; -1 before the first."""
-    step: int
-    """Newest step that any rank reports; 0 before the first."""
-    total_steps: int
-    """Where it ends; 0: not known yet."""
-    committed_step: int
-    """Newest committed step that is known; -1: none."""
-    items_done: int
-    """Finished items of an array."""
-    num_items: int
-    """Items of an array; 0 for a gang."""
-    notices: tuple[Notice, ...] = ()
-    """This attempt's, oldest first."""
-    job: JobReport | None = None
-    """What the launcher said last; None: it was not asked, the job speaks for itself."""
 
 
 def _no_view(_view: JobView) -> None:
@@ -155,8 +114,8 @@ class _Supervision:
         self._vouched_at: float | None = None
         """When the launcher said last that the followed attempt lives; of one that has not begun, at the latest when it is first looked at."""
         self._queue: QueueWatch
-        self._last_view: JobView | None = None
-        self._feed: NoticeFeed | None = None
+        self._remains: Remains
+        self._views = JobViews(storage)
 
     def run(self) -> ExitRecord:
         """Adopts or submits until the policy says that it is over."""
@@ -165,6 +124,7 @@ class _Supervision:
             record = self._follow(number)
             spec = read_spec(self._storage, self._attempt(number))
             decision = verdict_on(record, spec=spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
+            self._launcher.release(spec.key)
             if decision.action == "stop" or self._patience.stop_requested():
                 return self._final(record, decision)
             self._patience.pause(decision.delay_s)
@@ -185,6 +145,8 @@ class _Supervision:
         record, verdict = read_exit(self._storage, attempt), read_verdict(self._storage, attempt)
         if record is None:
             return self._adopt(newest), None
+        if verdict is not None or record.exit_code is ExitCode.DONE:  # who decided it may have died before it had cleared up
+            self._launcher.release(record.key)
         if record.exit_code is ExitCode.DONE and self._is_complete() and self._has_all_items():
             return newest, record
         if verdict is None and record.cause is not Cause.CANCELLED and record.exit_code is not ExitCode.DONE:
@@ -232,9 +194,10 @@ class _Supervision:
     def _follow(self, number: int) -> ExitRecord:
         """Watches an attempt until it has an exit record, its own or ours. A storage that does not answer is asked again."""
         attempt, silence = self._attempt(number), Silence()
-        self._feed = NoticeFeed(self._storage, attempt)
+        self._views.follow(attempt)
         spec = read_spec(self._storage, attempt)
         self._queue = QueueWatch(spec, storage=self._storage, launcher=self._launcher, patience=self._patience)
+        self._remains = Remains(spec, launcher=self._launcher, patience=self._patience)
         answered_at, self._vouched_at = self._patience.clock(), None
         while True:
             try:
@@ -259,7 +222,8 @@ class _Supervision:
         closed = claim is not None and is_to_close(claim)
         process_dead = claim is not None and not closed and is_dead(claimant(claim))
         job: JobReport | None = None
-        if process_dead or silent_s > _ASK_AFTER_S or not beats:
+        node_is_silent = not beats or silence.of_one_node_s(self._patience.clock(), num_nodes=spec.num_nodes) > _ASK_ABOUT_NODE_S
+        if process_dead or silent_s > _ASK_AFTER_S or node_is_silent:
             job = self._launcher.query([spec.key])[spec.key]
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
         state = JobState.RUNNING if job is None else job.state
@@ -269,14 +233,16 @@ class _Supervision:
             silent_s = min(silent_s, self._patience.clock() - self._vouched_at)
         signs = Signs(job=state, has_exit_record=record is not None, silent_s=silent_s, has_started=bool(beats or claim), process_dead=process_dead)
         life = judge(signs, lost_after_s=spec.lost_after_s)
-        self._on_view(replace(self._view(spec, life, beats=beats, record=record), job=job))
+        self._on_view(self._views.of(spec, life, beats=beats, record=record, job=job))
         if record is not None:
             return record
         record = self._close(spec, claim, signs=signs, job=job) if closed or life is Life.GONE else None
         if record is not None:  # what it says happened is news, and nobody looks at this attempt again
-            self._on_view(replace(self._view(spec, Life.ENDED, beats=beats, record=record), job=job))
+            self._on_view(self._views.of(spec, Life.ENDED, beats=beats, record=record, job=job))
         elif claim is None and job is not None:
             self._queue.see(job, submitted)
+        if record is None and node_is_silent:
+            self._remains.see(job)
         return record
 
     def _close(self, spec: JobSpec, claim: Claim | None, *, signs: Signs, job: JobReport | None) -> ExitRecord | None:
@@ -285,36 +251,6 @@ class _Supervision:
             assert job is not None, "asked about whatever does not speak"
             return self._queue.finish(job, claim)
         return close_gone(self._storage, spec, launcher=self._launcher, claim=claim, signs=signs, job=job)
-
-    def _view(self, spec: JobSpec, life: Life, *, beats: tuple[Heartbeat, ...], record: ExitRecord | None) -> JobView:
-        """Returns the view of this moment. Between two starts of ranks, when none speaks, what they said last stands."""
-        ranks = [rank for beat in beats for rank in beat.ranks]
-        incidents = record.incidents if record is not None else read_incidents(self._storage, self._attempt(spec.attempt))
-        past = self._last_view
-        view = JobView(
-            attempt=spec.attempt,
-            key=spec.key,
-            state=life,
-            heartbeats=beats,
-            incidents=incidents,
-            epoch=max((beat.epoch for beat in beats), default=-1),
-            step=max((rank.step for rank in ranks), default=past.step if past else 0),
-            total_steps=max((rank.total_steps for rank in ranks), default=past.total_steps if past else 0),
-            committed_step=max((rank.committed_step for rank in ranks), default=past.committed_step if past else -1),
-            items_done=sum(beat.items_done for beat in beats),
-            num_items=spec.num_items,
-            notices=self._notices(spec.attempt, beats, ended=record is not None),
-        )
-        self._last_view = view
-        return view
-
-    def _notices(self, attempt: int, beats: tuple[Heartbeat, ...], *, ended: bool) -> tuple[Notice, ...]:
-        """Returns the attempt's notices; looked for as often as its agents speak at all."""
-        assert self._feed is not None
-        past = self._last_view
-        if past is not None and past.attempt == attempt and past.heartbeats == beats and not ended:
-            return past.notices
-        return self._feed.read()
 
     def _cancel_if_wished(self, spec: JobSpec, *, claimed: bool) -> None:
         if not self._patience.stop_requested():

@@ -1,6 +1,7 @@
 """The node agent: claims an attempt, starts its ranks or items, watches them, publishes what happens, and leaves the exit record.
 
-    python -m cluster.agent.agent --storage URL --attempt FOLDER --key KEY --submission TOKEN [--node-rank N] [--detach LOG]
+    python -m cluster.agent.agent --storage URL --attempt FOLDER --key KEY --submission TOKEN [--node-rank N]
+        [--grace SECONDS] [--gather] [--log | --detach LOG]
 
 It is the only process on a node that talks to storage for the job, never imports torch, and outlives whoever submitted it.
 """
@@ -19,6 +20,7 @@ from cluster.agent.allocation import Allocation, BudgetShare
 from cluster.agent.array import run_array
 from cluster.agent.buffers import RankBuffers
 from cluster.agent.gang import follow_gang, lead_gang
+from cluster.agent.gathering import join
 from cluster.agent.memory import OomWatch
 from cluster.agent.node import JobEnd, Ledger, Node, Outcome, StopWish
 from cluster.agent.nursery import Nursery
@@ -44,6 +46,7 @@ from schemas.job import JobKind, JobSpec
 logger = logging.getLogger(__name__)
 
 _CLAIM_POLL_S = 0.2
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.detach is not None:
         _detach(arguments.detach)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
     try:
         return int(run(arguments))
     except HeadraceError as error:
@@ -64,8 +67,13 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     stop = StopWish()
     opened, attempt = open_storage(arguments.storage), AttemptLayout(arguments.attempt)
     spec = JobSpec.model_validate_json(opened.read(attempt.spec))
+    if arguments.grace is not None:
+        spec = spec.model_copy(update={"grace_s": arguments.grace})
     storage = PatientStorage(opened, patience_s=spec.lost_after_s)
-    if not _is_ours(storage, attempt, spec=spec, node_rank=arguments.node_rank, submission=arguments.submission):
+    if arguments.log:
+        _keep_log(NodeScratch.of(spec, arguments.node_rank).agent_log)
+    whose = {"spec": spec, "node_rank": arguments.node_rank, "submission": arguments.submission}
+    if not (join(storage, attempt, stop=stop, **whose) if arguments.gather else _is_ours(storage, attempt, **whose)):
         logger.info("attempt %s belongs to another submission; nothing to do here", spec.key)
         return ExitCode.DONE
     node = _node(storage, attempt, spec=spec, node_rank=arguments.node_rank, advertise=arguments.advertise, stop=stop)
@@ -89,7 +97,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _node(storage: PatientStorage, attempt: AttemptLayout, *, spec: JobSpec, node_rank: int, advertise: str, stop: StopWish) -> Node:
-    artifact, scratch = ArtifactLayout(spec.artifact_key), NodeScratch(Path(spec.scratch_dir) / f"n{node_rank:04d}")
+    artifact, scratch = ArtifactLayout(spec.artifact_key), NodeScratch.of(spec, node_rank)
     scratch.folder.mkdir(parents=True, exist_ok=True)
     publisher = Publisher(open_storage(storage.url), artifact=artifact, attempt=attempt, key=spec.key, node_rank=node_rank)
     stop.listen(publisher, allocations=_allocations(storage, spec))
@@ -98,7 +106,7 @@ def _node(storage: PatientStorage, attempt: AttemptLayout, *, spec: JobSpec, nod
     return Node(
         spec=spec,
         storage=storage,
-        staging=staging_of(open_storage(storage.url), spec=spec, patient=storage),
+        staging=staging_of(open_storage(storage.url), spec=spec, patient=storage, attempt=attempt, node_rank=node_rank),
         attempt=attempt,
         node_rank=node_rank,
         advertise=advertise,
@@ -190,6 +198,14 @@ def _is_ours(storage: Storage, attempt: AttemptLayout, *, spec: JobSpec, node_ra
     return Claim.model_validate_json(storage.read(attempt.claim)).submission == submission
 
 
+def _keep_log(log: Path) -> None:
+    """Writes the log into a file, too: what goes to standard error is a container's log, which is gone with it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log)
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+
+
 def _detach(log: Path) -> None:
     """Goes on in a child of its own session that holds nothing of the submitter's; the parent prints `pid started` and ends."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--submission", required=True, help="token of this submission: its agents belong together")
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--advertise", default="127.0.0.1", help="address under which other nodes reach this one")
+    parser.add_argument("--grace", type=float, default=None, help="seconds between SIGTERM and SIGKILL of ranks, where the launcher gives more")
+    parser.add_argument("--gather", action="store_true", help="begin once the agents of all nodes are there")
+    parser.add_argument("--log", action="store_true", help="keep the log in the node's scratch folder, too")
     parser.add_argument("--detach", type=Path, default=None, metavar="LOG", help="go on in a session of its own, with this log")
     return parser
 

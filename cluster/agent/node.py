@@ -154,6 +154,7 @@ class Ledger:
         at: float,
         idle: int,
         detected_after_s: float = 0.0,
+        item: str = "",
         past: Past | None = None,
     ) -> Decision:
         """Decides what follows an incident, and notes it. `idle` and `past` as in `cluster.restart.decide`."""
@@ -182,6 +183,7 @@ class Ledger:
                 reason=decision.reason,
                 back_to_step=decision.back_to_step,
                 detected_after_s=detected_after_s,
+                item=item,
             )
         )
         logger.warning("epoch %d: %s; %s (%s)", epoch, finding.message, decision.action, decision.reason)

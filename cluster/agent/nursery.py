@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Wire
+from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Load, Wire
 from cluster.process import started_at
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class Nursery:
         self._tokens = itertools.count()
         self._ended: list[End] = []
         self._recorded: Path | None = None
+        self._is_loaded = False
         self.running: dict[int, float] = {}
         """pid → start (seconds after boot) of the processes that run."""
 
@@ -142,6 +143,16 @@ class Nursery:
         if self._wire is not None:
             with contextlib.suppress(OSError):  # a dying zygote is noticed by `wait`
                 self._wire.send(Import(file=str(recorded)))
+
+    def load(self, loader: str, spec: Path) -> None:
+        """Lets the zygote call a job's loader (`JobSpec.loader`) before it forks anything further. Only once: should the zygote die of it, the
+        next one does without, and the programs load by themselves.
+        """
+        if self._is_loaded or not loader:
+            return
+        self._is_loaded = True
+        with contextlib.suppress(OSError):  # a dying zygote is noticed by `start`
+            self._connected().send(Load(loader=loader, spec=str(spec)))
 
     def close(self) -> None:
         """Kills what runs, and ends the zygote."""

@@ -6,7 +6,7 @@ Node 0 leads: it takes a gang's epochs, decides, and writes the exit record. The
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -126,14 +126,14 @@ class Peers:
                 return Finding(report.cause, report.evidence, report.message, report.stop_code, echo=True)
         return self._silence(ended={report.node_rank for report in self.reports(slot)})
 
-    def collect(self, own: NodeReport, *, slot: int, settle_s: float) -> tuple[NodeReport, ...]:
-        """Returns all nodes' reports, this one's first. Waits for the others, but after a failure only `settle_s`, for the first cause.
+    def collect(self, own: NodeReport, *, slot: int, settle_s: float, most_s: float = math.inf) -> tuple[NodeReport, ...]:
+        """Returns all nodes' reports, this one's first. Waits for the others at most `most_s`; after a failure only `settle_s`, for the first cause.
 
         A failure that only echoes another's, while a node gives no sign, is that node's: it is waited for until it speaks, or counts as lost.
         Asked to stop, all nodes end within the grace: who has not told by then is gone, and this one has no time left to wait.
         """
         deadline = time.monotonic() + settle_s
-        given_up = deadline + self.spec.grace_s if own.outcome == "stopped" else math.inf
+        given_up = deadline + self.spec.grace_s if own.outcome == "stopped" else time.monotonic() + most_s
         while True:
             reports = (own, *self.reports(slot))
             failed = [report for report in reports if report.outcome == "failed"]
@@ -184,16 +184,30 @@ class Peers:
         self._watched_at = now
         return self._watched_s
 
-    def _silence(self, *, ended: set[int], at_once: bool = False) -> Finding | None:
-        """Returns the loss of a node whose heartbeats, as seen from here, have not changed for `lost_after_s`; `at_once`: of one that is quiet."""
+    def beats_of_living(self, *, most_silent_s: float) -> tuple[Heartbeat, ...]:
+        """Returns the newest heartbeats of the other nodes, without those that have been silent for longer."""
+        beats = read_heartbeats(self.storage, self.attempt)
+        silent_s = self._silent_s(beats)
+        return tuple(beat for beat in beats if silent_s.get(beat.node_rank, most_silent_s) < most_silent_s)
+
+    def silent_s(self) -> dict[int, float]:
+        """Returns for how long each other node's heartbeats, as seen from here, have not changed. Seconds."""
+        return self._silent_s(read_heartbeats(self.storage, self.attempt))
+
+    def _silent_s(self, beats: Iterable[Heartbeat]) -> dict[int, float]:
         now = self._watched()
-        newest = {beat.node_rank: beat.sequence for beat in read_heartbeats(self.storage, self.attempt)}
+        newest = {beat.node_rank: beat.sequence for beat in beats}
         silent_s = dict[int, float]()
-        for node in sorted(set(range(self.spec.num_nodes)) - {self.node_rank} - ended):
+        for node in sorted(set(range(self.spec.num_nodes)) - {self.node_rank}):
             sequence = newest.get(node, -1)
             if self._seen.get(node, (None, 0.0))[0] != sequence:
                 self._seen[node] = (sequence, now)
             silent_s[node] = now - self._seen[node][1]
+        return silent_s
+
+    def _silence(self, *, ended: set[int], at_once: bool = False) -> Finding | None:
+        """Returns the loss of a node whose heartbeats have not changed for `lost_after_s`; `at_once`: of one that is quiet."""
+        silent_s = {node: seconds for node, seconds in self.silent_s().items() if node not in ended}
         self.quiet = any(seconds > _QUIET_S for seconds in silent_s.values())
         most_s = _QUIET_S if at_once else self.spec.lost_after_s
         lost = next((node for node, seconds in silent_s.items() if seconds > most_s), None)

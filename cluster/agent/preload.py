@@ -36,6 +36,18 @@ def recorded_modules(file: Path) -> tuple[str, ...]:
         return ()
 
 
+def load_ahead(loader: str, spec: Path) -> None:
+    """Calls `module:function` with the file of a task spec: what it leaves in memory, forked programs find there.
+
+    What it raises is logged and passed over: the programs load by themselves then, and report what is wrong as their own error.
+    """
+    module, _, function = loader.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(spec)
+    except Exception as error:  # noqa: BLE001  # as above: loading ahead must not end the zygote
+        logger.info("not loaded ahead of the programs: %s (%s: %s)", loader, type(error).__name__, error)
+
+
 def import_modules(names: tuple[str, ...]) -> Iterator[str]:
     """Imports the modules that are not imported yet, one per step of the iterator, and yields their names.
 

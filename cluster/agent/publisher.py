@@ -23,11 +23,12 @@ from pydantic import ValidationError
 from cluster.agent.scratch import EpochScratch
 from cluster.agent.tail import SegmentKey, Tail
 from cluster.agent.usage import UsageMeter
+from cluster.environment import NODE_NAME
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import AlreadyExistsError, Storage
 from schemas.canonical import canonical_json
 from schemas.errors import HeadraceError, UnreachableError
-from schemas.progress import Heartbeat, Notice, RankProgress, RankPulse
+from schemas.progress import ArrayProgress, Heartbeat, Notice, RankProgress, RankPulse
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Publisher:
         self._notice_numbers = itertools.count()
         self.items_done = 0
         """Finished items of an array; set by the main thread."""
+        self.array: ArrayProgress | None = None
+        """How far this node is with an array; set by the main thread."""
         self.pulses: tuple[RankPulse, ...] = ()
         """Last signs of life of this node's ranks; set by the main thread."""
         self.ranks: tuple[RankProgress, ...] = ()
@@ -180,7 +183,7 @@ class Publisher:
         beat = Heartbeat(
             key=self._key,
             node_rank=self._node_rank,
-            host=socket.gethostname(),
+            host=os.environ.get(NODE_NAME) or socket.gethostname(),
             agent_pid=os.getpid(),
             epoch=self._newest_epoch,
             sequence=self._sequence,
@@ -188,6 +191,7 @@ class Publisher:
             ranks=self.ranks,
             pulses=self.pulses,
             items_done=self.items_done,
+            array=self.array,
             usage=self._usage.measure(),
         )
         self._create(self._attempt.heartbeat(self._node_rank, self._sequence), canonical_json(beat))

@@ -1,23 +1,28 @@
 """Carries the checkpoints of a training between a node's mirror and object storage: ranks write and commit locally, as on a folder.
 
 A local commit becomes true for everybody when its files are in storage and its commit object is created there, exclusively; never before. What ranks
-withdraw or retention removes locally goes in storage too, commits first. One node: on several, no mirror would hold the whole checkpoint.
+withdraw or retention removes locally goes in storage too, commits first. On several nodes this one is node 0's: the others send their ranks' files
+when they are asked (`cluster.agent.offers`), and node 0 commits once all of them are there.
 """
 
 import logging
 import re
 import threading
+import time
+from dataclasses import dataclass
 
 from cluster.acts import add_act, read_acts
+from cluster.agent.inbound import Inbound
+from cluster.agent.offers import Offers
+from cluster.agent.rounds import Rounds
 from cluster.attempt import committed
 from cluster.epoch import newest_epoch, read_epoch
 from cluster.layout import ArtifactLayout, step_name
 from cluster.mirror import Mirror
 from cluster.patience import PatientStorage
 from cluster.storage import FileStorage
-from schemas.act import Standing, standing_of
 from schemas.checkpoint import CommitRecord
-from schemas.errors import UnreachableError, VerificationError
+from schemas.errors import VerificationError
 from schemas.sealed import SealBrokenError
 
 logger = logging.getLogger(__name__)
@@ -26,10 +31,19 @@ _LOOK_EVERY_S = 0.5
 _FOLDER = re.compile(r"^step-(?P<step>\d+)\.e(?P<epoch>\d+)$")
 
 
-class CheckpointRelay:
-    """The relay of one attempt. `begin` before each start of ranks, `settle` after the last one."""
+@dataclass(frozen=True)
+class _Part:
+    """What node 0 has sent of a checkpoint."""
 
-    def __init__(self, mirror: Mirror, *, storage: PatientStorage, layout: ArtifactLayout, key: str, spare_commits: int) -> None:
+    commit: CommitRecord
+    files: frozenset[str]
+    """Paths below the checkpoint's folder."""
+
+
+class CheckpointRelay:
+    """The relay of one attempt on node 0. `begin` before each start of ranks, `settle` after the last one."""
+
+    def __init__(self, mirror: Mirror, *, storage: PatientStorage, layout: ArtifactLayout, key: str, spare_commits: int, offers: Offers) -> None:
         """Takes what it works with.
 
         Args:
@@ -38,61 +52,68 @@ class CheckpointRelay:
             layout: the training.
             key: the attempt's.
             spare_commits: how many commits before the newest one are brought whole: what a rewind may go back to.
+            offers: how it asks the other nodes for their files.
         """
-        self._mirror, self._storage, self._layout, self._key, self._spare = mirror, storage, layout, key, spare_commits
+        self._mirror, self._storage, self._layout, self._key, self._offers = mirror, storage, layout, key, offers
+        self._inbound = Inbound(mirror, storage=storage, layout=layout, spare_commits=spare_commits)
         self._local = FileStorage(mirror.root)
         self._known: dict[int, bytes] = {}
         """Step → commit, as it came from storage or was sent there."""
-        self._damaged: set[int] = set()
-        """Steps whose files in storage are not what was committed."""
+        self._pending: dict[int, _Part] = {}
+        """Step → what this node has sent of it, while it waits for the others."""
         self._sent: set[str] = set()
         """Small objects that storage has."""
         self._acts_lock = threading.Lock()
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
-        self._failure: Exception | None = None
+        self._rounds = Rounds(self._forward, name="relay")
 
     def begin(self) -> None:
         """Brings what the next start of ranks goes on from: acts, epochs, and the newest checkpoint that verifies.
 
-        A later start of the same attempt goes on from what is here: the upload of its newest commit may still be under way.
+        On one node, a later start of the same attempt goes on from what is here: the upload of its newest commit may still be under way. On
+        several, that is finished first, and all nodes take what storage has.
 
         Raises:
             UnreachableError: storage fails.
         """
-        self._raise_failure()
+        self._rounds.check()
+        is_first = not self._rounds.begun
+        if not (is_first or self._offers.alone):
+            self._drain()
         with self._acts_lock:
             self._settle_acts()
-        epoch = self._layout.epoch(newest_epoch(self._storage, self._layout))
-        if not self._local.exists(epoch):
-            self._local.create_exclusive(epoch, self._storage.read(epoch))
-        if self._thread.ident is None:
-            self._bring_names(f"{self._layout.key}/quarantine")
+        epoch = self._inbound.bring_epoch()
+        if is_first:
+            self._sent.update(self._inbound.bring_names(f"{self._layout.key}/quarantine"))
             self._sweep()
-            self._bring_commits()
-            self._thread.start()
+        if is_first or not self._offers.alone:
+            with self._rounds.lock:
+                self._known = self._inbound.bring_commits(committed(self._storage, self._layout))
+        if not self._offers.alone:
+            self._offers.announce(epoch, self._known)
+        if is_first:
+            self._rounds.begin()
 
     def settle(self) -> None:
         """Carries what is left, and ends the thread. Raises what ended it, or UnreachableError."""
-        self._ending.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-            self._raise_failure()
-            self._forward()
+        self._rounds.end()
+        self._rounds.check()
+        if self._rounds.begun:
+            self._drain()
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def _drain(self) -> None:
+        """Carries all that is committed here; gives up what a node that is gone would have to send."""
+        while True:
+            with self._rounds.lock:
+                self._forward()
+                if not self._pending:
+                    return
+                if self._offers.hopeless:
+                    logger.error("steps %s are not committed in storage: a node that holds part of them is gone", sorted(self._pending))
+                    self._pending.clear()
+                    return
+            time.sleep(_LOOK_EVERY_S)
 
     # ---- from storage -------------------------------------------------------------------------------------------------
-
-    def _bring_names(self, folder: str) -> None:
-        """Copies the small objects of a folder that are not here."""
-        present = frozenset(self._local.names(folder))
-        for name in self._storage.names(folder):
-            if name not in present:
-                self._local.create_exclusive(f"{folder}/{name}", self._storage.read(f"{folder}/{name}"))
-            self._sent.add(f"{folder}/{name}")
 
     def _settle_acts(self) -> None:
         """Makes acts here and in storage the same: those that ranks left come after those of storage, which the agent itself may have left."""
@@ -101,31 +122,7 @@ class CheckpointRelay:
             if act not in stored:
                 add_act(self._storage, self._layout, act.model_copy(update={"record_hash": ""}))
         self._local.delete(self._layout.acts)
-        self._bring_names(self._layout.acts)
-
-    def _bring_commits(self) -> None:
-        """Copies all commits, and the data of the newest that verify. Data that do not come are missing here: ranks find that out and fall back."""
-        standing = standing_of(read_acts(self._local, self._layout))
-        left = 1 + self._spare
-        for step in sorted(committed(self._storage, self._layout), reverse=True):
-            data = self._storage.read(self._layout.commit(step))
-            self._known[step] = data
-            if left and self._bring_data(step, data, standing=standing):
-                left -= 1
-            self._local.create_exclusive(self._layout.commit(step), data)
-
-    def _bring_data(self, step: int, data: bytes, *, standing: Standing) -> bool:
-        """Brings the files of a commit and returns whether they are all here."""
-        try:
-            commit = CommitRecord.from_bytes(data)
-            if standing.voids(step=commit.step, epoch=commit.epoch):
-                return False
-            self._mirror.bring(f"{self._layout.key}/{commit.folder}", commit.files)
-        except (SealBrokenError, VerificationError) as error:
-            logger.warning("a checkpoint in storage is passed over: %s", error)
-            self._damaged.add(step)
-            return False
-        return True
+        self._sent.update(self._inbound.bring_names(self._layout.acts))
 
     def _sweep(self) -> None:
         """Removes what earlier starts left half uploaded: data that no commit names, but for those of damaged commits."""
@@ -145,17 +142,6 @@ class CheckpointRelay:
 
     # ---- to storage ---------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while not self._ending.wait(_LOOK_EVERY_S):
-                try:
-                    self._forward()
-                except (OSError, UnreachableError) as error:
-                    logger.warning("storage does not answer, checkpoints wait on this node: %s", error)
-        except Exception as error:  # handed to the main thread, which raises it at the next start of ranks, or in the end
-            logger.exception("checkpoints are no longer carried to storage")
-            self._failure = error
-
     def _forward(self) -> None:
         """Carries what is new here: acts and markers first, which commits rely on, then commits, the newest first."""
         with self._acts_lock:
@@ -164,7 +150,14 @@ class CheckpointRelay:
         here = {step: commit for step in committed(self._local, self._layout) if (commit := self._commit_here(step)) is not None}
         for step in [step for step, data in self._known.items() if here.get(step) != data]:
             self._withdraw(step)
-        for step in sorted(here.keys() - self._known.keys(), reverse=True):
+        for step in self._pending.keys() - here.keys():  # retention was faster
+            self._give_up(self._pending[step].commit)
+        fresh = sorted(here.keys() - self._known.keys(), reverse=True)
+        if not self._offers.alone:
+            for step in fresh:
+                if step not in self._pending:
+                    self._offers.offer(CommitRecord.from_bytes(here[step]), here[step])
+        for step in fresh:
             self._send(step, here[step])
 
     def _send_names(self, folder: str) -> None:
@@ -185,23 +178,57 @@ class CheckpointRelay:
         return data
 
     def _send(self, step: int, data: bytes) -> None:
-        """Uploads a checkpoint and then commits it in storage, unless a newer start of ranks exists elsewhere."""
+        """Uploads a checkpoint, waits for the other nodes' parts of it, and then commits it in storage."""
         commit = CommitRecord.from_bytes(data)
-        try:
-            self._mirror.send(f"{self._layout.key}/{commit.folder}", commit.files)
-        except FileNotFoundError:  # retention was faster; what was uploaded of it goes
-            self._storage.delete(f"{self._layout.key}/{commit.folder}")
+        if step not in self._pending:
+            try:
+                self._pending[step] = self._send_own(commit)
+            except FileNotFoundError:  # retention was faster
+                self._give_up(commit)
+                return
+            except VerificationError as error:  # ranks will find that, too, when they go on from it
+                logger.error("step %d is not committed in storage: %s", step, error)
+                self._close(commit, data)
+                return
+        sent = self._offers.answered(commit)
+        if sent is None:
             return
-        except VerificationError as error:  # ranks will find that, too, when they go on from it
-            logger.error("step %d is not committed in storage: %s", step, error)
-            self._known[step] = data
-            return
+        if missing := {entry.path for entry in commit.files} - self._pending[step].files - sent:
+            logger.error("step %d is not committed in storage: no node has %s", step, ", ".join(sorted(missing)))
+        else:
+            self._commit(commit, data)
+        self._close(commit, data)
+
+    def _send_own(self, commit: CommitRecord) -> _Part:
+        """Uploads what this node has of a checkpoint: on one node all of it. Raises FileNotFoundError, VerificationError."""
+        folder, own = f"{self._layout.key}/{commit.folder}", commit.files
+        if not self._offers.alone:
+            own = tuple(entry for entry in own if (self._mirror.root / folder / entry.path).exists())
+        self._mirror.send(folder, own)
+        return _Part(commit, files=frozenset(entry.path for entry in own))
+
+    def _commit(self, commit: CommitRecord, data: bytes) -> None:
+        """Commits in storage, unless a newer start of ranks exists elsewhere."""
+        key = self._layout.commit(commit.step)
         newest = read_epoch(self._storage, self._layout, newest_epoch(self._storage, self._layout))
         if newest.key != self._key:
-            logger.error("step %d of epoch %d is not committed: another attempt has begun epoch %d", step, commit.epoch, newest.epoch)
-        elif not self._mirror.create(self._layout.commit(step), data) and self._storage.read(self._layout.commit(step)) != data:
-            logger.error("step %d is committed already by another start; this one's copy is not", step)
-        self._known[step] = data
+            logger.error("step %d of epoch %d is not committed: another attempt has begun epoch %d", commit.step, commit.epoch, newest.epoch)
+        elif not self._mirror.create(key, data) and self._storage.read(key) != data:
+            logger.error("step %d is committed already by another start; this one's copy is not", commit.step)
+
+    def _close(self, commit: CommitRecord, data: bytes) -> None:
+        """Notes that nothing is left to do for a local commit."""
+        self._known[commit.step] = data
+        self._pending.pop(commit.step, None)
+        if not self._offers.alone:
+            self._offers.close(commit)
+
+    def _give_up(self, commit: CommitRecord) -> None:
+        """Removes what was uploaded of a checkpoint that is not here any more."""
+        self._pending.pop(commit.step, None)
+        if not self._offers.alone:
+            self._offers.close(commit)
+        self._storage.delete(f"{self._layout.key}/{commit.folder}")
 
     def _withdraw(self, step: int) -> None:
         """Removes a commit that is not here any more, then its data, unless they are kept as evidence.
@@ -210,7 +237,7 @@ class CheckpointRelay:
         """
         data = self._known.pop(step)
         marked = any(name.startswith(f"{step_name(step)}.") for name in self._local.names(f"{self._layout.key}/quarantine"))
-        if marked and step not in self._damaged:
+        if marked and step not in self._inbound.damaged:
             return
         if self._storage.exists(self._layout.commit(step)) and self._storage.read(self._layout.commit(step)) == data:
             self._storage.delete(self._layout.commit(step))

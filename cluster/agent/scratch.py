@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from schemas.job import JobSpec
 from schemas.progress import RankProgress
 
 _TAIL_BYTES = 64 << 10
@@ -34,6 +35,11 @@ class NodeScratch:
     """Paths of one node of one attempt."""
 
     folder: Path
+
+    @classmethod
+    def of(cls, spec: JobSpec, node_rank: int) -> "NodeScratch":
+        """Returns that of a node of an attempt."""
+        return cls(Path(spec.scratch_dir) / f"n{node_rank:04d}")
 
     @property
     def agent_log(self) -> Path:
@@ -92,17 +98,19 @@ class EpochScratch:
 
     def progress(self) -> tuple[RankProgress, ...]:
         """Returns what ranks or items last said of themselves, by number. A file that makes no sense is passed over: the next one replaces it."""
-        found = []
-        for path in sorted(self.folder.glob("progress-*.json")):
-            try:
-                found.append(RankProgress.model_validate_json(path.read_bytes()))
-            except (FileNotFoundError, ValidationError):
-                continue
-        return tuple(found)
+        told = map(_read_progress, sorted(self.folder.glob("progress-*.json")))
+        return tuple(progress for progress in told if progress is not None)
+
+    def progress_of(self, rank: int) -> RankProgress | None:
+        """Returns what a rank or item last said of itself; None before it said anything that makes sense."""
+        return _read_progress(self._progress(rank))
 
     def remove_progress(self, rank: int) -> None:
         """Removes what an item said of itself, once it has ended."""
-        (self.folder / f"progress-{rank:06d}.json").unlink(missing_ok=True)
+        self._progress(rank).unlink(missing_ok=True)
+
+    def _progress(self, rank: int) -> Path:
+        return self.folder / f"progress-{rank:06d}.json"
 
     def tail(self, rank: int, *, lines: int) -> tuple[str, ...]:
         """Returns the last lines of an output, without blank ones at the end; of a process that aborted, those around the reason."""
@@ -120,6 +128,13 @@ class EpochScratch:
             return {}
         found = ((pattern.match(path.name), path) for path in self.folder.iterdir())
         return {int(match[1]): path for match, path in sorted(found, key=lambda pair: pair[1].name) if match}
+
+
+def _read_progress(path: Path) -> RankProgress | None:
+    try:
+        return RankProgress.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _last_words(lines: list[str], *, most: int) -> tuple[str, ...]:

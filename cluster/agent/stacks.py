@@ -72,6 +72,15 @@ def process_facts(pid: int, *, with_children: bool = False) -> ProcessFacts | No
     return ProcessFacts(state=_STATES[fields[0]], cpu_s=ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def waits_for_disk(pid: int) -> bool:
+    """Whether a thread of a process waits for a disk in the kernel. About 20 µs a thread."""
+    try:
+        threads = [Path(f"/proc/{pid}/task/{thread}/stat").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):  # it, or one of them, has just ended
+        return False
+    return any(_STATES.get(stat.rpartition(")")[2].split()[0]) is ProcessState.DISK for stat in threads)
+
+
 def collect_stacks(processes: Iterable[RankProcess]) -> dict[int, str]:
     """Returns each rank's stacks as text, after at most some `ANSWER_S`.
 

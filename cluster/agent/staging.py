@@ -7,8 +7,11 @@ process of the node with credentials, brings what the job reads, verified, and u
 from pathlib import Path
 from typing import Protocol
 
+from cluster.agent.offers import Offers
+from cluster.agent.peers import Peers
 from cluster.agent.relay import CheckpointRelay
-from cluster.layout import ArtifactLayout
+from cluster.agent.relay_follower import CheckpointFollower
+from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.mirror import Mirror, cache_folder
 from cluster.patience import PatientStorage
 from cluster.s3_storage import S3Storage
@@ -40,21 +43,33 @@ class Staging(Protocol):
         """Gives back what is local."""
 
 
-def staging_of(storage: Storage, *, spec: JobSpec, patient: PatientStorage) -> Staging:
+def staging_of(storage: Storage, *, spec: JobSpec, patient: PatientStorage, attempt: AttemptLayout, node_rank: int) -> Staging:
     """Returns how a job's processes come to their files.
 
     Args:
         storage: shared storage.
         spec: the job.
         patient: the same storage, asked again for as long as the job may wait.
+        attempt: the attempt.
+        node_rank: this node.
     """
     if isinstance(storage, S3Storage):
         folder = cache_folder(Path(spec.scratch_dir).parent)
         mirror = Mirror.open(storage, folder=folder, most_bytes=spec.cache_bytes, patiently=patient.patiently)
-        layout, spare = ArtifactLayout(spec.artifact_key), spec.limits.rewind_commits
-        relay = CheckpointRelay(mirror, storage=patient, layout=layout, key=spec.key, spare_commits=spare)
-        return Mirrored(mirror, spec=spec, relay=relay if spec.kind is JobKind.GANG else None)
+        relay = None
+        if spec.kind is JobKind.GANG:
+            peers = Peers(storage=patient, artifact=ArtifactLayout(spec.artifact_key), attempt=attempt, spec=spec, node_rank=node_rank)
+            relay = _relay(mirror, patient=patient, offers=Offers(patient, attempt, peers))
+        return Mirrored(mirror, spec=spec, relay=relay)
     return InPlace(storage, spec=spec)
+
+
+def _relay(mirror: Mirror, *, patient: PatientStorage, offers: Offers) -> CheckpointRelay | CheckpointFollower:
+    spec = offers.peers.spec
+    layout, spare = ArtifactLayout(spec.artifact_key), spec.limits.rewind_commits
+    if offers.peers.node_rank == 0:
+        return CheckpointRelay(mirror, storage=patient, layout=layout, key=spec.key, spare_commits=spare, offers=offers)
+    return CheckpointFollower(mirror, storage=patient, layout=layout, spare_commits=spare, offers=offers)
 
 
 class InPlace:
@@ -96,7 +111,7 @@ class InPlace:
 class Mirrored:
     """Object storage; see `Staging`."""
 
-    def __init__(self, mirror: Mirror, *, spec: JobSpec, relay: CheckpointRelay | None) -> None:
+    def __init__(self, mirror: Mirror, *, spec: JobSpec, relay: CheckpointRelay | CheckpointFollower | None) -> None:
         """Args: mirror: of this node. spec: the job. relay: of a gang: carries its checkpoints."""
         self._mirror, self._spec, self._relay = mirror, spec, relay
         self._layout = ArtifactLayout(spec.artifact_key)
@@ -114,11 +129,8 @@ class Mirrored:
         return self._inputs
 
     def output(self) -> Path:
-        """See `Staging`. Raises ConfigError for a gang on several nodes: no mirror would hold all of a checkpoint."""
+        """See `Staging`."""
         if self._relay is not None:
-            if self._spec.num_nodes > 1:
-                problem = Problem("storage.root", repr(self._mirror.storage.url), "training on several nodes needs a folder that all of them see")
-                raise ConfigError((problem,), source="the job spec")
             self._relay.begin()
         return self._mirror.folder(self._layout.key)
 

@@ -41,6 +41,16 @@ class Import:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Agent → zygote: load into memory what the processes to come would each load by themselves."""
+
+    loader: str
+    """`module:function` to call."""
+    spec: str
+    """Its argument: the file of a task spec."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """Zygote → agent: the modules of its command line are imported."""
 
@@ -69,8 +79,8 @@ class Exited:
     """Exit code; negative: killed by that signal."""
 
 
-Message = Fork | Import | Ready | Imported | Forked | Exited
-_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Fork, Import, Ready, Imported, Forked, Exited)}
+Message = Fork | Import | Load | Ready | Imported | Forked | Exited
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Fork, Import, Load, Ready, Imported, Forked, Exited)}
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 A forked child becomes a fresh program: own process group, own log, default signal handlers, `runpy` of its module as `__main__`.
 What must not happen here, and why: one tensor operation before the fork hung the child; a parent that had run `deepspeed.initialize`
-made its child crash. Importing is safe.
+made its child crash. Importing is safe, and so is a job's own loader (`JobSpec.loader`), which neither computes nor starts a thread.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.agent.preload import import_modules, recorded_modules
+from cluster.agent.preload import import_modules, load_ahead, recorded_modules
 from cluster.agent.program import PROGRAMS_SIGNALS, become, ended_children, run_program
-from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Ready, Wire, die_with_parent
+from cluster.agent.wire import Exited, Fork, Forked, Import, Imported, Load, Ready, Wire, die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ class Zygote:
                     return None
                 if isinstance(message, Import):
                     self._warming, self._warmed = import_modules(recorded_modules(Path(message.file))), 0
+                elif isinstance(message, Load):
+                    load_ahead(message.loader, Path(message.spec))
+                    _settle()
                 elif isinstance(message, Fork) and self._fork(message):
                     return message
             elif self._warming:

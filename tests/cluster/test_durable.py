@@ -1,5 +1,6 @@
-"""Folders and files of a shared store get its group's rights, whatever the umask; elsewhere the umask stands."""
+"""Folders and files of a shared store get its group's rights, whatever the umask; elsewhere the umask stands. And which way to the disk they take."""
 
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -48,3 +49,19 @@ def test_elsewhere_the_umask_stands(tmp_path: Path, mode: int) -> None:
     root.mkdir()
     root.chmod(mode)
     assert {found[1:10].replace("s", "-").replace("S", "-") for found in fill(root).values()} == {"rw-------", "rwx------"}
+
+
+@pytest.mark.parametrize("is_read_soon", [False, True])
+def test_what_is_read_soon_stays_in_memory_and_other_files_go_past_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_soon: bool) -> None:
+    opened, real = dict[str, int](), os.open
+
+    def noting(path: Path, flags: int, mode: int = 0o777) -> int:
+        opened.setdefault(Path(path).name, flags)
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", noting)
+    content = mmap.mmap(-1, mmap.PAGESIZE)
+    content[:5] = b"shard"
+    stream_durably(tmp_path / "file", memoryview(content), size=5, is_read_soon=is_read_soon)
+    assert (tmp_path / "file").read_bytes() == b"shard"
+    assert bool(opened["file"] & os.O_DIRECT) is not is_read_soon

@@ -47,6 +47,15 @@ def test_a_file_is_fetched_once_whoever_wants_it(tmp_path: Path, bring: Callable
     assert first.samefile(second)
 
 
+def test_who_reads_a_file_does_not_see_that_others_want_it_too(tmp_path: Path, bring: Callable[..., Path]) -> None:
+    cache, source = FileCache(tmp_path / "cache", most_bytes=100), Source(b"content")
+    first = bring(cache, b"content", source)
+    os.utime(first, (1.0, 1.0))
+    bring(cache, b"content", source)
+    assert first.stat().st_mtime == 1.0
+    assert first.stat().st_atime > 1.0
+
+
 def test_a_file_that_arrives_damaged_is_fetched_again_and_once_more_refused(tmp_path: Path, bring: Callable[..., Path]) -> None:
     cache, source = FileCache(tmp_path / "cache", most_bytes=100), Source(b"damaged", b"content")
     bring(cache, b"content", source)

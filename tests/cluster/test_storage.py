@@ -101,6 +101,22 @@ def test_a_published_file_keeps_its_bytes_and_equal_ones_are_success(tmp_path: P
     assert final.read_bytes() == b"same"
 
 
+def test_a_file_that_was_hashed_while_it_was_written_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, temporary = tmp_path / "part.parquet", tmp_path / ".tmp-part"
+    write_durably(temporary, b"same")
+    known = hash_file(temporary)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_module, "hash_file", None)
+        entry = publish_file(temporary, final, xxh3=known)
+    assert (entry.path, entry.size, entry.xxh3) == ("part.parquet", 4, known)
+    write_durably(temporary, b"same")
+    assert publish_file(temporary, final, xxh3=known) == entry
+    write_durably(temporary, b"othr")
+    with pytest.raises(AlreadyExistsError):
+        publish_file(temporary, final, xxh3=hash_file(temporary))
+    assert final.read_bytes() == b"same"
+
+
 def test_replacing_a_local_file_leaves_no_temporary(tmp_path: Path) -> None:
     for content in (b"1", b"22"):
         replace_local(tmp_path / "progress.json", content)

@@ -37,13 +37,13 @@ def beats(*last_at: float) -> tuple[Heartbeat, ...]:
 @pytest.mark.parametrize(
     ("happened", "last_at", "hosts"),
     [
-        (incident(Cause.NODE), (90.0, 99.0), ["node1"]),
-        (incident(Cause.NODE), (99.0, 90.0), ["node2"]),
+        (incident(Cause.NODE), (90.0, 99.0), ["node1.site"]),
+        (incident(Cause.NODE), (99.0, 90.0), ["node2.site"]),
         (incident(Cause.NODE), (99.0, 98.5), []),
-        (incident(Cause.NODE), (99.0,), ["node1"]),
+        (incident(Cause.NODE), (99.0,), ["node1.site"]),
         (incident(Cause.NODE), (), []),
         (incident(Cause.NODE, rank=3), (90.0, 99.0), []),
-        (incident(Cause.NUMERIC, rank=3, evidence=(CORRUPT,)), (99.0, 99.0), ["node2"]),
+        (incident(Cause.NUMERIC, rank=3, evidence=(CORRUPT,)), (99.0, 99.0), ["node2.site"]),
         (incident(Cause.NUMERIC, rank=3, evidence=("NumericError: loss is nan",)), (99.0, 99.0), []),
         (incident(Cause.USER_CODE, rank=0), (90.0, 99.0), []),
         (incident(Cause.PREEMPTION), (90.0, 99.0), []),
@@ -67,7 +67,7 @@ def test_hardware_is_struck_and_nothing_else(happened: Incident, last_at: tuple[
 
 def test_the_loss_that_only_the_launcher_knows_of_is_a_strike() -> None:
     record = ended(incident(Cause.PREEMPTION), incident(Cause.PREEMPTION))
-    assert strikes_of(record, beats(90.0, 99.0), ranks_per_node=1, end=Cause.NODE) == (Strike("node1", 100.0),)
+    assert strikes_of(record, beats(90.0, 99.0), ranks_per_node=1, end=Cause.NODE) == (Strike("node1.site", 100.0),)
 
 
 def test_nodes_are_avoided_from_the_second_strike_until_it_expires() -> None:
@@ -88,4 +88,4 @@ def test_strikes_are_read_from_what_attempts_left(tmp_path: Path) -> None:
             storage.create_exclusive(attempt.exit, canonical_json(ended(incident(cause))))
             verdict = AttemptVerdict(decision="restart", reason="r", at=1.0, cause=Cause.NODE)
             storage.create_exclusive(attempt.verdict, canonical_json(verdict))
-    assert read_strikes(storage, layout, step_name="") == (Strike("node1", 100.0), Strike("node1", 100.0))
+    assert read_strikes(storage, layout, step_name="") == (Strike("node1.site", 100.0), Strike("node1.site", 100.0))

@@ -6,33 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cluster.agent.array import order, share
-from cluster.attempt import read_exit
+from cluster.attempt import read_exit, read_heartbeats, read_notices
 from cluster.logs import read_logs
 from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
-from schemas.job import WorkItem
+from schemas.progress import NoticeKind
 from tests.fakes.job_request import array_request
 from tests.fakes.live_job import LiveJob, wait_until
-
-
-def items(weights: list[int]) -> list[WorkItem]:
-    return [WorkItem(index=index, weight_bytes=weight, label=f"group {index}") for index, weight in enumerate(weights)]
-
-
-def test_the_largest_items_start_first_and_equal_ones_in_order() -> None:
-    assert [item.index for item in order(items([1, 5, 3, 5]))] == [1, 3, 2, 0]
-
-
-@given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 6))
-def test_nodes_share_each_item_once(weights: list[int], num_nodes: int) -> None:
-    plan = items(weights)
-    shares = [share(plan, node_rank=node, num_nodes=num_nodes) for node in range(num_nodes)]
-    assert sorted(item.index for part in shares for item in part) == list(range(len(plan)))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.fixture
@@ -168,7 +149,7 @@ def test_two_nodes_share_the_items(array: Callable[..., LiveJob]) -> None:
 def test_what_stopped_two_nodes_is_told_after_what_items_suffered(array: Callable[..., LiveJob]) -> None:
     """The supervisor decides by the last incident: an item's failure on another node, long mended, is not why the job ended."""
     job = array(num_nodes=2, items=20, item_s=0.3, faults=[fault("raise", item=18)])
-    job.when(lambda view: view.items_done >= 4, lambda: [agent.terminate() for agent in job.agents()] and None)
+    job.when(lambda view: sum(beat.items_done >= 2 for beat in view.heartbeats) == 2, lambda: [agent.terminate() for agent in job.agents()] and None)
     record = job.run()
     assert record.exit_code is ExitCode.DONE, "the next attempt does the rest"
     first = read_exit(job.storage, job.attempt(0))
@@ -183,3 +164,51 @@ def test_a_failure_on_one_node_ends_the_other(array: Callable[..., LiveJob]) -> 
     assert record.exit_code is ExitCode.VERIFICATION
     assert "item 4" in record.message
     wait_until(lambda: job.family() == [])
+
+
+@pytest.mark.exhaustive
+def test_an_item_that_is_stopped_is_noticed_and_runs_again_while_others_go_on(array: Callable[..., LiveJob]) -> None:
+    job = array(items=3, faults=[fault("stop", item=1)])
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    (incident,) = record.incidents
+    assert (incident.cause, incident.rank, incident.item, incident.exit_status) == (Cause.HANG, 1, "item 1 (group 1)", -signal.SIGKILL)
+    assert incident.detected_after_s >= 4.0
+    assert incident.evidence[0].startswith("item 1 (group 1): no sign of life for")
+    assert "its process is stopped, in strike (" in incident.evidence[0]
+    assert "strike" in job.storage.read(job.attempt().stack(epoch=incident.epoch, rank=1)).decode()
+    assert finished(job) == {0, 1, 2}
+    assert sorted(starts(job)) == [(0, 0), (0, 1), (0, 2), (1, 1)]
+
+
+@pytest.mark.exhaustive
+def test_an_idle_node_does_what_another_has_not_begun_and_runs_again_what_trails_there(array: Callable[..., LiveJob]) -> None:
+    """Node 1's largest item sleeps for ever: the rest of its share is done by node 0, and half a minute later that item is, too."""
+    job = array(num_nodes=2, items=16, changes={"at_a_time": 1}, faults=[fault("hang", item=14, times=1)])
+    record = job.run()
+    assert (record.exit_code, record.incidents) == (ExitCode.DONE, ()), "nothing failed"
+    assert finished(job) == set(range(16))
+    assert len([item for _, item in starts(job) if item == 14]) == 2
+    assert len(starts(job)) == 17, "nothing else ran twice"
+    told = [notice.message for notice in read_notices(job.storage, job.attempt()) if notice.kind is NoticeKind.ITEM_TAKEN]
+    assert told[0] == "node 0 has done its share, and takes what others have not begun: first item 0 (group 0)"
+    assert told[1].startswith("item 14 (group 14) is run a second time, by node 0: it trails elsewhere, in work for ")
+    assert told[2:] == ["item 14 (group 14): another node was faster; this run of it is ended"]
+    beats = read_heartbeats(job.storage, job.attempt())
+    assert sum(beat.items_done for beat in beats) == 16
+    assert sum(beat.array.bytes_done for beat in beats if beat.array is not None) == sum(range(16))
+    wait_until(lambda: job.family() == [])
+
+
+@pytest.mark.exhaustive
+def test_the_share_of_a_lost_node_is_done_by_the_others_and_nobody_waits_for_it(array: Callable[..., LiveJob]) -> None:
+    job = array(num_nodes=2, items=12, item_s=0.3, changes={"at_a_time": 1})
+
+    def lose_node() -> None:
+        next(agent for agent in job.agents() if agent.cmdline()[agent.cmdline().index("--node-rank") + 1] == "1").kill()
+
+    job.when(lambda view: view.items_done >= 2, lose_node)
+    record = job.run()
+    assert record.exit_code is ExitCode.DONE
+    assert job.attempts == (0,), "well before it counts as lost"
+    assert finished(job) == set(range(12))

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.attempt import read_exit
 from cluster.budget import used_device_s
-from cluster.supervisor import JobView
+from cluster.job_view import JobView
 from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
 from schemas.job import JobSpec

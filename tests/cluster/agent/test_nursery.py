@@ -37,6 +37,9 @@ if what == "modules":
     record_modules()
 if what == "loaded":
     sys.exit(0 if "colorsys" in sys.modules else 1)
+if what == "found":
+    import larder
+    print("larder holds", larder.HELD, flush=True)
 if what == "signals":
     sys.exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL else 1)
 if what == "exit":
@@ -201,3 +204,43 @@ def test_a_spare_takes_the_next_place_and_a_dead_one_is_made_up_for(nursery: Nur
     assert sorted(nursery.running) == sorted(running)
     nursery.signal(signal.SIGTERM)
     assert {end.status for end in (*nursery.wait(10.0), *nursery.wait(10.0))} == {-signal.SIGTERM}
+
+
+LARDER = """
+import os
+HELD = []
+def stock(spec):
+    HELD.append((spec.read_text(), os.getpid()))
+def drop(spec):
+    raise ValueError("a broken jar")
+def collapse(spec):
+    os._exit(3)
+"""
+
+
+@pytest.fixture
+def forking(tmp_path: Path, nursery: Nursery, request: pytest.FixtureRequest) -> Nursery:
+    """A nursery that forks: spare processes load by themselves."""
+    (tmp_path / "larder.py").write_text(LARDER)
+    (tmp_path / "spec.json").write_text("the spec")
+    return nursery
+
+
+@pytest.mark.parametrize("nursery", [False], indirect=True, ids=["zygote"])
+def test_what_is_loaded_ahead_is_found_by_every_program(forking: Nursery, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time does nothing
+        forking.load("larder:stock", tmp_path / "spec.json")
+        assert status_of(forking, tmp_path, "found") == 0
+    first, second = (line for line in (tmp_path / "found.log").read_text().splitlines() if line.startswith("larder"))
+    assert first == second
+    assert first.startswith("larder holds [('the spec', ")
+
+
+@pytest.mark.parametrize("nursery", [False], indirect=True, ids=["zygote"])
+@pytest.mark.parametrize("loader", ["larder:drop", "larder:collapse", "larder:nothing", "nowhere:nothing"])
+def test_programs_run_though_nothing_could_be_loaded(forking: Nursery, tmp_path: Path, loader: str) -> None:
+    forking.load(loader, tmp_path / "spec.json")
+    assert status_of(forking, tmp_path, "found") == 0
+    assert (tmp_path / "found.log").read_text().endswith("larder holds []\n")
+    forking.load(loader, tmp_path / "spec.json")  # not again: it might kill the next zygote too
+    assert status_of(forking, tmp_path, "plain") == 0

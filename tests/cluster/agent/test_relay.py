@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cluster.agent.offers import Offers
+from cluster.agent.peers import Peers
 from cluster.agent.relay import CheckpointRelay
 from cluster.attempt import committed
 from cluster.epoch import take_epoch
@@ -19,6 +21,7 @@ from cluster.storage import FileStorage, file_entry
 from schemas.act import Act, ActKind
 from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord, QuarantineRecord
+from tests.fakes.job_request import gang_request
 from tests.fakes.live_job import wait_until
 from tests.fakes.s3_faults import troubled
 from tests.fakes.s3_server import BUCKET, S3Server
@@ -35,7 +38,11 @@ class Start:
         self.storage = PatientStorage(storage, patience_s=20.0)
         self.mirror = Mirror.open(storage, folder=cache, most_bytes=10_000_000, patiently=self.storage.patiently)
         self.key = secrets.token_hex(4)
-        self.relay = CheckpointRelay(self.mirror, storage=self.storage, layout=LAYOUT, key=self.key, spare_commits=spare)
+        attempt = LAYOUT.attempt("", 0)
+        spec = gang_request(cache.parent, key=self.key)
+        peers = Peers(storage=self.storage, artifact=LAYOUT, attempt=attempt, spec=spec, node_rank=0)
+        offers = Offers(self.storage, attempt, peers)
+        self.relay = CheckpointRelay(self.mirror, storage=self.storage, layout=LAYOUT, key=self.key, spare_commits=spare, offers=offers)
         self.local = FileStorage(self.mirror.root)
         self.epoch = -1
 

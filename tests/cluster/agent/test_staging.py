@@ -19,7 +19,7 @@ from schemas.job import FileRead, ItemRecord
 from schemas.stage import Stage
 from tests.fakes.job_request import ARTIFACT, array_request
 from tests.fakes.live_job import LiveJob, wait_until
-from tests.fakes.s3_faults import troubled
+from tests.fakes.s3_faults import Trouble, troubled
 from tests.fakes.s3_server import BUCKET, S3Server
 
 pytestmark = pytest.mark.slow
@@ -89,14 +89,36 @@ def test_an_array_runs_and_what_its_items_left_is_in_storage(array: Callable[...
     wait_until(lambda: mirrors(tmp_path) == [])
 
 
-def test_faults_of_a_twentieth_of_all_requests_change_nothing(array: Callable[..., LiveJob], s3_server: S3Server, monkeypatch: Any) -> None:
-    with troubled(s3_server.endpoint, share=0.05, seed=3) as (endpoint, trouble):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        job = array(items=8)
-        record = job.run()
-        assert (record.exit_code, record.incidents) == (ExitCode.DONE, ())
-        assert [item.index for item in items_of(job)] == list(range(8))
-        assert trouble.struck
+@pytest.mark.exhaustive
+def test_the_share_of_a_lost_node_is_done_by_the_other_with_a_mirror_of_its_own(array: Callable[..., LiveJob]) -> None:
+    job = array(items=12, num_nodes=2, at_a_time=1, lost_after_s=120.0, options={"item_s": 0.5})
+
+    def lose_node() -> None:
+        next(agent for agent in job.agents() if agent.cmdline()[agent.cmdline().index("--node-rank") + 1] == "1").kill()
+
+    job.when(lambda view: view.items_done >= 2, lose_node)
+    record = job.run()
+    assert (record.exit_code, job.attempts) == (ExitCode.DONE, (0,))
+    assert [item.index for item in items_of(job)] == list(range(12))
+    assert job.storage.names(job.attempt().takes)
+
+
+@pytest.fixture
+def trouble(s3_server: S3Server) -> Iterator[tuple[str, Trouble]]:
+    """Every twentieth request fails: the endpoint, which outlives what `array` sweeps up through it, and what struck."""
+    with troubled(s3_server.endpoint, share=0.05, seed=3) as proxied:
+        yield proxied
+
+
+def test_faults_of_a_twentieth_of_all_requests_change_nothing(
+    trouble: tuple[str, Trouble], array: Callable[..., LiveJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", trouble[0])
+    job = array(items=8)
+    record = job.run()
+    assert (record.exit_code, record.incidents) == (ExitCode.DONE, ())
+    assert [item.index for item in items_of(job)] == list(range(8))
+    assert trouble[1].struck
 
 
 @pytest.mark.exhaustive
