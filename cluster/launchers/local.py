@@ -16,8 +16,8 @@ from cluster.environment import checkout
 from cluster.launchers.protocol import AGENT_MODULE, Command, Handle, JobReport, JobState, Submission
 from cluster.layout import ArtifactLayout
 from cluster.process import ProcessId, is_dead, process_table
+from schemas.cluster_config import ClusterConfig
 from schemas.errors import UnreachableError
-from schemas.execution_config import ClusterConfig
 from schemas.job import JobSpec
 
 _SUBMISSION = "--submission"
@@ -80,6 +80,9 @@ class LocalLauncher:
                     process.send_signal(signal.SIGTERM)
                 except psutil.NoSuchProcess:
                     continue  # it ended by itself
+
+    def release(self, key: str) -> None:
+        """See `Launcher.release`: ended processes leave nothing."""
 
     def _has_ended(self, key: str) -> bool:
         agents = self._submitted.get(key, ())

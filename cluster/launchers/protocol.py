@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from schemas.attempt import Cause
+from schemas.errors import UnreachableError
 from schemas.job import JobSpec
 
 AGENT_MODULE = "cluster.agent.agent"
@@ -43,6 +44,8 @@ class JobReport:
     """When it expects to start a job that waits."""
     cause: Cause | None = None
     """Why it ended the job; None: it did not, or does not say."""
+    broken: str = ""
+    """Of a job that has probably lost a part for good while the rest still runs: what. A gang's rest cannot go on alone."""
     held: bool = False
     """Of a job that waits: whether it is not machines that it waits for, but a date, a person, a closed queue. To ask for fewer would not help."""
 
@@ -85,6 +88,10 @@ class Handle:
     """What the launcher calls the job."""
 
 
+class NoRoomError(UnreachableError):
+    """The launcher would take the job, but has no room for it now: it is asked again until it has."""
+
+
 class Launcher(Protocol):
     """How attempts get onto machines. One contract suite (`tests/contract`) holds for all."""
 
@@ -98,6 +105,7 @@ class Launcher(Protocol):
         """Submits. The attempt's claim makes a second submission harmless.
 
         Raises:
+            NoRoomError: the launcher did not take it, and will when others are done.
             UnreachableError: the launcher did not take it, or it is not known whether it did.
             ConfigError: the launcher will never take such a job.
         """
@@ -107,3 +115,6 @@ class Launcher(Protocol):
 
     def cancel(self, key: str) -> None:
         """Asks a job to stop gracefully: SIGTERM to its agents. Nothing when there is no such job."""
+
+    def release(self, key: str) -> None:
+        """Removes what is left of a job that is over and has been decided on: nobody asks about it again. Never raises; may be called often."""

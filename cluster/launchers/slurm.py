@@ -11,8 +11,8 @@ from cluster.launchers.protocol import Command, Handle, JobReport, JobState, Sub
 from cluster.launchers.slurm_container import PYTHON, Container
 from cluster.launchers.slurm_queue import SlurmError, SlurmQueue, call
 from cluster.launchers.slurm_script import batch_script
+from schemas.cluster_config import ClusterConfig
 from schemas.errors import ConfigError, Problem, UnreachableError
-from schemas.execution_config import ClusterConfig
 from schemas.job import JobSpec
 from schemas.suggestion import nearest_choice
 
@@ -104,6 +104,9 @@ class SlurmLauncher:
             except SlurmError:  # ended meanwhile, or nobody answers: its agents hear of it from storage, and the supervisor asks again
                 continue
         self._queue.forget()
+
+    def release(self, key: str) -> None:
+        """See `Launcher.release`: Slurm forgets by itself."""
 
     def _refusal(self, said: str, submission: Submission) -> ConfigError | UnreachableError:
         """Returns what a refusal of `sbatch` means: the recipe is wrong, or Slurm is not well."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Self
 
+from schemas.cluster_config import ClusterConfig, ContainerRuntime
 from schemas.errors import ConfigError, Problem
-from schemas.execution_config import ClusterConfig, ContainerRuntime
 from schemas.job import JobSpec
 
 PYTHON = "python3"

@@ -11,7 +11,7 @@ from cluster.environment import ALLOWED
 from cluster.launchers.protocol import AGENT_MODULE
 from cluster.launchers.slurm_container import Container
 from cluster.layout import ArtifactLayout
-from schemas.execution_config import StageResources
+from schemas.cluster_config import StageResources
 from schemas.job import JobSpec
 
 _LAST_MINUTE_S = 60
@@ -88,7 +88,8 @@ def _directives(spec: JobSpec, resources: StageResources) -> Mapping[str, str]:
 def _exclusion(spec: JobSpec, extra_directives: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the directive that avoids nodes: those of the recipe, too, as only the last one counts. None when there is nothing to add."""
     named = (directive.partition("=")[2].strip('"') for directive in extra_directives if directive.startswith("--exclude="))
-    return (f"--exclude={_quoted(','.join((*named, *spec.excluded_nodes)))}",) if spec.excluded_nodes else ()
+    short = dict.fromkeys(node.partition(".")[0] for node in spec.excluded_nodes)  # hosts know their domain, Slurm does not
+    return (f"--exclude={_quoted(','.join((*named, *short)))}",) if spec.excluded_nodes else ()
 
 
 def _srun_options(spec: JobSpec, container: Container | None) -> tuple[str, ...]:

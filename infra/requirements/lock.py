@@ -1,7 +1,8 @@
-"""Writes base.txt and dev.txt from what is installed in the running environment: `make lock` after trying newer versions.
+"""Writes the lock files from what is installed in the running environment: `make lock` after trying newer versions.
 
 base.txt is the closure of `project.dependencies` without torch (whose build depends on the accelerator), dev.txt what the
-`dev` group adds. Nothing is resolved here: what was tested is what is locked.
+`dev` group adds; control.txt and ranks.txt are the parts of base.txt that the two images of `infra/docker` install. Nothing is
+resolved here: what was tested is what is locked.
 """
 
 import tomllib
@@ -14,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).resolve().parent
 NOT_LOCKED = {"torch", "headrace"}
+SIDES = {"control": "Of base.txt, what decides: flows, workers, servers.", "ranks": "Of base.txt, what computes: agents and ranks."}
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
@@ -39,9 +41,13 @@ def write(name: str, packages: set[str], *, title: str) -> None:
 
 
 def main() -> None:
-    """Writes both files."""
+    """Writes all files."""
     project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())
     base = closure([*project["project"]["dependencies"], "setuptools"])
+    for side, title in SIDES.items():
+        without = {canonicalize_name(name) for name in project["tool"]["headrace"]["images"][f"{side}-without"]}
+        kept = [text for text in project["project"]["dependencies"] if canonicalize_name(Requirement(text).name) not in without]
+        write(f"{side}.txt", closure([*kept, "setuptools"]), title=title)
     dev = closure(project["dependency-groups"]["dev"]) - base
     write("base.txt", base, title="Every package that Headrace runs with, but torch: one tested set.")
     write("dev.txt", dev, title="What checks, tests and benchmarks need besides.")

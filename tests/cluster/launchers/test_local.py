@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.environment import checkout
-from cluster.launchers import launcher_for
 from cluster.launchers.local import LocalLauncher
-from schemas.config import RunConfig
-from schemas.errors import ConfigError, UnreachableError
-from schemas.execution_config import ClusterConfig, StageResources
+from schemas.cluster_config import ClusterConfig, StageResources
+from schemas.errors import UnreachableError
 from schemas.job import JobSpec
 from schemas.stage import Stage
 from tests.fakes.job_request import gang_request
@@ -44,17 +42,3 @@ def test_an_interpreter_that_does_not_work_is_an_error_with_its_mend(spec: JobSp
     launcher = LocalLauncher(ClusterConfig(python=python))
     with pytest.raises(UnreachableError, match=r"cluster\.python"):
         launcher.submit(launcher.render(spec))
-
-
-def test_kinds_to_come_are_refused_by_name() -> None:
-    config = RunConfig.model_validate(
-        {
-            "name": "demo",
-            "corpus": {"sources": [{"path": "/data"}]},
-            "model": {"config": {"model_type": "llama"}},
-            "training": {"steps": 1000},
-            "cluster": {"kind": "kubernetes"},
-        }
-    )
-    with pytest.raises(ConfigError, match=r"cluster\.kind = 'kubernetes'.*local"):
-        launcher_for(config)

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.attempt import read_exit
 from schemas.attempt import Cause
-from schemas.execution_config import ClusterConfig, ContainerRuntime
+from schemas.cluster_config import ClusterConfig, ContainerRuntime
 from schemas.exit_code import ExitCode
 from schemas.job import JobSpec
 from tests.chaos.slurm_trouble import job_ids, slurm, slurm_job, sweep

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.environment import ALLOWED
 from cluster.launchers.slurm_script import batch_script
-from schemas.execution_config import StageResources
+from schemas.cluster_config import StageResources
 from tests.chaos.slurm_trouble import slurm
 from tests.fakes.job_request import gang_request
 

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.launchers.slurm_container import Container
 from cluster.launchers.slurm_script import batch_script
+from schemas.cluster_config import ClusterConfig, ContainerRuntime, StageResources
 from schemas.errors import ConfigError
-from schemas.execution_config import ClusterConfig, ContainerRuntime, StageResources
 from schemas.job import JobKind, JobSpec, RestartLimits
 from schemas.stage import Stage
 from tests.fakes.golden import assert_golden
