@@ -39,6 +39,17 @@ class Submitted(Frozen):
     """Seconds since the Unix epoch, by the submitter's clock."""
 
 
+class Take(Frozen):
+    """`attempts/NNNN/takes/000012-00.json`: a node other than its owner runs an item of an array. Whoever creates it has it."""
+
+    index: int
+    """The item."""
+    node_rank: int
+    """The node that runs it."""
+    at: float
+    """Seconds since the Unix epoch."""
+
+
 class CancelRequest(Frozen):
     """`attempts/NNNN/cancel.json`: the wish that an attempt stops gracefully."""
 
@@ -134,6 +145,8 @@ class Incident(Frozen):
     """Seconds from the incident until all ranks were in a step again; -1: not (yet)."""
     detected_after_s: float = 0.0
     """Seconds without a sign of life before it was noticed: of a hang. 0 where the end itself was the sign."""
+    item: str = ""
+    """The item, for people: `item 3 (g0003)`; empty: it is a rank's or a node's."""
 
 
 class ExitRecord(Frozen):

@@ -7,7 +7,7 @@ Two kinds of section, and they never mix:
 * **execution** (`storage state deepspeed cluster budget checkpoint restart tracking`) says where and how it is made
   and never does; but for DeepSpeed options that change numbers (`schemas.deepspeed_options`).
 
-The sections themselves are in `schemas.recipe_config` and `schemas.execution_config`. Nothing is written back.
+The sections are in `schemas.corpus_config`, `tokens_config`, `recipe_config`, `cluster_config`, `execution_config`. Nothing is written back.
 
 A validator that finds several broken rules raises one ValueError with a line per rule. A line names the keys it is
 about, the one to change first, and may end in `; nearest: VALUE` (`schemas.diagnosis` reads both).
@@ -19,24 +19,19 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from schemas.act import OnBadNumbers, OnOutOfMemory
+from schemas.cluster_config import ClusterConfig, ClusterKind
+from schemas.corpus_config import CorpusConfig, Name
 from schemas.deepspeed_options import numeric_options
-from schemas.execution_config import BudgetConfig, CheckpointConfig, ClusterConfig, ClusterKind, RestartConfig, StorageConfig, TrackingConfig
+from schemas.execution_config import BudgetConfig, CheckpointConfig, RestartConfig, StorageConfig, TrackingConfig
 from schemas.frozen import Frozen, JsonObject, thaw
 from schemas.gang_shape import GangShape, gang_shapes
-from schemas.recipe_config import (
-    CorpusConfig,
-    EvaluationConfig,
-    ModelConfig,
-    Name,
-    RegistrationConfig,
-    TokenizationConfig,
-    TokenizerConfig,
-    TrainingConfig,
-)
-from schemas.stage import Stage
+from schemas.recipe_config import EvaluationConfig, ModelConfig, RegistrationConfig, TrainingConfig
+from schemas.stage import Stage, inputs_of, stages_of
+from schemas.tokens_config import TokenizationConfig, TokenizerConfig
 
 RECIPE_SECTIONS: Mapping[Stage, tuple[str, ...]] = {
     Stage.VALIDATE: ("corpus",),
+    Stage.PREPARE: (),  # its section is a part of `corpus`: `RunConfig.identity` takes it from there
     Stage.TOKENIZER: ("tokenizer",),
     Stage.TOKENIZE: ("tokenization",),
     Stage.TRAIN: ("model", "training"),
@@ -113,6 +108,15 @@ class RunConfig(Frozen):
                     f"model.config.vocab_size ({vocabulary}) is below tokenizer.vocab_size ({self.tokenizer.vocab_size}); "
                     "leave it out and it is filled in from the tokenizer"
                 )
+        problems += self._problems_of_conversations()
+        if training.document_attention == "masked" and not self.tokenization.boundaries:
+            problems.append(
+                "tokenization.boundaries (False) must be on with training.document_attention (masked): it tells where documents start; nearest: true"
+            )
+        if training.mixture is not None:
+            problems += training.mixture.problems_of_names(self.corpus.source_names)
+            if not self.tokenization.by_source:
+                problems.append("tokenization.by_source (False) must be on with training.mixture: sources need shards of their own; nearest: true")
         if training.steps is not None and training.schedule.warmup_steps > training.steps:
             problems.append(
                 f"training.schedule.warmup_steps ({training.schedule.warmup_steps}) is above training.steps ({training.steps}); "
@@ -129,6 +133,23 @@ class RunConfig(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_conversations(self) -> list[str]:
+        """Returns what is wrong with the wish to train on conversations."""
+        corpus, problems = self.corpus, []
+        if not corpus.conversations:
+            return []
+        if corpus.preparation.quality.families and len(corpus.conversations) == len(corpus.sources):
+            problems.append("corpus.preparation.quality has no effect with conversations (kind: chat): its rules are for prose; remove it")
+        if self.tokenizer.path is None and self.tokenizer.chat_template is None:
+            problems.append(
+                "tokenizer.chat_template must be given: a tokenizer that is trained has none, and corpus.sources has conversations (kind: chat)"
+            )
+        if self.registration.gate.beat_baselines:
+            problems.append(
+                "registration.gate.beat_baselines has no effect with conversations (kind: chat), of which baselines know nothing; nearest: false"
+            )
+        return problems
 
     def _problems_of_sizes(self) -> list[str]:
         """Returns what is wrong with the wish that training may go on with fewer nodes."""
@@ -164,6 +185,20 @@ class RunConfig(Frozen):
         return gang_shapes(sizes, most_nodes=most_nodes, most_per_node=per_node, min_nodes=resources.min_nodes)
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of this recipe, in order: `prepare` only where it declares preparation steps."""
+        return stages_of(prepared=bool(self.corpus.preparation.steps))
+
+    def inputs_of(self, stage: Stage) -> tuple[Stage, ...]:
+        """Returns the stages whose artifacts `stage` reads in this recipe."""
+        return inputs_of(stage, prepared=bool(self.corpus.preparation.steps))
+
+    @property
+    def corpus_stage(self) -> Stage:
+        """The stage that makes the documents which all that follows reads."""
+        return Stage.PREPARE if self.corpus.preparation.steps else Stage.VALIDATE
+
+    @property
     def model_name(self) -> str:
         """The registered model's name."""
         return self.registration.model_name or self.name
@@ -176,7 +211,13 @@ class RunConfig(Frozen):
         loading a recipe has put a JSON file's content in its place.
         """
         sections = {section: thaw(getattr(self, section).model_dump(mode="json")) for section in RECIPE_SECTIONS[stage]}
+        if stage is Stage.PREPARE:
+            talks = {"conversations": list(self.corpus.conversations)} if self.corpus.conversations else {}
+            sections["corpus"] = {"preparation": self.corpus.preparation.identity(), **talks}
+            if self.corpus.preparation.decontamination.compares_prompts:
+                sections["evaluation"] = {"prompts": list(self.evaluation.prompts)}
         if stage is Stage.VALIDATE:
+            sections["corpus"].pop("preparation")
             for source, name in zip(sections["corpus"]["sources"], self.corpus.source_names, strict=True):
                 del source["path"]
                 source["name"] = name
@@ -186,6 +227,8 @@ class RunConfig(Frozen):
             if path is not None:  # what trains a tokenizer has no bearing on one that exists
                 for key in ("vocab_size", "pattern", "min_frequency", "training_bytes", "special_tokens"):
                     del sections["tokenizer"][key]
+        if stage is Stage.TOKENIZE and self.corpus.conversations:
+            sections["conversations"] = list(self.corpus.conversations)
         if stage is Stage.TRAIN:
             del sections["training"]["zero_stage"]
             if self.model.pretrained is not None:

@@ -88,6 +88,10 @@ class InputError(HeadraceError):
     exit_code = ExitCode.USAGE
 
 
+class MissingTextError(InputError):
+    """A source of the corpus does not exist, or holds nothing to read; as seen from this machine."""
+
+
 class DataVerdictError(HeadraceError):
     """The corpus was judged and failed; nothing after `validate` may use it."""
 

@@ -4,13 +4,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, WrapSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WrapSerializer
 
 
 class Frozen(BaseModel):
     """An immutable value. An unknown key is an error. What a field means is said by the docstring below it (`meaning_of`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def added_later(default: Any, **constraints: Any) -> Any:
+    """Returns a field that is left out of JSON while it has its default.
+
+    For a key that came when artifacts had been made without it: whoever does not use it keeps the fingerprints and the bytes of manifests.
+    """
+    return Field(default=default, exclude_if=lambda value: bool(value == default), **constraints)
 
 
 def meaning_of(model: type[BaseModel], field: str) -> str:

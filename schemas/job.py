@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from schemas.act import OnBadNumbers
 from schemas.artifact import FileEntry
-from schemas.frozen import Frozen, JsonObject
+from schemas.frozen import Frozen, JsonObject, added_later
 from schemas.gang_shape import GangShape
 from schemas.stage import Stage
 
@@ -92,6 +92,9 @@ class JobSpec(Frozen):
     """Compute threads of each process."""
     preload: tuple[str, ...] = ()
     """Modules that the zygote of a gang imports before it forks ranks. Importing them must not compute."""
+    loader: str = ""
+    """`module:function` that the zygote of an array calls with the file of a task spec, before it forks items; empty: none. It must neither
+    compute nor start a thread; what it raises, items find out by themselves."""
     standby: bool = False
     """Whether ranks are processes that waited for it (`cluster.agent.standby`), and not forks."""
     env: dict[str, str] = {}
@@ -100,6 +103,9 @@ class JobSpec(Frozen):
     """When the agent restarts ranks by itself."""
     grace_s: float = 30.0
     """Seconds between asking ranks to stop (SIGTERM) and killing them."""
+    measured_stop_s: float = 0.0
+    """How long a graceful stop may take by what earlier attempts measured; 0: nothing is known. A launcher that can gives as much, if it is longer
+    than the grace. Seconds."""
     lost_after_s: float = 300.0
     """Seconds of silence after which another node counts as lost."""
     time_limit_s: float | None = None
@@ -169,6 +175,8 @@ class WorkItem(Frozen):
     """Input bytes, for progress and order of starting."""
     label: str
     """For people: a group, a file."""
+    num_files: int = added_later(0)
+    """Files that it reads, for people; 0: they are not counted."""
 
 
 class WorkPlan(Frozen):

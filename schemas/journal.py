@@ -2,8 +2,9 @@
 
 from enum import StrEnum
 
-from schemas.frozen import Frozen, JsonObject
-from schemas.stage import Stage
+from schemas.frozen import Frozen, JsonObject, thaw
+from schemas.preparation_config import PreparationConfig
+from schemas.stage import Stage, stages_of
 
 
 class EventKind(StrEnum):
@@ -56,10 +57,14 @@ class RunHandle(Frozen):
         return run_name_of(self.run_id)
 
 
+def recipe_name_of(run_id: str) -> str:
+    """Returns the name of the recipe of a run, from its id `{name}-{utc}-{4 chars}`."""
+    return run_id.rsplit("-", 2)[0]
+
+
 def run_name_of(run_id: str) -> str:
-    """Returns the readable name of a run, `{name}-{4 chars}`, from its id `{name}-{utc}-{4 chars}`."""
-    name, _, rest = run_id.rpartition("-")
-    return f"{name.rpartition('-')[0]}-{rest}"
+    """Returns the readable name of a run, `{name}-{4 chars}`, from its id."""
+    return f"{recipe_name_of(run_id)}-{run_id.rpartition('-')[2]}"
 
 
 class RunFile(Frozen):
@@ -87,3 +92,9 @@ class RunFile(Frozen):
     """user@host; empty in runs of earlier versions."""
     argv: tuple[str, ...]
     """Command line of the process that created it."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The run's stages, in order. Asked of the one section that decides: runs of earlier versions must be shown, too."""
+        section = thaw(self.config).get("corpus", {}).get("preparation", {})
+        return stages_of(prepared=bool(PreparationConfig.model_validate(section).steps))

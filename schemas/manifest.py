@@ -5,7 +5,7 @@ from typing import Literal
 
 from schemas.artifact import FileEntry
 from schemas.canonical import root_hash
-from schemas.frozen import Frozen
+from schemas.frozen import Frozen, added_later
 from schemas.split import SPLITS as SPLITS
 from schemas.split import Split as Split
 
@@ -47,6 +47,11 @@ class CorpusPlan(Frozen):
     groups: tuple[CorpusGroup, ...]
     """All groups."""
 
+    @property
+    def raw_bytes(self) -> int:
+        """Stored bytes of all inputs."""
+        return sum(file.size for group in self.groups for file in group.inputs)
+
 
 class AcceptedFile(Frozen):
     """One Parquet file of accepted documents: columns `doc_id, source, path, row, text, extra` (the other columns as a JSON object, or null)."""
@@ -61,6 +66,23 @@ class AcceptedFile(Frozen):
     """Rows."""
     text_bytes: int
     """UTF-8 bytes of all texts."""
+
+
+EncodingEvidence = Literal["declared", "byte order mark", "ASCII", "strict UTF-8", "UTF-8 but for some damage", "detected", "not told"]
+"""How the encoding of a raw file was found. `detected`: by how likely its text is. `not told`: it was not, or it contradicts the recipe."""
+
+
+class FileEncoding(Frozen):
+    """What a raw file was read as, where the recipe does not leave `corpus.encoding` at its default."""
+
+    source: str
+    """Name of the source it belongs to."""
+    relative_path: str
+    """Path within the source."""
+    encoding: str
+    """A value of `corpus.encoding`, never `auto`; empty when it could not be told."""
+    evidence: EncodingEvidence
+    """How that was found."""
 
 
 class CorpusManifest(Frozen):
@@ -80,6 +102,8 @@ class CorpusManifest(Frozen):
     """Records quarantined."""
     reasons: dict[str, int]
     """Quarantined records by reason."""
+    encodings: tuple[FileEncoding, ...] = added_later(())
+    """What each raw file was read as, in the order of `inputs`; none where that is UTF-8 by default, and none of Parquet files."""
 
     def of_split(self, split: Split) -> tuple[AcceptedFile, ...]:
         """Returns the files of one split, by group."""
@@ -107,6 +131,14 @@ class Shard(Frozen):
     """UTF-8 bytes of the documents that *begin* in this shard."""
     source_xxh3: str = ""
     """Hash of the accepted file that it was cut from: an equal file gives equal shards."""
+    source: str = added_later("")
+    """The one source that all of its documents are of, where shards are cut by source; empty: of any."""
+    lengths_offset: int = added_later(0)
+    """Byte where the rows' lengths start, int32 each, where they are recorded (`fixed` layout; 0 otherwise)."""
+    starts_offset: int = added_later(0)
+    """Byte where the rows' marks of document starts begin, ceil(sequence_length / 8) bytes each, where they are recorded (as above)."""
+    learned_offset: int = added_later(0)
+    """Byte where the rows' marks of tokens that are learned begin, likewise."""
 
 
 class ShardManifest(Frozen):
@@ -128,8 +160,16 @@ class ShardManifest(Frozen):
     """Content hash of the tokenizer artifact."""
     engine: Literal["gigatoken", "huggingface", "imported"]
     """What encoded the text; `imported`: somebody else, the shards were made of ids."""
+    packing: Literal["concatenate", "best_fit"] = added_later("concatenate")
+    """How documents were laid into rows. `best_fit`: any row may end in padding, and the shards' column `tokens` says where."""
+    by_source: bool = added_later(False)
+    """Whether a shard holds documents of one source alone (`Shard.source`)."""
+    boundaries: bool = added_later(False)
+    """Whether the shards' column `starts` says where documents start."""
+    loss_masks: bool = added_later(False)
+    """Whether the shards' column `learned` says which tokens training learns. Otherwise all, but for padding."""
     shards: tuple[Shard, ...]
-    """By (split, group, position)."""
+    """By (split, group, position); by (split, place of the source in the recipe, group, position) where they are cut by source."""
 
     def of_split(self, split: Split) -> tuple[Shard, ...]:
         """Returns the shards of one split, in order."""
@@ -138,6 +178,11 @@ class ShardManifest(Frozen):
     def num_sequences(self, split: Split) -> int:
         """Returns the rows of one split."""
         return sum(shard.rows for shard in self.of_split(split))
+
+    def sequences_by_source(self, split: Split) -> dict[str, int]:
+        """Returns the rows of one split by source, "" for shards that are not cut by source."""
+        shards = self.of_split(split)
+        return {source: sum(shard.rows for shard in shards if shard.source == source) for source in dict.fromkeys(shard.source for shard in shards)}
 
     def num_tokens(self, split: Split) -> int:
         """Returns the tokens of one split, without padding."""

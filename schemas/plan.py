@@ -72,7 +72,7 @@ class Plan(Frozen):
     cost: TrainingCost | None = None
     """What training takes; None: it is done."""
     scripts: Annotated[Mapping[Stage, str], *ReadOnly] = Field(default_factory=dict)
-    """Batch scripts of the stages that would start jobs, of each the first one; empty where jobs are no scripts."""
+    """Batch scripts or manifests of the stages that would start jobs, of each the first one; empty where jobs are processes of this machine."""
     warnings: tuple[str, ...] = ()
     """What would not stop a run but should be known."""
     lacks_room: str = ""

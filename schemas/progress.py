@@ -70,6 +70,32 @@ class RankPulse(Frozen):
     """Silence that its agent grants it where it is, seconds; 0: not looked at yet."""
 
 
+class ItemInWork(Frozen):
+    """An item of an array that a node works on."""
+
+    index: int
+    """The item."""
+    running_s: float
+    """Since its process was started, as its agent saw it; 0: it waits to be started again. Seconds."""
+    done_bytes: int
+    """How much of its weight it has told to be done; 0: nothing yet."""
+
+
+class ArrayProgress(Frozen):
+    """How far a node is with an array."""
+
+    bytes_done: float
+    """Weight of this node's share that is done: finished items, whoever ran them, and what those in work told."""
+    files_done: float
+    """Files of it, as far as the plan counts them."""
+    bytes_per_s: float
+    """What its processes got through in the last minutes, whoever's share it is of."""
+    files_per_s: float
+    """The same, in files."""
+    in_work: tuple[ItemInWork, ...]
+    """Items that have been begun here and have no record yet."""
+
+
 class NodeUsage(Frozen):
     """Use of the node at one moment."""
 
@@ -110,6 +136,8 @@ class Heartbeat(Frozen):
     """Signs of life of the node's ranks; none of items."""
     items_done: int = 0
     """Finished items of an array."""
+    array: ArrayProgress | None = None
+    """How far it is with an array; None of a gang, and before the first look."""
     usage: NodeUsage | None = None
     """Use of the node."""
 
@@ -125,8 +153,14 @@ class NoticeKind(StrEnum):
     """A checkpoint came due while the one before was still being written."""
     CHECKPOINT_FAILED = "checkpoint failed"
     """A checkpoint could not be written; the ones before are intact."""
+    CHECKPOINT_DAMAGED = "checkpoint damaged"
+    """A committed checkpoint is not what was committed; training goes on from an earlier one."""
     BATCH_SKIPPED = "batch skipped"
     """The update of a batch was not applied."""
+    ITEM_TRAILS = "item trails"
+    """An item of an array takes far longer than the others."""
+    ITEM_TAKEN = "item taken"
+    """A node runs an item of another node's share, which nobody has begun or which trails; or its run of one ends because another was faster."""
 
 
 class Notice(Frozen):

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from schemas.canonical import sha256
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
 from schemas.diagnosis import diagnose
 from schemas.errors import ConfigError, InputError, Problem
-from schemas.execution_config import ClusterKind
 from schemas.override import ORIGIN, apply_override, parse_overrides
 from schemas.reference import plain_password, reference_problems, resolve_machine
 from schemas.warning import warnings_of
@@ -34,13 +34,14 @@ _PATH_KEYS = tuple(
         r"storage\.root",
         r"state",
         r"corpus\.sources\.\d+(\.path)?",
+        r"corpus\.preparation\.decontamination\.files\.\d+",
         r"tokenizer\.path",
         r"model\.pretrained",
         r"deepspeed",
         r"tracking\.mlflow_uri",
     )
 )
-_INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|tokenizer\.path|model\.pretrained")
+_INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|corpus\.preparation\.decontamination\.files\.\d+|tokenizer\.path|model\.pretrained")
 _VERBATIM_KEYS = re.compile(r"(cluster\.(.*\.)?setup|cluster\.extra_directives|evaluation\.prompts|tracking\.sample_prompt)(\..*)?")
 """Text for shells, schedulers and models, where `${…}` is not ours."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -1,4 +1,5 @@
-"""The recipe's sections of the configuration: what an artifact *is*. They make up its fingerprint (`schemas.config.RunConfig.identity`).
+"""The recipe's sections `model`, `training`, `evaluation` and `registration`; with `corpus_config` and `tokens_config`: what an artifact *is*. They
+make up its fingerprint (`schemas.config.RunConfig.identity`).
 
 Derived numbers are properties that carry their formula. Nothing is written back.
 """
@@ -6,149 +7,14 @@ Derived numbers are properties that carry their formula. Nothing is written back
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.frozen import Frozen, JsonObject, ReadOnly
+from schemas.frozen import Frozen, JsonObject, added_later
+from schemas.mixture import MixtureConfig
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$")]
-
-
-# ---- corpus --------------------------------------------------------------------------------------------------------
-
-
-class SourceConfig(Frozen):
-    """One input: a file, a glob, or a folder. A plain string in a recipe is short for `{path: …}`."""
-
-    path: str = Field(min_length=1)
-    """File, glob or folder; relative paths start at the recipe's project folder. `${python:stdlib}` is the running Python's standard library."""
-    name: Name | None = None
-    """Name under which the documents are counted and evaluated. Default: `source-N`, N being the position in the list."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
-    """How files are read. `auto` goes by the ending; `text` makes one document of a whole file (prose, code)."""
-    text_column: str = "text"
-    """Column or JSON key that holds the document's text (jsonl, parquet, csv)."""
-    include: tuple[str, ...] = ("*",)
-    """For folders: patterns of relative paths to read. `*` also crosses folders."""
-    exclude: tuple[str, ...] = ()
-    """For folders: patterns of relative paths to leave out; `*` also crosses folders."""
-
-
-class RulesConfig(Frozen):
-    """What a document must satisfy; what does not is quarantined with file, row, reason and excerpt."""
-
-    required_columns: Annotated[Mapping[str, Literal["string", "integer", "number", "boolean"]], *ReadOnly] = Field(default_factory=dict)
-    """Columns that each record must have besides the text, with their types (jsonl, parquet, csv)."""
-    min_chars: int = Field(default=1, ge=0)
-    """Fewest characters of a document, after stripping white space."""
-    max_chars: int = Field(default=10_000_000, ge=1)
-    """Most characters of a document."""
-    drop_duplicates: bool = True
-    """Quarantine every copy but the first of documents with equal text."""
-    min_printable_share: Fraction = 0.9
-    """Least share of characters that are printable or white space; catches binary data and broken encodings."""
-    max_quarantined_share: Fraction = 0.1
-    """Verdict *fail* when more than this share of the records is quarantined. Duplicates do not count: they are normal."""
-    max_record_drift: float | None = Field(default=None, ge=0.0)
-    """Verdict *fail* when the number of records changed by more than this share against the previous accepted corpus. `null`: not judged."""
-    min_documents: int = Field(default=1, ge=1)
-    """Verdict *fail* with fewer accepted documents than this."""
-
-
-class SplitConfig(Frozen):
-    """How documents are split, by hash of their content: stable when documents are added."""
-
-    validation: Fraction = 0.01
-    """Share held out for the validation loss during training."""
-    test: Fraction = 0.01
-    """Share held out for the `evaluate` stage."""
-
-    @model_validator(mode="after")
-    def _leaves_training_data(self) -> Self:
-        if self.validation + self.test >= 1.0:
-            raise ValueError(
-                f"validation ({self.validation}) + test ({self.test}) = {self.validation + self.test} leaves nothing to train on; must be below 1"
-            )
-        return self
-
-
-class CorpusConfig(Frozen):
-    """The raw text, the rules it must satisfy, and how it is split."""
-
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    """The inputs, in order."""
-    rules: RulesConfig = RulesConfig()
-    """What a document must satisfy."""
-    splits: SplitConfig = SplitConfig()
-    """Shares of the held-out splits."""
-    group_bytes: int = Field(default=64_000_000, ge=1_000)
-    """Inputs are gathered into groups of about this many raw bytes: the unit of work and of reuse."""
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _strings_are_paths(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            return value
-        return tuple({"path": item} if isinstance(item, str) else item for item in value)
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
-        names = self.source_names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"sources must have unique names, found twice: {', '.join(twice)}")
-        return self
-
-    @property
-    def source_names(self) -> tuple[str, ...]:
-        """The name of each source, in order: its own, or `source-N`."""
-        return tuple(source.name or f"source-{index}" for index, source in enumerate(self.sources))
-
-
-# ---- tokens --------------------------------------------------------------------------------------------------------
-
-
-class TokenizerConfig(Frozen):
-    """A byte-level BPE trained on the corpus, or an existing tokenizer."""
-
-    path: str | None = None
-    """An existing `tokenizer.json` or a Hugging Face folder. `null`: train one."""
-    vocab_size: int = Field(default=32_768, ge=257 + 1)
-    """Ids of a trained tokenizer, special tokens included: 256 bytes + merges + special tokens. Ignored with `path`."""
-    pattern: Literal["gpt2", "llama3", "qwen2"] = "gpt2"
-    """How text is pre-split before merging. Ignored with `path`."""
-    min_frequency: int = Field(default=2, ge=1)
-    """A pair must occur this often to be merged."""
-    training_bytes: int = Field(default=256_000_000, ge=1)
-    """A tokenizer is trained on about this many bytes of the training split, documents chosen by the hash of their id. Ignored with `path`."""
-    end_of_text: str = Field(default="<|endoftext|>", min_length=1)
-    """The token between documents. An existing tokenizer must have it."""
-    special_tokens: tuple[str, ...] = ()
-    """Further special tokens of a trained tokenizer."""
-    min_bytes_per_token: float = Field(default=1.5, gt=0.0)
-    """Gate: the tokenizer must compress held-out text to at least this many bytes per token."""
-    max_tokens_per_word: float = Field(default=6.0, gt=0.0)
-    """Gate on fertility: at most this many tokens per word of held-out text.
-
-    A word is a run of letters and digits, or of other signs; in scripts without spaces, a character.
-    """
-
-
-class TokenizationConfig(Frozen):
-    """How documents become packed sequences in shards."""
-
-    sequence_length: int = Field(default=1024, ge=8)
-    """Tokens of one training sequence."""
-    sequences_per_shard: int = Field(default=8192, ge=1)
-    """Sequences of one shard (a Parquet file); the last one of a group may hold fewer."""
-    engine: Literal["auto", "gigatoken", "huggingface"] = "auto"
-    """`auto`: gigatoken where it knows the tokenizer, Hugging Face `tokenizers` where it refuses. Both give the same ids."""
-    layout: Literal["fixed", "list"] = "fixed"
-    """`fixed`: one fixed-size binary value per sequence (fast). `list`: `list<uint16|uint32>`, for other readers."""
-    shadow_check_documents: int = Field(default=200, ge=0)
-    """Documents per group (up to a five-hundredth of its text), spread evenly, that Hugging Face `tokenizers` encodes as well: ids must be equal."""
 
 
 # ---- model ---------------------------------------------------------------------------------------------------------
@@ -260,7 +126,11 @@ class TrainingConfig(Frozen):
     tokens: int | None = Field(default=None, ge=1)
     """Training tokens, rounded up to whole steps."""
     epochs: float | None = Field(default=None, gt=0.0)
-    """Passes over the training split, rounded up to whole steps."""
+    """Passes over the training split, rounded up to whole steps. What a pass is under a mixture is said there."""
+    mixture: MixtureConfig | None = added_later(None)
+    """How often each source is used; needs `tokenization.by_source`. `null`: every sequence equally often."""
+    window_sequences: int | None = added_later(None, ge=1)
+    """Sequences that are shuffled together, at least `global_batch_size`: a few shards are read at a time. `null`: all, which mixes best."""
     global_batch_size: int = Field(default=512, ge=1)
     """Sequences per optimizer update, over all ranks."""
     micro_batch_size: int = Field(default=8, ge=1)
@@ -275,6 +145,8 @@ class TrainingConfig(Frozen):
     """Largest global gradient norm. 0: not clipped."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    document_attention: Literal["full", "masked"] = added_later("full")
+    """`full`: a token attends to all before it in its sequence. `masked`: to those of its own document, whose positions start at 0."""
     deterministic: bool = False
     """Deterministic kernels on GPU, at some cost. CPU runs are deterministic anyway."""
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -291,6 +163,11 @@ class TrainingConfig(Frozen):
             nearest = ", ".join(str(size) for size in (below, below + self.micro_batch_size) if size)
             problems.append(
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size}); nearest: {nearest}"
+            )
+        if self.window_sequences is not None and self.window_sequences < self.global_batch_size:
+            problems.append(
+                f"window_sequences ({self.window_sequences}) is below global_batch_size ({self.global_batch_size}): a batch would hold neighbours; "
+                f"nearest: {self.global_batch_size}"
             )
         if self.optimizer.name is OptimizerName.MUON and self.zero_stage == 3:
             problems.append("zero_stage 3 cuts every matrix over all ranks, and optimizer.name = muon needs them whole; nearest: 2")
@@ -318,10 +195,15 @@ class TrainingConfig(Frozen):
         """Returns global_batch_size / (micro_batch_size × world_size)."""
         return self.global_batch_size // (self.micro_batch_size * world_size)
 
+    def epoch_sequences(self, sequences: Mapping[str, int]) -> int:
+        """Returns the sequences of one data epoch. `sequences`: source → sequences of its training split."""
+        return sum(sequences.values()) if self.mixture is None else self.mixture.epoch_sequences(sequences)
+
     def total_steps(self, *, num_sequences: int, sequence_length: int) -> int:
         """Returns the number of updates.
 
         That is `steps`, or ceil(tokens / (global_batch_size × sequence_length)), or ceil(epochs × num_sequences / global_batch_size).
+        `num_sequences`: of one data epoch (`epoch_sequences`).
         """
         if self.steps is not None:
             return self.steps

@@ -14,6 +14,7 @@ from typing import Any
 from schemas.config import RunConfig
 from schemas.frozen import Frozen
 from schemas.gang_shape import GangShape
+from schemas.mixture import SourceShare, source_shares
 from schemas.recipe_config import Precision
 from schemas.stage import Stage
 
@@ -72,7 +73,9 @@ class TrainingSize(Frozen):
     total_tokens: int | None
     """total_steps x tokens_per_step."""
     epochs: float | None
-    """total_steps x global_batch_size / sequences of the training split, where that is known."""
+    """total_steps x global_batch_size / sequences of a data epoch, where that is known."""
+    sources: tuple[SourceShare, ...] = ()
+    """What is used of each source, under a mixture."""
     checkpoint_bytes: int | None
     """12 x parameters."""
     kept_checkpoints: int | None
@@ -87,13 +90,19 @@ class TrainingSize(Frozen):
     """Floating-point operations of the whole training."""
 
 
-def training_size(config: RunConfig, *, vocab_size: int | None = None, train_sequences: int | None = None) -> TrainingSize:
+def training_size(
+    config: RunConfig, *, vocab_size: int | None = None, train_sequences: int | None = None, source_sequences: Mapping[str, int] | None = None
+) -> TrainingSize:
     """Returns what training with `config` costs.
 
     Args:
         vocab_size: of the finished tokenizer; without it, the recipe's.
         train_sequences: sequences of the training split, where they are counted already.
+        source_sequences: the same by source, where shards are cut by source.
     """
+    mixture = config.training.mixture
+    if mixture is not None:  # an epoch is something else then
+        train_sequences = mixture.epoch_sequences(source_sequences) if source_sequences is not None else None
     training, length = config.training, config.tokenization.sequence_length
     ranks = config.ranks(Stage.TRAIN)
     world_size = config.gang_shapes[0].world_size
@@ -116,6 +125,9 @@ def training_size(config: RunConfig, *, vocab_size: int | None = None, train_seq
         total_steps=steps,
         total_tokens=steps * per_step if steps is not None else None,
         epochs=steps * training.global_batch_size / train_sequences if steps is not None and train_sequences else None,
+        sources=source_shares(mixture, sequences=source_sequences, used=steps * training.global_batch_size if steps is not None else None)
+        if mixture is not None
+        else (),
         checkpoint_bytes=_MASTER_BYTES * shape.parameters if shape else None,
         kept_checkpoints=kept,
         model=shape,

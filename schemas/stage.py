@@ -1,4 +1,4 @@
-"""The stages, in order, and what each one reads."""
+"""The stages, in order, and what each one reads. One is optional: `prepare` is there only where a recipe declares preparation steps."""
 
 from enum import StrEnum
 
@@ -7,17 +7,13 @@ class Stage(StrEnum):
     """A stage of the pipeline. The value is the only spelling: folders, flags, records."""
 
     VALIDATE = "validate"
+    PREPARE = "prepare"
     TOKENIZER = "tokenizer"
     TOKENIZE = "tokenize"
     TRAIN = "train"
     EXPORT = "export"
     EVALUATE = "evaluate"
     REGISTER = "register"
-
-    @property
-    def inputs(self) -> tuple["Stage", ...]:
-        """The stages whose artifacts this one reads."""
-        return _INPUTS[self]
 
     @property
     def version(self) -> int:
@@ -31,13 +27,26 @@ class Stage(StrEnum):
         return stages[stages.index(self) :]
 
 
-_INPUTS: dict[Stage, tuple[Stage, ...]] = {
+def stages_of(*, prepared: bool) -> tuple[Stage, ...]:
+    """Returns the stages of a recipe, in order. `prepared`: whether it declares preparation steps."""
+    return tuple(stage for stage in Stage if prepared or stage is not Stage.PREPARE)
+
+
+def inputs_of(stage: Stage, *, prepared: bool) -> tuple[Stage, ...]:
+    """Returns the stages whose artifacts `stage` reads. What reads the corpus reads the prepared one where there is one."""
+    corpus = Stage.PREPARE if prepared else Stage.VALIDATE
+    return tuple(corpus if source is _CORPUS else source for source in _INPUTS[stage])
+
+
+_CORPUS = None
+_INPUTS: dict[Stage, tuple[Stage | None, ...]] = {
     Stage.VALIDATE: (),
-    Stage.TOKENIZER: (Stage.VALIDATE,),
-    Stage.TOKENIZE: (Stage.VALIDATE, Stage.TOKENIZER),
+    Stage.PREPARE: (Stage.VALIDATE,),
+    Stage.TOKENIZER: (_CORPUS,),
+    Stage.TOKENIZE: (_CORPUS, Stage.TOKENIZER),
     Stage.TRAIN: (Stage.TOKENIZER, Stage.TOKENIZE),
     Stage.EXPORT: (Stage.TOKENIZER, Stage.TRAIN),
-    Stage.EVALUATE: (Stage.VALIDATE, Stage.TOKENIZE, Stage.EXPORT),
+    Stage.EVALUATE: (_CORPUS, Stage.TOKENIZE, Stage.EXPORT),
     Stage.REGISTER: (Stage.EXPORT, Stage.EVALUATE),
 }
 

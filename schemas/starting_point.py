@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from schemas.execution_config import ClusterKind
+from schemas.cluster_config import ClusterKind
 
 _BYTES_PER_TOKEN = 4.0
 _MAX_EPOCHS = 4
@@ -181,7 +181,10 @@ def _corpus(text: TextFacts) -> str:
     lines += [f"      format: {text.format}            # one document per file"] if text.format == "text" else []
     lines += [f"      text_column: {_scalar(text.text_column)}     # the column or key that holds the text"] if text.text_column != "text" else []
     lines += ["  rules:                       # what breaks a rule is quarantined with file, row and reason; nothing is lost silently"]
-    lines += ["    min_chars: 1", "  splits:                      # by hash of the content: stable when text is added"]
+    lines += ["    min_chars: 1"]
+    lines += ["  # preparation:             # for text from the web, all of it optional; docs/pipeline.md names more"]
+    lines += ["  #   normalization: nfc", "  #   quality: {gopher: true}", "  #   duplicates: {near: true}"]
+    lines += ["  splits:                      # by hash of the content: stable when text is added"]
     share = 0.01 if text.text_bytes > 50e6 else 0.04
     lines += [f"    validation: {min(share, 0.02)}", f"    test: {share}"]
     if text.text_bytes < 500e6:
@@ -271,18 +274,24 @@ cluster:
   extra_directives: []         # further options of sbatch, for example: --account=research
   stages:                      # stages that need no GPU: name a partition without, where there is one (queue: cpu)
     validate: {{gpus_per_node: 0, ranks_per_node: 8, memory: 64G}}
+    prepare: {{gpus_per_node: 0, ranks_per_node: 8, memory: 64G}}
     tokenizer: {{gpus_per_node: 0, ranks_per_node: 1, memory: 64G}}
     tokenize: {{gpus_per_node: 0, ranks_per_node: 8, memory: 64G}}
     export: {{gpus_per_node: 0, ranks_per_node: 1, memory: 64G}}
     evaluate: {{gpus_per_node: 1, ranks_per_node: 1, memory: 64G}}
 """
-    return f"""# Pods must mount the storage and the text under the same paths.
+    return f"""# Pods see the folders of the volumes below. The storage and the text lie there, or in object storage; the state may stay here.
+storage: {{root: /mnt/headrace/data}}
+
 cluster:
   kind: kubernetes
   namespace: default
   image: registry.example.com/headrace:latest
+  kubernetes:
+    volumes: [{{mount: /mnt/headrace, claim: headrace}}]   # a PersistentVolumeClaim that all nodes may write (ReadWriteMany)
 {shared}  stages:                      # stages that need no GPU
     validate: {{gpus_per_node: 0, ranks_per_node: 8}}
+    prepare: {{gpus_per_node: 0, ranks_per_node: 8}}
     tokenizer: {{gpus_per_node: 0, ranks_per_node: 1}}
     tokenize: {{gpus_per_node: 0, ranks_per_node: 8}}
     export: {{gpus_per_node: 0, ranks_per_node: 1}}

@@ -56,6 +56,23 @@ class QueuePlace(Frozen):
     """Why nothing is known of it."""
 
 
+class ArrayRate(Frozen):
+    """How far all nodes are with an array, and how fast they go on."""
+
+    bytes_done: float
+    """Input bytes that are done, finished items and parts of those in work."""
+    bytes_total: int
+    """Input bytes of all items."""
+    files_done: float
+    """Files that are done, likewise."""
+    files_total: int
+    """Files of all items; 0: this array counts none."""
+    bytes_per_s: float
+    """Over the last minutes; 0 before anything is known, and of a job that is over."""
+    files_per_s: float
+    """The same in files."""
+
+
 class JobProgress(Frozen):
     """The newest attempt of a stage's current job."""
 
@@ -77,6 +94,8 @@ class JobProgress(Frozen):
     """Finished items."""
     items_total: int
     """All items; 0 for a gang."""
+    array: ArrayRate | None = None
+    """How fast items go; None for a gang."""
     heartbeats: tuple[Heartbeat, ...]
     """The newest of each node."""
     incidents: tuple[Incident, ...]

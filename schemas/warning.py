@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel
 
+from schemas.cluster_config import ClusterKind, StageResources
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterKind, StageResources
 from schemas.recipe_config import Schedule
 
 

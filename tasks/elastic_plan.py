@@ -6,9 +6,9 @@ from itertools import pairwise
 from math import gcd, lcm
 from typing import Literal
 
+from schemas.cluster_config import StageResources
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem
-from schemas.execution_config import StageResources
 from schemas.progress import RankProgress
 from schemas.stage import Stage
 

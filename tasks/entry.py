@@ -57,6 +57,8 @@ class ItemTask:
     index: int
     output_dir: Path
     input_dirs: Mapping[Stage, Path]
+    beside: bool = False
+    """Whether another node may be running this item too: then what is unfinished of earlier starts may be that one's, and stays."""
     _reported_at: float = field(default=0.0, repr=False)
 
     @property
@@ -167,8 +169,9 @@ def item_main(run: Callable[[ItemTask], ItemOutcome]) -> NoReturn:
     parser = argparse.ArgumentParser(description="One work item of a sharded stage.")
     parser.add_argument("--spec", type=Path, required=True, help="task spec, JSON")
     parser.add_argument("--index", type=int, required=True, help="work item, 0-based")
+    parser.add_argument("--beside", action="store_true", help="another node may be running it too")
     arguments = parser.parse_args()
-    _guarded(lambda: run_item(run, spec=_load_spec(arguments.spec), index=arguments.index))
+    _guarded(lambda: run_item(run, spec=_load_spec(arguments.spec), index=arguments.index, beside=arguments.beside))
 
 
 def rank_main(run: Callable[[RankTask], None]) -> NoReturn:
@@ -196,7 +199,7 @@ def rank_main(run: Callable[[RankTask], None]) -> NoReturn:
     _guarded(start)
 
 
-def run_item(run: Callable[[ItemTask], ItemOutcome], *, spec: TaskSpec, index: int) -> None:
+def run_item(run: Callable[[ItemTask], ItemOutcome], *, spec: TaskSpec, index: int, beside: bool = False) -> None:
     """Runs one item and publishes its record exclusively, last. A record that exists already is success: another start made it."""
     output_dir = Path(spec.output_dir)
     task = ItemTask(
@@ -205,6 +208,7 @@ def run_item(run: Callable[[ItemTask], ItemOutcome], *, spec: TaskSpec, index: i
         index=index,
         output_dir=output_dir,
         input_dirs={stage: Path(folder) for stage, folder in spec.input_dirs.items()},
+        beside=beside,
     )
     outcome = run(task)
     record = ItemRecord(index=index, epoch=spec.epoch, files=outcome.files, output=outcome.output)

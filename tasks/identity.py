@@ -27,7 +27,7 @@ def identity_of(stage: Stage, *, config: RunConfig, inputs: Mapping[Stage, str],
         InputError: a raw input is missing or cannot be read.
         ConfigError: the source of `model.factory` cannot be found.
     """
-    hashes = {source.value: inputs[source] for source in stage.inputs} | _outside_inputs(stage, config=config, hash_file=hash_file)
+    hashes = {source.value: inputs[source] for source in config.inputs_of(stage)} | _outside_inputs(stage, config=config, hash_file=hash_file)
     files: tuple[FileEntry, ...] = ()
     if stage is Stage.TRAIN and config.model.config is None:
         files = training_entries(config, project_dir=project_dir, hash_file=hash_file)
@@ -41,6 +41,10 @@ def _outside_inputs(stage: Stage, *, config: RunConfig, hash_file: HashFile) -> 
         from tasks.validate.sources import plan_inputs
 
         return {"raw": raw_hash(plan_inputs(config, hash_file))}
+    if stage is Stage.PREPARE and (compared := config.corpus.preparation.decontamination).ngram is not None and compared.files:
+        from tasks.prepare.compared import files_hash
+
+        return {"compared": files_hash(compared.files, hash_file)}
     if stage is Stage.TOKENIZER and config.tokenizer.path is not None:
         from tasks.tokenizer.existing import existing_hash
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.act import OnOutOfMemory
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterKind
 from schemas.job import ElasticLimits, FileRead, JobKind, JobSpec, RestartLimits
 from schemas.stage import Stage
 
@@ -78,6 +78,7 @@ def job_request(
     module: str,
     cores: int,
     preload: tuple[str, ...] = (),
+    loader: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> JobSpec:
     """Returns the request; an attempt's number and key, and its own scratch folder, are filled in when it is submitted.
@@ -86,6 +87,7 @@ def job_request(
         module: the program.
         cores: of this machine: they are shared out among the ranks that run on it.
         preload: modules that the zygote imports.
+        loader: `module:function` that loads what all items need.
         options: what the program needs beyond the config.
     """
     resources = config.cluster.resources(place.stage)
@@ -104,6 +106,7 @@ def job_request(
         gpus_per_node=resources.gpus_per_node or 0,
         threads_per_rank=config.cluster.threads_per_rank or _threads(config, ranks_per_node=shape.ranks_per_node, cores=cores),
         preload=preload,
+        loader=loader,
         standby=shape.kind is JobKind.GANG and (config.cluster.standby if config.cluster.standby is not None else bool(resources.gpus_per_node)),
         limits=_limits(config, place.stage),
         grace_s=config.cluster.grace_s,

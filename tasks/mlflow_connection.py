@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _UNREACHABLE_STATUS = (401, 403, 408, 429)
+_DATABASE_REFUSES = ("psycopg.errors.ReadOnlySqlTransaction", "psycopg.errors.InsufficientPrivilege")
+"""What a server answers 400 to although the request is right: its database is a standby, or its right to write is gone."""
 _KEPT_SETTINGS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -140,13 +142,18 @@ class MlflowConnection:
         try:
             yield
         except (MlflowException, OperationalError, OSError) as error:
-            if isinstance(error, MlflowException) and (status := error.get_http_status_code()) < 500 and status not in _UNREACHABLE_STATUS:
+            if isinstance(error, MlflowException) and _is_refused(error.get_http_status_code(), str(error)):
                 raise
             reason = without_credentials(hide_secrets(str(error), text=self.target.uri)).splitlines()[0]
             uri = without_credentials(self.target.uri)
             mend = "start it again or check its credentials; what it missed is forwarded later"
             cause = None if has_secret(self.target.uri) else error  # loggers write the cause too, and it may quote the URL
             raise UnreachableError(f"MLflow at {uri} could not be {what}", why=reason, mend=mend) from cause
+
+
+def _is_refused(status: int, message: str) -> bool:
+    """Whether an answer is about the request itself, and not about a server that cannot do its work."""
+    return status < 500 and status not in _UNREACHABLE_STATUS and not any(word in message for word in _DATABASE_REFUSES)
 
 
 def _create_database(database: Path, *, artifact_root: Path) -> None:

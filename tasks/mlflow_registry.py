@@ -130,19 +130,19 @@ class ModelRegistry:
         with self._connection.reaching("asked for a model"):
             return str(self._connection.client.get_logged_model(model_id).source_run_id)
 
-    def has_version(self, model_name: str, version: int) -> bool:
-        """Whether the version is there."""
+    def content_of(self, model_name: str, version: int) -> str | None:
+        """Returns the root hash that a version carries, empty when it carries none; None: there is no such version."""
         client = self._connection.client
         from mlflow.exceptions import MlflowException
 
         with self._connection.reaching("asked for a version"):
             try:
-                client.get_model_version(model_name, str(version))
+                tags: Mapping[str, str] = client.get_model_version(model_name, str(version)).tags
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                return False
-        return True
+                return None
+        return tags.get(ROOT_HASH_TAG, "")
 
     def alias(self, model_name: str, alias: str) -> int | None:
         """Returns the version that an alias points to, or None; also when there is no such model."""

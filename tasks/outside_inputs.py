@@ -32,7 +32,7 @@ def check_tokenizer(config: RunConfig) -> None:
     from tasks.tokenizer.existing import read_existing
     from tasks.train.compatibility import check_compatibility
 
-    existing = read_existing(Path(path))
+    existing = read_existing(Path(path), own_template=config.tokenizer.chat_template is not None)
     facts = facts_of(existing.tokenizer_json, end_of_text=config.tokenizer.end_of_text, subject=f"the tokenizer {path}")
     check_compatibility(config.model, vocab_size=facts.vocab_size, sequence_length=config.tokenization.sequence_length)
 

@@ -1,13 +1,15 @@
-"""The jobs that a run would submit, before it is known which run that is: `plan` shows their scripts, `doctor` asks the cluster about them."""
+"""The jobs that a run would submit, before it is known which run that is: `plan` shows what is submitted, `doctor` asks the cluster about it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.attempt import list_attempts
+from cluster.launchers.protocol import Launcher
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterKind
+from schemas.errors import ConfigError, Problem
 from schemas.job import JobKind, JobSpec
 from schemas.plan import FINGERPRINT, KEY, RUN, Action, PlannedStage
 from schemas.stage import Stage
@@ -15,6 +17,7 @@ from tasks.job_request import JobPlace, JobShape, array_shape, cores_here, job_r
 
 _ARRAYS: Mapping[Stage, tuple[str, int | None]] = {
     Stage.VALIDATE: ("scan", None),
+    Stage.PREPARE: ("filter", None),
     Stage.TOKENIZER: ("train", 1),
     Stage.TOKENIZE: ("group", None),
     Stage.EXPORT: ("export", 1),
@@ -32,7 +35,7 @@ def planned_jobs(config: RunConfig, *, storage_root: str, project_dir: Path, key
         keys: folders of the artifacts that are known.
     """
     jobs = {}
-    for stage in (*_ARRAYS, Stage.TRAIN):
+    for stage in (stage for stage in config.stages if stage in _ARRAYS or stage is Stage.TRAIN):
         place = JobPlace(
             run_id=RUN,
             stage=stage,
@@ -44,19 +47,39 @@ def planned_jobs(config: RunConfig, *, storage_root: str, project_dir: Path, key
         request = job_request(config, place=place, shape=_shape(config, stage), module=f"tasks.{stage.value}.job", cores=cores_here())
         key = f"{RUN}-{stage.value}-{KEY}"  # as the supervisor makes it
         jobs[stage] = request.model_copy(update={"key": key, "scratch_dir": f"{request.scratch_dir}/{key}"})
-    return {stage: jobs[stage] for stage in Stage if stage in jobs}
+    return jobs
 
 
 def planned_scripts(config: RunConfig, planned: Sequence[PlannedStage], *, storage: Storage, project_dir: Path) -> dict[Stage, str]:
-    """Returns the batch scripts of the stages that would start jobs, as they would be submitted; none where jobs are no scripts."""
-    if config.cluster.kind is not ClusterKind.SLURM:
-        return {}
-    from cluster.launchers.slurm import SlurmLauncher
+    """Returns the batch scripts, or manifests, of the stages that would start jobs, as they would be submitted; none on this machine.
 
+    Raises:
+        ConfigError: no cluster would take them; all that is wrong, of all stages.
+    """
+    if config.cluster.kind is ClusterKind.LOCAL:
+        return {}
     keys = {stage.stage: stage.key for stage in planned if stage.action is not Action.REUSE}
     jobs = planned_jobs(config, storage_root=storage.url, project_dir=project_dir, keys=keys)
-    launcher = SlurmLauncher(config.cluster)
-    return {stage: launcher.render(_next_attempt(spec, storage)).text for stage, spec in jobs.items() if stage in keys}
+    launcher, scripts, problems = _renderer(config), dict[Stage, str](), dict[Problem, None]()
+    for stage in (stage for stage in jobs if stage in keys):
+        try:
+            scripts[stage] = launcher.render(_next_attempt(jobs[stage], storage)).text
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(tuple(problems))
+    return scripts
+
+
+def _renderer(config: RunConfig) -> Launcher:
+    """Returns a launcher that only renders: nothing here asks its cluster."""
+    if config.cluster.kind is ClusterKind.SLURM:
+        from cluster.launchers.slurm import SlurmLauncher
+
+        return SlurmLauncher(config.cluster)
+    from cluster.launchers.kubernetes import KubernetesLauncher
+
+    return KubernetesLauncher(config.cluster)
 
 
 def _shape(config: RunConfig, stage: Stage) -> JobShape:

@@ -32,6 +32,20 @@ def stored_entry(storage: Storage, key: str, *, path: str) -> FileEntry:
     return FileEntry(path=path, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
 
+def verified_object(storage: Storage, key: str, entry: FileEntry) -> bytes:
+    """Returns the content of a recorded file of the artifact `key`, from whatever storage. For small files.
+
+    Raises:
+        VerificationError: it is missing, or its bytes are not those that were recorded.
+    """
+    try:
+        data = storage.read(f"{key}/{entry.path}")
+    except FileNotFoundError as error:
+        raise VerificationError((f"{key}/{entry.path}: missing",), subject=key, mend=_MEND) from error
+    _compare(Path(key, entry.path), xxhash.xxh3_128(data).hexdigest(), entry=entry, subject=key)
+    return data
+
+
 def verified_bytes(folder: Path, entry: FileEntry, *, subject: str) -> bytes:
     """Returns the content of a recorded file: the very bytes that were hashed. For files that fit into memory.
 

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from schemas.frozen import Frozen, thaw
 from schemas.journal import Event, EventKind, RunFile, RunHandle, run_name_of
 from schemas.safe_path import RelativePath
 from schemas.stage import Stage
+from tasks.library_versions import library_version
 
 _VERSIONS_OF = ("torch", "deepspeed", "transformers", "tokenizers", "gigatoken", "pyarrow", "great-expectations", "prefect", "mlflow")
 
@@ -174,7 +174,7 @@ def provenance_of(run_id: str) -> dict[str, Any]:
         "created_by": owner_here(),
         "argv": tuple(sys.argv),
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONS_OF}},
+        "versions": {"python": platform.python_version(), **{name: library_version(name) for name in _VERSIONS_OF}},
     }
 
 

@@ -34,13 +34,12 @@ from tasks.store import Store
 from tasks.tokenizer.corpus import MANIFEST_NAME
 from tasks.train.bookkeeping import read_ledger
 from tasks.train.consumed import prescribed
+from tasks.train.prescribed_order import order_of
 from tasks.wiring import Listener, bench_of, find_or_make, ignore_view, stopping_on_signals
 from tasks.work import Bench, Draft, Work, make
 
 Prepared = Mapping[Stage, ArtifactRecord]
 """The finished artifacts that a training needs."""
-
-_PREPARATION = (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE)
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,7 @@ class ScratchTraining:
 
     def prepare(self) -> Prepared:
         """Returns the recipe's own corpus, tokenizer and shards, found or made in its own storage; the scratch run keeps the journal."""
+        from tasks.prepare.build import build as prepare
         from tasks.tokenize.build import build as tokenize
         from tasks.tokenizer.build import build as make_tokenizer
         from tasks.validate.build import build as validate
@@ -135,8 +135,10 @@ class ScratchTraining:
         bench = replace(self._bench(), config=config, storage=storage, store=Store(storage))
         records: dict[Stage, ArtifactRecord] = {}
         with self._audience.watch(self.run):
-            for stage, build in zip(_PREPARATION, (validate, make_tokenizer, tokenize), strict=True):
-                records[stage] = self._find_or_prepare(stage, bench=bench, inputs={source: records[source] for source in stage.inputs}, build=build)
+            builds = {Stage.VALIDATE: validate, Stage.PREPARE: prepare, Stage.TOKENIZER: make_tokenizer, Stage.TOKENIZE: tokenize}
+            for stage in (stage for stage in config.stages if stage in builds):
+                inputs = {source: records[source] for source in config.inputs_of(stage)}
+                records[stage] = self._find_or_prepare(stage, bench=bench, inputs=inputs, build=builds[stage])
         return records
 
     def take(self, prepared: Prepared) -> None:
@@ -226,13 +228,9 @@ def prescribed_ids(origin: Origin, prepared: Prepared, *, state: TrainingState) 
     folder = open_storage(origin.config.storage.root).local_path(tokens.key)
     assert folder is not None, "its files were copied"
     manifest = ShardManifest.model_validate_json(verified_bytes(folder, entry_of(tokens, MANIFEST_NAME), subject=tokens.key))
-    return prescribed(
-        state.step,
-        num_sequences=manifest.num_sequences("train"),
-        global_batch_size=origin.config.training.global_batch_size,
-        seed=state.seed,
-        skipped=state.skipped_batches,
-    )
+    training = origin.config.training
+    order = order_of(manifest, seed=state.seed, mixture=training.mixture, window_sequences=training.window_sequences)
+    return prescribed(state.step, order=order, global_batch_size=training.global_batch_size, skipped=state.skipped_batches)
 
 
 def _not_twice(message: str) -> None:

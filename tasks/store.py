@@ -17,6 +17,8 @@ from schemas.stage import Stage
 
 logger = logging.getLogger(__name__)
 
+_STAGES = frozenset(stage.value for stage in Stage)
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -26,7 +28,7 @@ class Identity:
     name: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """Content hash by input stage, and of what comes from outside by its own name (`raw`, `existing`, `pretrained`, `factory`, `registry`)."""
+    """Content hash by input stage, and of what comes from outside by its name: `raw`, `compared`, `existing`, `pretrained`, `factory`, `registry`."""
     outside_files: tuple[FileEntry, ...] = ()
     """What `pretrained` or `factory` stands for, file by file, so that ranks can check what they read. No part of the fingerprint by itself."""
     fingerprint: str = field(init=False)
@@ -34,7 +36,7 @@ class Identity:
     @property
     def outside(self) -> dict[str, str]:
         """The inputs from outside the store."""
-        return {name: digest for name, digest in self.inputs.items() if name not in self.stage.inputs}
+        return {name: digest for name, digest in self.inputs.items() if name not in _STAGES}
 
     def __post_init__(self) -> None:
         digest = fingerprint(stage=self.stage.value, stage_version=self.stage.version, recipe=self.recipe, inputs=self.inputs)
@@ -122,12 +124,19 @@ class Store:
 
     def siblings(self, identity: Identity) -> tuple[ArtifactRecord, ...]:
         """Returns the finished artifacts of the same stage and name with another fingerprint, newest first: what `plan` compares with."""
+        return self._named(identity.stage, identity.name, but=identity.fingerprint[:FINGERPRINT_CHARS])
+
+    def newest(self, stage: Stage, name: str) -> ArtifactRecord | None:
+        """Returns the newest finished artifact of a stage under a recipe's name, or None."""
+        return next(iter(self._named(stage, name)), None)
+
+    def _named(self, stage: Stage, name: str, *, but: str = "") -> tuple[ArtifactRecord, ...]:
         records = []
-        for folder in self.storage.names(identity.stage.value):
+        for folder in self.storage.names(stage.value):
             parsed = parse_artifact_folder(folder)
-            if parsed is None or parsed[0] != identity.name or parsed[1] == identity.fingerprint[:FINGERPRINT_CHARS]:
+            if parsed is None or parsed[0] != name or parsed[1] == but:
                 continue
-            key = f"{identity.stage.value}/{folder}"
+            key = f"{stage.value}/{folder}"
             if self.storage.exists(ArtifactLayout(key).record):
                 try:
                     records.append(self.read(key))

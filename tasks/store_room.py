@@ -93,7 +93,7 @@ def judge(needs: Mapping[Stage, Need], rooms: Sequence[Room]) -> RoomVerdict:
 def _need_of(stage: Stage, *, config: RunConfig, size: TrainingSize, text_bytes: int, present_bytes: int) -> Need:
     groups = 1 + text_bytes // config.corpus.group_bytes
     match stage:
-        case Stage.VALIDATE:
+        case Stage.VALIDATE | Stage.PREPARE:
             return Need(text_bytes + _SMALL_BYTES, num_inodes=8 * groups + 2 * _SMALL_INODES)
         case Stage.TOKENIZE:
             tokens, width = text_bytes // _BYTES_PER_TOKEN, 2 if config.tokenizer.vocab_size <= 1 << 16 else 4

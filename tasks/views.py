@@ -1,7 +1,7 @@
 """Reads storage and says where a run stands. Reads only: it works for any run, whoever started it, wherever it runs."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.attempt import read_heartbeats, read_incidents, read_notices, read_spec, read_submitted
@@ -12,14 +12,15 @@ from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.lease import holder_is_alive
 from cluster.logs import last_lines
 from cluster.storage import Storage
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, UnreachableError
-from schemas.execution_config import ClusterKind
 from schemas.frozen import thaw
-from schemas.job import JobKind, JobSpec, WorkPlan
+from schemas.job import JobKind, JobSpec, WorkItem, WorkPlan
 from schemas.journal import Event, EventKind
+from schemas.progress import Heartbeat
 from schemas.stage import Stage
-from schemas.view import JobProgress, QueuePlace, RunState, RunView, StageState, StageView
+from schemas.view import ArrayRate, JobProgress, QueuePlace, RunState, RunView, StageState, StageView
 from tasks.cost_of_training import cost_so_far
 from tasks.runs import Run
 from tasks.train.bookkeeping import read_ledger
@@ -41,7 +42,7 @@ _LAST_LINES = 5
 def view_of(run: Run, *, clock: Callable[[], float] = time.time) -> RunView:
     """Returns where the run stands. Raises InputError when there is no such run."""
     file, events = run.read(), run.events()
-    stages = tuple(_stage_view(stage, events=events, storage=run.storage, now=clock()) for stage in Stage)
+    stages = tuple(_stage_view(stage, events=events, storage=run.storage, now=clock()) for stage in file.stages)
     last = next((event for event in reversed(events) if event.kind in (EventKind.RUN_FINISHED, EventKind.RUN_FAILED)), None)
     reopened = any(event.kind is EventKind.RUN_RESUMED and (last is None or event.sequence > last.sequence) for event in events)
     ended = None if reopened else last
@@ -149,6 +150,9 @@ def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgr
 
     spec, attempt = max(specs, key=newness)
     heartbeats = beats[attempt.key]
+    alive = not storage.exists(attempt.exit) and any(now - beat.at < _FRESH_S for beat in heartbeats)
+    items = WorkPlan.model_validate_json(storage.read(layout.plan(spec.step_name))).items if spec.kind is JobKind.ARRAY else ()
+    array = _array_rate(items, heartbeats, alive=alive) if items else None
     ranks = [rank for beat in heartbeats for rank in beat.ranks]
     step = min((rank.step for rank in ranks), default=0)
     total = max((rank.total_steps for rank in ranks), default=0)
@@ -157,17 +161,18 @@ def job_progress(storage: Storage, artifact_key: str, *, now: float) -> JobProgr
     return JobProgress(
         job=spec.step_name or "job",
         attempt=spec.attempt,
-        alive=not storage.exists(attempt.exit) and any(now - beat.at < _FRESH_S for beat in heartbeats),
+        alive=alive,
         epoch=max((beat.epoch for beat in heartbeats), default=-1),
         step=step,
         committed_step=max((rank.committed_step for rank in ranks), default=-1),
         total_steps=total,
         items_done=sum(beat.items_done for beat in heartbeats),
-        items_total=_num_items(storage, layout, spec),
+        items_total=len(items),
+        array=array,
         heartbeats=heartbeats,
         incidents=read_incidents(storage, attempt),
         figures=dict(first.figures) if first else {},
-        eta_s=(total - step) * pace if pace and total else -1.0,
+        eta_s=(total - step) * pace if pace and total else _left_s(items, array),
         reduced=reduction(spec),
     )
 
@@ -205,7 +210,26 @@ def _state(run: Run, *, stages: tuple[StageView, ...], ended: Event | None) -> R
     return RunState.INTERRUPTED
 
 
-def _num_items(storage: Storage, layout: ArtifactLayout, spec: JobSpec) -> int:
-    if spec.kind is JobKind.GANG:
-        return 0
-    return len(WorkPlan.model_validate_json(storage.read(layout.plan(spec.step_name))).items)
+def _array_rate(items: Sequence[WorkItem], beats: Sequence[Heartbeat], *, alive: bool) -> ArrayRate:
+    """Returns how far and how fast all nodes are; of a job that is over, only how far."""
+    told = [beat.array for beat in beats if beat.array is not None]
+    bytes_total, files_total = sum(item.weight_bytes for item in items), sum(item.num_files for item in items)
+    return ArrayRate(
+        bytes_done=min(bytes_total, sum(array.bytes_done for array in told)),
+        bytes_total=bytes_total,
+        files_done=min(files_total, sum(array.files_done for array in told)),
+        files_total=files_total,
+        bytes_per_s=sum(array.bytes_per_s for array in told) if alive else 0.0,
+        files_per_s=sum(array.files_per_s for array in told) if alive else 0.0,
+    )
+
+
+def _left_s(items: Sequence[WorkItem], array: ArrayRate | None) -> float:
+    """Returns how long an array needs yet, at the pace it has; -1: not known, also when all is read and something is made of it.
+
+    One item alone promises nothing, unless it reads files one after the other: a tokenizer is trained once its text is read.
+    """
+    is_even = len(items) > 1 or any(item.num_files for item in items)
+    if array is None or not is_even or array.bytes_per_s <= 0 or array.bytes_done >= array.bytes_total:
+        return -1.0
+    return (array.bytes_total - array.bytes_done) / array.bytes_per_s

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.job_view import JobView
 from cluster.layout import ArtifactLayout
 from cluster.storage import open_storage
-from cluster.supervisor import JobView
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.errors import HeadraceError, InputError, InterruptedRunError, storage_failure
 from schemas.exit_code import ExitCode
@@ -61,7 +61,12 @@ def bench_of(handle: RunHandle, *, listener: Listener) -> Bench:
             if place in journalled:  # also when the process before this one wrote it
                 continue
             journalled.add(place)
-            message = f"rank {incident.rank}: {incident.cause.value} at step {incident.step}; {incident.decision}: {incident.reason}"
+            who = (
+                f"{incident.item}: {incident.cause.value}"
+                if incident.item
+                else f"rank {incident.rank}: {incident.cause.value} at step {incident.step}"
+            )
+            message = f"{who}; {incident.decision}: {incident.reason}"
             run.append(EventKind.INCIDENT, message, stage=stage, artifact_key=place[0], figures=incident.model_dump(mode="json"))
             listener.note(message)
         for notice in view.notices:
@@ -100,7 +105,7 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
     """
     run = Run(bench.storage, bench.run_id)
     started = time.time()
-    inputs = {source: _input_record(run, bench.store, source) for source in stage.inputs}
+    inputs = {source: _input_record(run, bench.store, source) for source in bench.config.inputs_of(stage)}
     with FileHashes(bench.state_dir / "file-hashes.sqlite") as hashes:
         contents = {source: record.content_hash for source, record in inputs.items()}
         identity = identity_of(stage, config=bench.config, inputs=contents, hash_file=hashes.hash, project_dir=bench.project_dir)

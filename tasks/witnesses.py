@@ -1,4 +1,4 @@
-"""What can tell, without being read, that a recipe's outside inputs are what they were: raw text, an existing tokenizer, a pretrained model.
+"""What can tell, without being read, that a recipe's outside inputs are what they were: texts, an existing tokenizer, a model.
 
 Of every file that counts, and of every folder that was listed to find it, `stat` tells; of every link, where it leads. More is named here than the
 stages look at, never less: a folder of which other files are chosen counts whole.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from schemas.config import RunConfig
-from schemas.recipe_config import SourceConfig
+from schemas.corpus_config import SourceConfig
 from tasks.validate.sources import find_files, is_entered
 
 _GLOB = re.compile(r"[*?\[]")
@@ -41,7 +41,7 @@ def witnesses_of(config: RunConfig) -> Witnesses | None:
     for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
         if not _add_source(seen, source, name=name):
             return None
-    for path in (config.tokenizer.path, config.model.pretrained):
+    for path in (config.tokenizer.path, config.model.pretrained, *config.corpus.preparation.decontamination.files):
         if path is not None:
             _add_path(seen, Path(path))
             seen.entries.update(entry.path for entry in _tree(seen, Path(path).resolve(), enter=lambda _: True))

@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cluster.job_view import JobView
 from cluster.layout import ArtifactLayout
 from cluster.lease import PATIENCE_S, Lease
 from cluster.mirror import Mirror, cache_folder
 from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, Storage
-from cluster.supervisor import JobView, run_job
+from cluster.supervisor import run_job
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
@@ -123,7 +124,7 @@ class Work:
         return self._publish(f"{self.key}/{name}", canonical_json(value), name=name)
 
     def run_array(
-        self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None, reads: Iterable[FileRead] = ()
+        self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None, reads: Iterable[FileRead] = (), loader: str = ""
     ) -> tuple[ItemRecord, ...]:
         """Freezes `plan`, runs the items that have no record yet, and returns all records in order.
 
@@ -132,6 +133,7 @@ class Work:
             module: their program.
             options: what it needs beyond the config.
             reads: the files of storage that items open, where that is less than all inputs, or more.
+            loader: `module:function` that loads once what every item needs, into the process that items are forks of.
 
         Raises:
             VerificationError: an earlier start froze another plan in this folder.
@@ -140,7 +142,8 @@ class Work:
         self._publish(self.layout.plan(plan.step_name), canonical_json(plan), name=f"{plan.step_name}-plan.json")
         if any(not self.storage.exists(self.layout.item(plan.step_name, item.index)) for item in plan.items):
             shape = array_shape(self.config, self.stage, step_name=plan.step_name, num_items=len(plan.items), cores=cores_here())
-            self._run(job_request(self.config, place=self._place(reads), shape=shape, module=module, cores=cores_here(), options=options))
+            place = self._place(reads)
+            self._run(job_request(self.config, place=place, shape=shape, module=module, cores=cores_here(), loader=loader, options=options))
         records = [ItemRecord.model_validate_json(self.storage.read(self.layout.item(plan.step_name, item.index))) for item in plan.items]
         return tuple(records)
 
@@ -242,7 +245,7 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
             key=key,
             fingerprint=identity.fingerprint,
             content_hash=draft.content_hash or content_hash_of(draft.files),
-            inputs=tuple(inputs[stage].ref() for stage in identity.stage.inputs),
+            inputs=tuple(inputs[stage].ref() for stage in bench.config.inputs_of(identity.stage)),
             outside=identity.outside,
             recipe=identity.recipe,
             files=draft.files,

@@ -66,11 +66,7 @@ def training_stream(tokens_dir: Path, *, manifest: FileEntry, max_tokens: int = 
     reader = ShardReader(shards, folder=tokens_dir, split="train")
     rows = _spread(reader.num_sequences, wanted=max(1, max_tokens // shards.sequence_length))
     tokens = reader.rows(rows)
-    last_rows = np.cumsum([shard.rows for shard in reader.shards]) - 1
-    kept = np.ones(tokens.shape, dtype=bool)
-    for last, shard in zip(last_rows, reader.shards, strict=True):
-        kept[rows == last, shard.last_row_tokens :] = False  # padding
-    stream: npt.NDArray[np.int64] = tokens[kept]
+    stream: npt.NDArray[np.int64] = tokens[np.arange(shards.sequence_length) < reader.lengths(rows)[:, None]]  # without padding
     return stream, shards
 
 

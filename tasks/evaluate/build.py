@@ -14,7 +14,7 @@ def build(work: Work) -> Draft:
     model = work.inputs[Stage.EXPORT].files
     item = WorkItem(index=0, weight_bytes=work.config.evaluation.max_bytes, label="test split")
     options: dict[str, Any] = {
-        "corpus_manifest": entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME).model_dump(mode="json"),
+        "corpus_manifest": entry_of(work.inputs[work.config.corpus_stage], MANIFEST_NAME).model_dump(mode="json"),
         "shard_manifest": entry_of(work.inputs[Stage.TOKENIZE], MANIFEST_NAME).model_dump(mode="json"),
         "model_files": [entry.model_dump(mode="json") for entry in model],
     }

@@ -25,6 +25,7 @@ from schemas.errors import VerificationError
 from schemas.stage import Stage
 from tasks.entry import ItemOutcome, ItemTask, item_main
 from tasks.evaluate.baseline import compressors, ngram, training_stream
+from tasks.evaluate.conversation import encode_conversations
 from tasks.evaluate.document import Document, read_test_split, select
 from tasks.evaluate.generation import latency_ms, sample
 from tasks.evaluate.plot import draw, plot_names
@@ -64,11 +65,13 @@ def run(task: ItemTask) -> ItemOutcome:
     """Evaluates the exported model. Returns the report's main figures as output."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # the only item of its job: every core of the allocation is its own
     documents = select(
-        read_test_split(task.input_dirs[Stage.VALIDATE], manifest=_entry(task.options["corpus_manifest"])), max_bytes=task.config.evaluation.max_bytes
+        read_test_split(task.input_dirs[task.config.corpus_stage], manifest=_entry(task.options["corpus_manifest"])),
+        max_bytes=task.config.evaluation.max_bytes,
     )
     subject = _load(task)
-    token_ids = _encode(subject, documents)
-    tally, tokens_per_s = _score(task, subject, token_ids)
+    conversations = frozenset(task.config.corpus.conversations)
+    documents, token_ids, learned = _encode(subject, documents, conversations=conversations)
+    tally, tokens_per_s = _score(task, subject, token_ids, learned=learned)
     overall = tally.scores(documents)
     logger.info("%d documents: %.4f bits per byte at %.0f tokens/s", len(documents), overall.bits_per_byte, tokens_per_s)
     baselines = _baselines(task, documents, token_ids)
@@ -116,18 +119,34 @@ def _refuse_unlisted(folder: Path, *, listed: frozenset[str]) -> None:
         raise VerificationError(findings, subject="exported model", mend="move the named files away")
 
 
-def _encode(subject: _Subject, documents: tuple[Document, ...]) -> list[npt.NDArray[np.int64]]:
-    encodings = subject.tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False)
-    return [np.array([subject.end_of_text_id, *encoding.ids], dtype=np.int64) for encoding in encodings]
+def _encode(
+    subject: _Subject, documents: tuple[Document, ...], *, conversations: frozenset[str]
+) -> tuple[tuple[Document, ...], list[npt.NDArray[np.int64]], list[npt.NDArray[np.bool_]] | None]:
+    """Returns documents, their ids behind one end-of-text token, and which of those count; None: all.
+
+    Of a conversation counts what assistants say, and that is its text from here on.
+
+    Args:
+        subject: the model.
+        documents: the text of those of `conversations` is JSON.
+        conversations: names of sources.
+    """
+    if not conversations:
+        encodings = subject.tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False)
+        return documents, [np.array([subject.end_of_text_id, *encoding.ids], dtype=np.int64) for encoding in encodings], None
+    return encode_conversations(subject.tokenizer, documents, folder=subject.folder, end_of_text_id=subject.end_of_text_id, names=conversations)
 
 
-def _score(task: ItemTask, subject: _Subject, token_ids: list[npt.NDArray[np.int64]]) -> tuple[Tally, float]:
+def _score(
+    task: ItemTask, subject: _Subject, token_ids: list[npt.NDArray[np.int64]], *, learned: list[npt.NDArray[np.bool_]] | None
+) -> tuple[Tally, float]:
     config, length = task.config.evaluation, task.config.tokenization.sequence_length
     tally = Tally(num_documents=len(token_ids), num_bins=config.calibration_bins)
     started = time.perf_counter()
     score(
         subject.model,
         token_ids,
+        learned=learned,
         tally=tally,
         length=length,
         overlap=length // _OVERLAP_SHARE,
@@ -140,7 +159,7 @@ def _score(task: ItemTask, subject: _Subject, token_ids: list[npt.NDArray[np.int
 
 
 def _baselines(task: ItemTask, documents: tuple[Document, ...], token_ids: list[npt.NDArray[np.int64]]) -> tuple[Baseline, ...]:
-    if not task.config.evaluation.baselines:
+    if not task.config.evaluation.baselines or task.config.corpus.conversations:  # what assistants say is no text of its own to compress
         return ()
     stream, manifest = training_stream(task.input_dirs[Stage.TOKENIZE], manifest=_entry(task.options["shard_manifest"]))
     total = manifest.num_tokens("train")
@@ -157,6 +176,7 @@ def _report(
         method=(
             f"each document alone after one end-of-text token, in windows of {length} tokens that repeat {length // _OVERLAP_SHARE} as context; "
             "every token of the text is predicted once, end-of-text is never predicted; bits per byte = nats / ln 2 / UTF-8 bytes"
+            + ("; of conversations only what assistants say is predicted and counted" if task.config.corpus.conversations else "")
         ),
         overall=overall,
         by_source=tally.by(documents, name_of=lambda document: document.source, order=sources),

@@ -37,6 +37,7 @@ def score(
     vocab_size: int,
     device: torch.device,
     on_tokens: Callable[[int], None],
+    learned: Sequence[npt.NDArray[np.bool_]] | None = None,
 ) -> None:
     """Adds the model's predictions of every token of every document to `tally`.
 
@@ -46,12 +47,13 @@ def score(
         overlap: inputs repeated for context by windows after a document's first.
         batch_size: windows per forward pass, fewer when the logits would grow too large.
         on_tokens: told the number of tokens predicted so far.
+        learned: per document, which of its tokens count; None: all.
     """
     windows = windows_of([len(ids) for ids in token_ids], length=length, overlap=overlap)
     rows = max(1, min(batch_size, _LOGITS_BYTES // (length * vocab_size * 4)))
     done = 0
     for batch in batches_of(windows, batch_size=rows):
-        inputs_BL, targets_BL, counted_BL = _tensors(batch, token_ids)
+        inputs_BL, targets_BL, counted_BL = _tensors(batch, token_ids, learned=learned)
         with torch.inference_mode():
             logits_BLV = model(input_ids=inputs_BL.to(device), use_cache=False).logits
             _tally_batch(tally, logits_BLV, targets_BL=targets_BL.to(device), counted_BL=counted_BL.to(device), batch=batch)
@@ -59,7 +61,9 @@ def score(
         on_tokens(done)
 
 
-def _tensors(batch: Sequence[Window], token_ids: Sequence[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _tensors(
+    batch: Sequence[Window], token_ids: Sequence[npt.NDArray[np.int64]], *, learned: Sequence[npt.NDArray[np.bool_]] | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns inputs, targets and which targets count. Padding lies on the right, where causal attention never looks back at it."""
     width = max(window.num_inputs for window in batch)
     inputs = np.zeros((len(batch), width), dtype=np.int64)
@@ -70,6 +74,8 @@ def _tensors(batch: Sequence[Window], token_ids: Sequence[npt.NDArray[np.int64]]
         inputs[row, : window.num_inputs] = ids[:-1]
         targets[row, : window.num_inputs] = ids[1:]
         counted[row, window.first_scored - window.start - 1 : window.num_inputs] = True
+        if learned is not None:
+            counted[row, : window.num_inputs] &= learned[window.document][window.start + 1 : window.end]
     return torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(counted)
 
 

@@ -6,7 +6,6 @@ moves are logged before they are made, and `registration.json` comes last.
 
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from schemas.errors import VerificationError
 from schemas.stage import Stage
 from tasks.evaluate.report import REPORT_NAME, SAMPLES_NAME, SPEED_NAME, Report, Samples, Speed
 from tasks.export.layout import MODEL_FOLDER
+from tasks.library_versions import library_version
 from tasks.mlflow_connection import TrackingTarget, without_credentials
 from tasks.mlflow_registry import ModelPackage, ModelRegistry
 from tasks.recorded_file import entry_of, verified_bytes, verified_path
@@ -120,7 +120,7 @@ def _describe_run(work: Work, subject: _Subject, *, tracker: Tracker, registry: 
     tracker.log_figures(run_metrics(subject.report), at=measured_at)
     folder = work.input_dir(Stage.EVALUATE, *evaluation.files)
     tracker.log_files({entry.path: verified_path(folder, entry, subject=evaluation.key) for entry in evaluation.files}, folder="evaluation")
-    for stage, context in ((Stage.VALIDATE, "corpus"), (Stage.TOKENIZE, "training")):
+    for stage, context in ((subject.lineage.corpus_stage, "corpus"), (Stage.TOKENIZE, "training")):
         record = subject.lineage[stage]
         registry.log_dataset(
             name=record.key.rpartition("/")[2],
@@ -141,7 +141,7 @@ def _package(work: Work, subject: _Subject, *, tags: dict[str, str]) -> ModelPac
         hf_dir=export_dir / MODEL_FOLDER,
         code_path=_SERVED_MODEL,
         card_path=work.made(subject.card_entry) / CARD_NAME,
-        requirements=tuple(f"{name}=={metadata.version(name).partition('+')[0]}" for name in _REQUIREMENTS),
+        requirements=tuple(f"{name}=={library_version(name).partition('+')[0]}" for name in _REQUIREMENTS),
         root_hash=subject.lineage.root_hash,
         tags=tags,
     )

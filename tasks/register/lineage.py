@@ -22,6 +22,11 @@ class Lineage:
         return self.records[stage]
 
     @property
+    def corpus_stage(self) -> Stage:
+        """The stage that made the documents which the model was trained on."""
+        return Stage.PREPARE if Stage.PREPARE in self.records else Stage.VALIDATE
+
+    @property
     def root_hash(self) -> str:
         """Content hash of the exported model."""
         return self[Stage.EXPORT].content_hash
@@ -35,7 +40,7 @@ class Lineage:
         """
         step, acts = self[Stage.EXPORT].summary["step"], self[Stage.TRAIN].summary.get("acts", ())
         return {
-            "headrace.dataset": self[Stage.VALIDATE].content_hash,
+            "headrace.dataset": self[self.corpus_stage].content_hash,
             "headrace.tokenizer": self[Stage.TOKENIZER].content_hash,
             "headrace.tokens": self[Stage.TOKENIZE].content_hash,
             "headrace.checkpoint": f"{self[Stage.TRAIN].content_hash} step {step}",

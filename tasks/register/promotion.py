@@ -81,16 +81,19 @@ def promote(
 def rollback(registry: VersionStore, storage: Storage, *, model_name: str, who: str, alias: str = CHAMPION) -> Promotion:
     """Points `alias` back to the version it had before the version it has now, logs the move and returns the entry.
 
-    Again goes further back: never forward to a version that was rolled back from. Versions that the registry has no more are passed over.
+    Again goes further back: never forward to a version that was rolled back from. Passed over are versions that the registry has no more, or under
+    whose number it has another model than was promoted: a registry that was lost and begun anew gives numbers a second time.
 
     Raises:
         InputError: the log knows no earlier version that is there.
     """
     current = registry.alias(model_name, alias)
-    known = earlier_versions(history(storage, model_name), alias=alias, current=current)
-    earlier = next((version for version in known if registry.has_version(model_name, version)), None)
+    moves = history(storage, model_name)
+    known = earlier_versions(moves, alias=alias, current=current)
+    promoted = {move.version: move.root_hash for move in moves if move.root_hash}
+    earlier = next((version for version in known if _is_still(registry, model_name, version, promoted.get(version))), None)
     if earlier is None:
-        gone = f"; {', '.join(map(str, known))} of its log are not in the registry any more" if known else ""
+        gone = f"; {', '.join(map(str, known))} of its log are not in the registry any more, or are other models there" if known else ""
         mend = f"headrace rollback {model_name} --history"
         raise InputError(f"{model_name}@{alias} has no earlier version", why=f"it is at version {current}, the first of its log{gone}", mend=mend)
     reason = f"rolled back from version {current}"
@@ -116,6 +119,12 @@ def earlier_versions(entries: Sequence[Promotion], *, alias: str, current: int |
         stack.append(entry.version)
     below = stack[: stack.index(current)] if current in stack else stack
     return tuple(reversed(below))
+
+
+def _is_still(registry: VersionStore, model_name: str, version: int, promoted: str | None) -> bool:
+    """Whether a version is there, and is what was promoted under its number; None: it was promoted elsewhere, and nobody knows what it was."""
+    found = registry.content_of(model_name, version)
+    return found is not None and (promoted is None or found == promoted)
 
 
 def _newest(storage: Storage, model_name: str, *, alias: str) -> Promotion | None:

@@ -55,8 +55,8 @@ class VersionStore(Protocol):
     def model_of(self, model_name: str, version: int) -> str:
         """Returns the id of the logged model behind a version."""
 
-    def has_version(self, model_name: str, version: int) -> bool:
-        """Whether the version is there."""
+    def content_of(self, model_name: str, version: int) -> str | None:
+        """Returns the root hash that a version carries, empty when it carries none; None: there is no such version."""
 
     def alias(self, model_name: str, alias: str) -> int | None:
         """Returns the version that an alias points to, or None."""

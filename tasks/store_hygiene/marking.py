@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from schemas.stage import Stage
+from schemas.stage import Stage, inputs_of
 from tasks.store_hygiene.inventory import ArtifactState, StoredArtifact, by_key
 from tasks.store_hygiene.roots import Root
 
@@ -80,9 +80,9 @@ def _suspected_inputs(artifact: StoredArtifact, artifacts: Iterable[StoredArtifa
     if artifact.state is not ArtifactState.DAMAGED:
         return ()
     before: set[Stage] = set()
-    todo = list(artifact.stage.inputs)
+    todo = list(inputs_of(artifact.stage, prepared=True))  # so that both kinds of corpus count
     while todo:
         stage = todo.pop()
         before.add(stage)
-        todo += stage.inputs
+        todo += inputs_of(stage, prepared=True)
     return tuple(other.key for other in artifacts if other.stage in before and other.name == artifact.name)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.canonical import hash_of
@@ -13,13 +14,15 @@ from schemas.job import FileRead, ItemRecord, WorkItem, WorkPlan
 from schemas.manifest import SPLITS, CorpusManifest, Shard, ShardManifest
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes
+from tasks.tokenize.conversation import ChatTemplate
+from tasks.tokenize.decision import decide
 from tasks.tokenize.facts import ShardFacts
+from tasks.tokenize.loading import LOADER
 from tasks.tokenize.packing import id_dtype
 from tasks.tokenize.reuse import find_donors
 from tasks.tokenize.shard_file import MAX_PAYLOAD_BYTES
 from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus
-from tasks.tokenizer.engine import choose_engine, facts_of
-from tasks.tokenizer.existing import TOKENIZER_NAME
+from tasks.tokenizer.existing import CONFIG_NAME, TOKENIZER_NAME
 from tasks.work import Draft, Work
 
 
@@ -32,8 +35,8 @@ def build(work: Work) -> Draft:
         ConfigError: gigatoken is asked for and refuses the tokenizer, or a shard would be too large.
         InputError: the corpus has no training documents.
     """
-    corpus_entry = entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME)
-    corpus = open_corpus(work.input_dir(Stage.VALIDATE, corpus_entry), manifest=corpus_entry)
+    corpus_entry = entry_of(work.inputs[work.config.corpus_stage], MANIFEST_NAME)
+    corpus = open_corpus(work.input_dir(work.config.corpus_stage, corpus_entry), manifest=corpus_entry)
     tokenizer_entry = entry_of(work.inputs[Stage.TOKENIZER], TOKENIZER_NAME)
     facts = _decide(work, tokenizer_entry)
     plan = plan_groups(corpus.manifest)
@@ -41,22 +44,28 @@ def build(work: Work) -> Draft:
         "corpus": corpus_entry.model_dump(mode="json"),
         "tokenizer": tokenizer_entry.model_dump(mode="json"),
         "facts": facts.model_dump(mode="json"),
+        **_chat_template(work),
         "groups": list(groups_of(corpus.manifest)),
         "donors": [donor.model_dump(mode="json") for donor in find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)],
     }
-    records = work.run_array(plan, module="tasks.tokenize.job", options=options, reads=_reads(work, corpus.manifest, entry=corpus_entry))
-    manifest = manifest_of(records, facts=facts)
+    reads = _reads(work, corpus.manifest, entry=corpus_entry)
+    records = work.run_array(plan, module="tasks.tokenize.job", options=options, reads=reads, loader=LOADER)
+    manifest = manifest_of(records, facts=facts, source_names=work.config.corpus.source_names)
     files = tuple(shard.file for shard in manifest.shards)
     entry = work.publish_json("manifest.json", manifest)
     tokens = {split: manifest.num_tokens(split) for split in SPLITS}
+    padding = {split: manifest.num_sequences(split) * manifest.sequence_length - tokens[split] for split in SPLITS}
     reused = sum(int(record.output["reused"]) for record in records)
     work.note(
         f"{sum(tokens.values()):,} tokens in {len(files)} shards ({manifest.num_sequences('train'):,} training sequences of "
-        f"{manifest.sequence_length}), encoded by {facts.engine}" + (f"; {reused} shards taken over from earlier artifacts" if reused else "")
+        f"{manifest.sequence_length}, {sum(padding.values()) / sum((*tokens.values(), *padding.values())):.2%} padding), "
+        f"encoded by {facts.engine}" + (f"; {reused} shards taken over from earlier artifacts" if reused else "")
     )
     summary = {
         "tokens": tokens,
         "sequences": {split: manifest.num_sequences(split) for split in SPLITS},
+        **({"sequences_by_source": manifest.sequences_by_source("train")} if facts.by_source else {}),
+        "padding": padding,
         "shards": len(files),
         "reused_shards": reused,
         "shadow_checked_documents": sum(int(record.output["checked"]) for record in records),
@@ -68,7 +77,7 @@ def build(work: Work) -> Draft:
 
 def _reads(work: Work, manifest: CorpusManifest, *, entry: FileEntry) -> Iterator[FileRead]:
     """Yields what items open of the corpus: its manifest all of them, each its group's files."""
-    key, items = work.inputs[Stage.VALIDATE].key, {group: index for index, group in enumerate(groups_of(manifest))}
+    key, items = work.inputs[work.config.corpus_stage].key, {group: index for index, group in enumerate(groups_of(manifest))}
     yield FileRead(key=key, file=entry)
     yield from (FileRead(key=key, file=file.file, item=items[file.group]) for file in manifest.files)
 
@@ -94,10 +103,11 @@ def plan_groups(manifest: CorpusManifest) -> WorkPlan:
     return WorkPlan(stage=Stage.TOKENIZE, step_name="group", items=items)
 
 
-def manifest_of(records: tuple[ItemRecord, ...], *, facts: ShardFacts) -> ShardManifest:
-    """Returns the manifest over all items' shards, by (split, group, position)."""
+def manifest_of(records: tuple[ItemRecord, ...], *, facts: ShardFacts, source_names: tuple[str, ...]) -> ShardManifest:
+    """Returns the manifest over all items' shards: by (split, group, position), the sources of a split one after the other where they are cut so."""
     shards = [Shard.model_validate(thaw(shard)) for record in records for shard in record.output["shards"]]
-    shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.group, shard.file.path))
+    places = {name: place for place, name in enumerate(source_names)} if facts.by_source else {"": 0}
+    shards.sort(key=lambda shard: (SPLITS.index(shard.split), places[shard.source], shard.group, shard.file.path))
     return ShardManifest(
         layout=facts.layout,
         dtype=facts.dtype,
@@ -106,32 +116,52 @@ def manifest_of(records: tuple[ItemRecord, ...], *, facts: ShardFacts) -> ShardM
         end_of_text_id=facts.end_of_text_id,
         tokenizer_hash=facts.tokenizer_hash,
         engine=facts.engine,
+        packing=facts.packing,
+        by_source=facts.by_source,
+        boundaries=facts.boundaries,
+        loss_masks=bool(facts.conversations),
         shards=tuple(shards),
     )
 
 
 def _decide(work: Work, tokenizer_entry: FileEntry) -> ShardFacts:
-    """Returns the decisions that hold for all shards, from the recipe and the tokenizer's own file."""
+    """Returns the decisions that hold for all shards, from the recipe and the tokenizer."""
     config = work.config
-    content = verified_bytes(work.input_dir(Stage.TOKENIZER, tokenizer_entry), tokenizer_entry, subject="tokenizer")
-    known = facts_of(content, end_of_text=config.tokenizer.end_of_text, subject="the tokenizer")
-    choice = choose_engine(content, wanted=config.tokenization.engine)
-    if choice.name == "huggingface" and config.tokenization.engine == "auto":
-        work.note(f"Hugging Face tokenizers encodes: {choice.reason}")
-    dtype = id_dtype(known.vocab_size)
+    decided = decide(
+        work.inputs[Stage.TOKENIZER],
+        lambda: verified_bytes(work.input_dir(Stage.TOKENIZER, tokenizer_entry), tokenizer_entry, subject="tokenizer"),
+        end_of_text=config.tokenizer.end_of_text,
+        wanted=config.tokenization.engine,
+    )
+    if decided.choice.name == "huggingface" and config.tokenization.engine == "auto":
+        work.note(f"Hugging Face tokenizers encodes: {decided.choice.reason}")
+    dtype = id_dtype(decided.facts.vocab_size)
     _refuse_large_shards(config, itemsize=dtype.itemsize)
     return ShardFacts(
         layout=config.tokenization.layout,
         dtype="uint16" if dtype.itemsize == 2 else "uint32",
         sequence_length=config.tokenization.sequence_length,
         sequences_per_shard=config.tokenization.sequences_per_shard,
-        vocab_size=known.vocab_size,
+        vocab_size=decided.facts.vocab_size,
         end_of_text=config.tokenizer.end_of_text,
-        end_of_text_id=known.end_of_text_id,
+        end_of_text_id=decided.facts.end_of_text_id,
         tokenizer_hash=work.inputs[Stage.TOKENIZER].content_hash,
         writer=f"pyarrow {version('pyarrow')}",
-        engine=choice.name,
+        engine=decided.choice.name,
+        packing=config.tokenization.packing,
+        by_source=config.tokenization.by_source,
+        boundaries=config.tokenization.boundaries,
+        conversations=config.corpus.conversations,
     )
+
+
+def _chat_template(work: Work) -> dict[str, Any]:
+    """Returns the option that holds the tokenizer's chat template, checked; none where there are no conversations. Raises InputError."""
+    if not work.config.corpus.conversations:
+        return {}
+    entry = entry_of(work.inputs[Stage.TOKENIZER], CONFIG_NAME)
+    content = verified_bytes(work.input_dir(Stage.TOKENIZER, entry), entry, subject="tokenizer")
+    return {"chat_template": ChatTemplate.of_tokenizer(content).model_dump(mode="json")}
 
 
 def _refuse_large_shards(config: RunConfig, *, itemsize: int) -> None:

@@ -5,6 +5,7 @@ Options, the same for all items:
     tokenizer   file entry of `tokenizer.json`
     facts       `ShardFacts`: what every shard states about itself
     groups      the corpus groups in work, in order of the item's index
+    chat_template  `ChatTemplate` of conversations; absent: there are none
     donors      earlier artifacts whose shards may be taken over
 
 Output of an item: `{"shards": [Shard, …], "checked": documents of the shadow check, "reused": shards taken over}`.
@@ -18,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import AlreadyExistsError, publish_file
-from schemas.artifact import FileEntry
 from schemas.errors import VerificationError
 from schemas.frozen import thaw
 from schemas.manifest import SPLITS, AcceptedFile, Shard, Split
-from schemas.stage import Stage
 from tasks.entry import ItemOutcome, ItemTask, item_main
-from tasks.recorded_file import verified_bytes
+from tasks.taking_over import taken_by_other_bytes
+from tasks.tokenize.conversation import ConversationEncoder
+from tasks.tokenize.cutting import ShardCutter
+from tasks.tokenize.encoding import encode_documents
 from tasks.tokenize.facts import ShardFacts
-from tasks.tokenize.packing import PackedShard, Packer
-from tasks.tokenize.reuse import Donor, Reuse, taken_by_other_bytes
-from tasks.tokenize.shadow import ShadowCheck
-from tasks.tokenize.shard_file import write_shard
-from tasks.tokenizer.corpus import Corpus, open_corpus
-from tasks.tokenizer.engine import Engine, limit_threads, open_engine
+from tasks.tokenize.loading import loaded
+from tasks.tokenize.packing import PackedShard
+from tasks.tokenize.reuse import Donor, Reuse
+from tasks.tokenize.shadow import ShadowCheck, shadow_bytes
+from tasks.tokenize.shard_file import ShardMemory, write_shard
+from tasks.tokenizer.corpus import Corpus
+from tasks.tokenizer.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,9 @@ class _Group:
     facts: ShardFacts
     engine: Engine
     shadow: ShadowCheck
+    conversations: ConversationEncoder | None
     reuse: Reuse
+    memory: ShardMemory = field(default_factory=ShardMemory)
     done_bytes: int = 0
     shards: list[Shard] = field(default_factory=list)
     reused: int = 0
@@ -57,27 +62,27 @@ def run(task: ItemTask) -> ItemOutcome:
     Raises:
         VerificationError: an input is damaged, the engines disagree, or a shard's name is taken by other bytes.
     """
-    limit_threads(task.spec.job.threads_per_rank)
     options = thaw(task.options)
-    corpus = open_corpus(task.input_dirs[Stage.VALIDATE], manifest=FileEntry.model_validate(options["corpus"]))
-    facts = ShardFacts.model_validate(options["facts"])
-    entry = FileEntry.model_validate(options["tokenizer"])
-    tokenizer_json = verified_bytes(task.input_dirs[Stage.TOKENIZER], entry, subject="tokenizer")
+    shared = loaded(task.spec, config=task.config)
     group = int(options["groups"][task.index])
-    files = [file for split in SPLITS for file in corpus.manifest.of_split(split) if file.group == group]
+    files = [file for split in SPLITS for file in shared.corpus.manifest.of_split(split) if file.group == group]
     wanted = task.config.tokenization.shadow_check_documents
-    _sweep(task, group=group)
+    if not task.beside:
+        _sweep(task, group=group)
     work = _Group(
         task=task,
-        corpus=corpus,
-        facts=facts,
-        engine=open_engine(facts.engine, tokenizer_json),
+        corpus=shared.corpus,
+        facts=shared.facts,
+        engine=shared.engine,
         shadow=ShadowCheck(
-            tokenizer_json,
+            shared.reference,
             documents=wanted,
             of=sum(file.documents for file in files),
-            engine=facts.engine,
+            most_bytes=shadow_bytes(
+                group_bytes=sum(file.text_bytes for file in files), corpus_bytes=sum(file.text_bytes for file in shared.corpus.manifest.files)
+            ),
         ),
+        conversations=shared.conversations,
         reuse=Reuse.of_group(task, map(Donor.model_validate, options["donors"]), group=group),
     )
     for file in files:
@@ -114,28 +119,25 @@ def _tokenize_file(work: _Group, file: AcceptedFile) -> None:
 
 
 def _packed(work: _Group, file: AcceptedFile) -> Iterator[PackedShard]:
-    facts = work.facts
-    packer = Packer(
-        sequence_length=facts.sequence_length,
-        rows_per_shard=facts.sequences_per_shard,
-        vocab_size=facts.vocab_size,
-        end_of_text_id=facts.end_of_text_id,
-    )
-    documents = 0
-    for columns in work.corpus.columns(file):
+    cutter, documents = ShardCutter(work.facts), 0
+    for columns in work.corpus.columns(file, with_sources=work.facts.by_source or work.conversations is not None):
         sizes = columns.sizes
-        encoded = work.engine.encode_column(columns.texts)
-        work.shadow.check(columns, encoded, sizes=sizes)
-        yield from packer.add(encoded, sizes=sizes)
+        encoded = encode_documents(
+            columns,
+            sizes=sizes,
+            engine=work.engine,
+            shadow=work.shadow,
+            conversations=work.conversations,
+            sources=work.facts.conversations,
+        )
+        yield from cutter.add(columns, encoded, sizes=sizes)
         documents += len(columns.texts)
         work.done_bytes += int(sizes.sum())
         work.task.report(work.done_bytes)
     if documents != file.documents:
         finding = f"{file.file.path}: {documents:,} documents read, the manifest says {file.documents:,}"
         raise VerificationError((finding,), subject="accepted corpus", mend="validate made a wrong manifest: --from validate")
-    last = packer.finish()
-    if last is not None:
-        yield last
+    yield from cutter.finish()
 
 
 def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position: int) -> Shard:
@@ -151,13 +153,23 @@ def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position:
         "tokens": packed.tokens,
         "last_row_tokens": packed.last_row_tokens,
         "source": {"path": file.file.path, "xxh3": file.file.xxh3, "documents": file.documents},
+        **({"source_name": packed.source} if packed.source else {}),
     }
     final = work.task.output_dir / name
     try:
-        written = write_shard(temporary, packed.rows, layout=work.facts.layout, facts=about)
-        entry = publish_file(temporary, final)
+        written = write_shard(
+            temporary,
+            packed.rows,
+            layout=work.facts.layout,
+            facts=about,
+            lengths=packed.lengths,
+            starts=packed.starts,
+            learned=packed.learned,
+            memory=work.memory,
+        )
+        entry = publish_file(temporary, final, xxh3=written.xxh3)
     except AlreadyExistsError as error:
-        raise taken_by_other_bytes(final) from error
+        raise taken_by_other_bytes(final, subject="token shard") from error
     finally:
         temporary.unlink(missing_ok=True)
     return Shard(
@@ -170,6 +182,10 @@ def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position:
         payload_offset=written.payload_offset,
         text_bytes=packed.text_bytes,
         source_xxh3=file.file.xxh3,
+        source=packed.source,
+        lengths_offset=written.lengths_offset,
+        starts_offset=written.starts_offset,
+        learned_offset=written.learned_offset,
     )
 
 

@@ -8,7 +8,7 @@ of each document, and the number of sequences). All little-endian. Megatron pack
 
 Export cuts the stream of every group after each end-of-text token: one sequence per document, the token included, as
 `preprocess_data.py --append-eod` writes it. Import packs documents as `tokenize` does. Exported and imported again at the same sequence
-length, documents and ids are equal; rows are, too, when the corpus is one group.
+length, documents and ids are equal; rows are, too, when the corpus is one group, and not cut by source.
 """
 
 import logging
@@ -63,6 +63,12 @@ def export_split(folder: Path, *, split: Split, prefix: Path) -> IndexedDataset:
         VerificationError: a shard is damaged; no file appears.
     """
     manifest = open_manifest(folder)
+    if manifest.packing != "concatenate":
+        why = "packing put documents in another order, and cut long ones into sequences that are no neighbours"
+        raise InputError(f"{folder}: rows of tokenization.packing: {manifest.packing} are no documents", why=why, mend="tokenize with concatenate")
+    if manifest.loss_masks:
+        why = "Megatron's data sets have no place for them, and it would train on everything that is said"
+        raise InputError(f"{folder}: the shards say which tokens are learned", why=why, mend="use tasks.train.torch_dataset, which heeds them")
     if not manifest.of_split(split):
         raise InputError(f"{folder}: the {split} split has no shard", mend="name another split")
     data, index = prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
@@ -230,9 +236,7 @@ def _packed(documents: _Documents, packer: Packer, *, end_of_text_id: int) -> It
         offsets = ends - np.concatenate([[0], np.cumsum(has_end)])
         yield from packer.add(Encoded(ids=ids[is_kept], offsets=offsets), sizes=np.zeros(last - first, dtype=np.int64))
         first = last
-    rest = packer.finish()
-    if rest is not None:
-        yield rest
+    yield from packer.finish()
 
 
 def _publish(folder: Path, packed: PackedShard, *, split: Split, position: int, about: dict[str, Any]) -> Shard:
@@ -243,7 +247,7 @@ def _publish(folder: Path, packed: PackedShard, *, split: Split, position: int, 
     counts = {"rows": rows, "tokens": packed.tokens, "last_row_tokens": packed.last_row_tokens}
     try:
         written = write_shard(temporary, packed.rows, layout="fixed", facts={**about, "split": split, "group": 0, "position": position, **counts})
-        entry = publish_file(temporary, final)
+        entry = publish_file(temporary, final, xxh3=written.xxh3)
     except AlreadyExistsError as error:
         raise InputError(f"{final} exists with other bytes", why="shards are never replaced", mend="give a new folder") from error
     finally:

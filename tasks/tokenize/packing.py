@@ -28,6 +28,14 @@ class PackedShard:
     """Tokens of the last row; the rest of it is padding."""
     text_bytes: int
     """UTF-8 bytes of the documents that begin in it."""
+    source: str = ""
+    """The one source of its documents; empty: of any."""
+    lengths: npt.NDArray[np.int32] | None = None
+    """Tokens of each row [rows], the rest of it is padding; None: only the last row may end in padding."""
+    starts: npt.NDArray[np.uint8] | None = None
+    """Marks of the tokens that a document starts with, a bit each, the lowest first [rows, ceil(sequence_length / 8)]; None: not wanted."""
+    learned: npt.NDArray[np.uint8] | None = None
+    """Marks of the tokens that training learns, as above; None: not wanted."""
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -38,14 +46,24 @@ def id_dtype(vocab_size: int) -> np.dtype[Any]:
 class Packer:
     """Turns encoded documents into shards. Holds one shard in memory, and what a batch adds to it."""
 
-    def __init__(self, *, sequence_length: int, rows_per_shard: int, vocab_size: int, end_of_text_id: int) -> None:
-        """Args: as in the recipe and the tokenizer."""
+    def __init__(
+        self,
+        *,
+        sequence_length: int,
+        rows_per_shard: int,
+        vocab_size: int,
+        end_of_text_id: int,
+        boundaries: bool = False,
+        loss_masks: bool = False,
+    ) -> None:
+        """Args: as in the recipe and the tokenizer. loss_masks: whether to say what training learns."""
         self._sequence_length = sequence_length
         self._capacity = rows_per_shard * sequence_length
         self._vocab_size = vocab_size
         self._end_of_text_id = end_of_text_id
-        self._dtype = id_dtype(vocab_size)
-        self._buffer = np.empty(0, dtype=self._dtype)
+        self._marks = np.zeros(self._capacity, dtype=bool) if boundaries else None
+        self._learned = np.zeros(self._capacity, dtype=bool) if loss_masks else None
+        self._buffer = np.empty(0, dtype=id_dtype(vocab_size))
         self._filled = 0
         self._text_bytes = 0
 
@@ -59,51 +77,101 @@ class Packer:
         Raises:
             VerificationError: an id is not below the vocabulary size that the tokenizer states.
         """
-        stream, starts = self._joined(encoded)
+        _check_ids(encoded, vocab_size=self._vocab_size)
+        ends = ends_of(encoded)
+        starts, total = ends - np.diff(encoded.offsets), encoded.ids.size + ends.size
+        is_text = text_of(ends, total=total)
+        learned = joined_learned(encoded) if self._learned is not None else None
         shards: list[PackedShard] = []
-        taken = counted = 0
-        while taken < stream.size:
+        taken = counted = ended = 0
+        while taken < total:
             if not self._filled:
-                self._buffer = np.empty(self._capacity, dtype=self._dtype)
-            count = min(self._capacity - self._filled, stream.size - taken)
-            self._buffer[self._filled : self._filled + count] = stream[taken : taken + count]
-            self._filled += count
-            taken += count
-            begun = int(np.searchsorted(starts, taken, side="left"))
+                self._buffer = np.empty(self._capacity, dtype=self._buffer.dtype)
+            count = min(self._capacity - self._filled, total - taken)
+            part = self._buffer[self._filled : self._filled + count]
+            begun, over = np.searchsorted(starts, taken + count).item(), np.searchsorted(ends, taken + count).item()
+            part[is_text[taken : taken + count]] = encoded.ids[taken - ended : taken + count - over]
+            part[ends[ended:over] - taken] = self._end_of_text_id
             self._text_bytes += int(sizes[counted:begun].sum())
-            counted = begun
+            if self._marks is not None:
+                self._marks[starts[counted:begun] + (self._filled - taken)] = True
+            if self._learned is not None and learned is not None:
+                self._learned[self._filled : self._filled + count] = learned[taken : taken + count]
+            self._filled += count
+            taken, counted, ended = taken + count, begun, over
             if self._filled == self._capacity:
                 shards.append(self._emit())
         return shards
 
-    def finish(self) -> PackedShard | None:
-        """Returns the last, padded shard, or None when nothing is left."""
-        return self._emit() if self._filled else None
-
-    def _joined(self, encoded: Encoded) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Returns (the documents' ids with an end-of-text id after each, where in it each document starts)."""
-        if encoded.ids.size and int(encoded.ids.max()) >= self._vocab_size:
-            finding = f"id {int(encoded.ids.max())} was encoded; the vocabulary has {self._vocab_size} ids"
-            raise VerificationError((finding,), subject="tokenizer", mend="the tokenizer artifact is damaged or of another recipe: --from tokenizer")
-        count = encoded.offsets.size - 1
-        ends = encoded.offsets[1:] + np.arange(count)
-        stream = np.empty(encoded.ids.size + count, dtype=self._dtype)
-        is_text = np.ones(stream.size, dtype=bool)
-        is_text[ends] = False
-        stream[is_text] = encoded.ids
-        stream[ends] = self._end_of_text_id
-        return stream, encoded.offsets[:-1] + np.arange(count)
+    def finish(self) -> list[PackedShard]:
+        """Returns the last shard, padded, or nothing when nothing is left. What is added then begins another one."""
+        return [self._emit()] if self._filled else []
 
     def _emit(self) -> PackedShard:
-        tokens = self._filled
-        rows = -(-tokens // self._sequence_length)
-        content = self._buffer[: rows * self._sequence_length]
+        tokens, length = self._filled, self._sequence_length
+        rows = -(-tokens // length)
+        content = self._buffer[: rows * length]
         content[tokens:] = self._end_of_text_id
         shard = PackedShard(
-            rows=content.reshape(rows, self._sequence_length),
+            rows=content.reshape(rows, length),
             tokens=tokens,
-            last_row_tokens=tokens - (rows - 1) * self._sequence_length,
+            last_row_tokens=tokens - (rows - 1) * length,
             text_bytes=self._text_bytes,
+            starts=None if self._marks is None else as_bits(self._marks[: rows * length].reshape(rows, length)),
+            learned=None if self._learned is None else as_bits(self._learned[: rows * length].reshape(rows, length)),
         )
         self._filled, self._text_bytes = 0, 0
+        for marks in (self._marks, self._learned):
+            if marks is not None:
+                marks[:] = False
         return shard
+
+
+def joined(encoded: Encoded, *, vocab_size: int, end_of_text_id: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Returns (the documents' ids with an end-of-text id after each, where in it each document starts).
+
+    Raises:
+        VerificationError: an id is not below `vocab_size`.
+    """
+    _check_ids(encoded, vocab_size=vocab_size)
+    ends = ends_of(encoded)
+    stream = np.empty(encoded.ids.size + ends.size, dtype=id_dtype(vocab_size))
+    stream[text_of(ends, total=stream.size)] = encoded.ids
+    stream[ends] = end_of_text_id
+    return stream, ends - np.diff(encoded.offsets)
+
+
+def ends_of(encoded: Encoded) -> npt.NDArray[np.int64]:
+    """Returns where each document's end-of-text id comes, when one follows each document."""
+    return encoded.offsets[1:] + np.arange(encoded.offsets.size - 1)
+
+
+def text_of(ends: npt.NDArray[np.int64], *, total: int) -> npt.NDArray[np.bool_]:
+    """Returns which of `total` ids are text, not `ends`."""
+    is_text = np.ones(total, dtype=bool)
+    is_text[ends] = False
+    return is_text
+
+
+def _check_ids(encoded: Encoded, *, vocab_size: int) -> None:
+    """Raises VerificationError for an id that is not below `vocab_size`."""
+    if encoded.ids.size and int(encoded.ids.max()) >= vocab_size:
+        finding = f"id {int(encoded.ids.max())} was encoded; the vocabulary has {vocab_size} ids"
+        raise VerificationError((finding,), subject="tokenizer", mend="the tokenizer artifact is damaged or of another recipe: --from tokenizer")
+
+
+def joined_learned(encoded: Encoded) -> npt.NDArray[np.bool_]:
+    """Returns which tokens of `joined` training learns: an end-of-text token where it learns the one before, and of documents without a token."""
+    ends = ends_of(encoded)
+    learned = np.ones(encoded.ids.size + ends.size, dtype=bool)
+    if encoded.learned is None:
+        return learned
+    learned[text_of(ends, total=learned.size)] = encoded.learned
+    has_text = np.diff(encoded.offsets) > 0
+    learned[ends[has_text]] = learned[ends[has_text] - 1]
+    return learned
+
+
+def as_bits(marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Returns marks [rows, L] as bits, the lowest first [rows, ceil(L / 8)]."""
+    return np.packbits(marks, axis=1, bitorder="little")

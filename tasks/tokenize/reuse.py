@@ -6,13 +6,12 @@ The control half names earlier artifacts; a group's item takes from them what fi
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.layout import ArtifactLayout, parse_artifact_folder
-from cluster.storage import AlreadyExistsError, Storage, hash_file, link_exclusive, make_folder, publish_file
+from cluster.storage import Storage
 from schemas.artifact import ArtifactRecord, FileEntry
 from schemas.errors import VerificationError
 from schemas.frozen import Frozen
@@ -20,7 +19,8 @@ from schemas.manifest import AcceptedFile, Shard
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.entry import ItemTask
-from tasks.recorded_file import verified_bytes, verified_path
+from tasks.recorded_file import verified_bytes
+from tasks.taking_over import take_over
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenizer.corpus import MANIFEST_NAME
 
@@ -56,7 +56,7 @@ def find_donors(storage: Storage, *, key: str, name: str, facts: ShardFacts) -> 
             logger.warning("%s: not reused, its record is damaged: %s", other, error)
             continue
         manifest = next((file for file in record.files if file.path == MANIFEST_NAME), None)
-        if manifest is not None and all(record.summary.get(fact) == value for fact, value in facts.stated().items()):
+        if manifest is not None and facts.are_those_of(record.summary):
             found.append((record.provenance.created_at, Donor(folder=folder, manifest=manifest)))
     found.sort(key=lambda item: item[0], reverse=True)
     return tuple(donor for _, donor in found[:_MOST_DONORS])
@@ -94,32 +94,6 @@ class Reuse:
             fitting = tuple(shard for shard in shards if shard.split == file.split and shard.source_xxh3 == file.file.xxh3)
             if not fitting:
                 continue
-            try:
-                paths = [verified_path(folder, shard.file, subject="earlier shards") for shard in fitting]
-            except VerificationError as error:
-                logger.warning("encoding group %d again: %s", file.group, error)
-                continue
-            for path, shard in zip(paths, fitting, strict=True):
-                self._publish(path, shard)
-            return fitting
+            if take_over(self.task, [shard.file for shard in fitting], folder=folder, subject="token shard"):
+                return fitting
         return None
-
-    def _publish(self, path: Path, shard: Shard) -> None:
-        """Gives a verified shard its name here: one more link to the same bytes, or a copy where links cannot be made."""
-        final = self.task.output_dir / shard.file.path
-        make_folder(final.parent)
-        try:
-            link_exclusive(path, final)
-        except AlreadyExistsError as error:
-            if hash_file(final) != shard.file.xxh3:
-                raise taken_by_other_bytes(final) from error
-        except OSError:  # another file system, or one without links
-            temporary = self.task.temporary(shard.file.path)
-            shutil.copyfile(path, temporary)
-            publish_file(temporary, final)
-
-
-def taken_by_other_bytes(path: Path) -> VerificationError:
-    """Returns the error for a shard that is there with bytes that its documents do not give."""
-    finding = f"{path}: is there with other bytes than its documents give; the file is damaged"
-    return VerificationError((finding,), subject="token shard", mend="delete this file and run again; the other shards are kept")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from schemas.errors import ConfigError, InputError, Problem
-from schemas.recipe_config import TokenizerConfig
+from schemas.tokens_config import TokenizerConfig
 from tasks.tokenizer.engine import GigatokenEngine
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,13 @@ def build(work: Work) -> Draft:
     Raises:
         GateError: it compresses too little, splits words too much, or does not give every document back.
     """
-    entry = entry_of(work.inputs[Stage.VALIDATE], MANIFEST_NAME)
-    corpus = open_corpus(work.input_dir(Stage.VALIDATE, entry), manifest=entry)
-    weight = sum(file.text_bytes for file in corpus.manifest.of_split("train"))
+    source = work.config.corpus_stage
+    entry = entry_of(work.inputs[source], MANIFEST_NAME)
+    corpus = open_corpus(work.input_dir(source, entry), manifest=entry)
+    weight = min(work.config.tokenizer.training_bytes, sum(file.text_bytes for file in corpus.manifest.of_split("train")))
     plan = WorkPlan(stage=Stage.TOKENIZER, step_name="train", items=(WorkItem(index=0, weight_bytes=weight, label="tokenizer"),))
     options = {"corpus": entry.model_dump(mode="json"), "existing": work.identity.inputs.get("existing")}
-    key = work.inputs[Stage.VALIDATE].key
+    key = work.inputs[source].key
     reads = [FileRead(key=key, file=file) for file in (entry, *(file.file for file in corpus.manifest.files))]
     (record,) = work.run_array(plan, module="tasks.tokenizer.job", options=options, reads=reads)
     report = TokenizerReport.model_validate(thaw(record.output))

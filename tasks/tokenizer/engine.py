@@ -43,6 +43,8 @@ class Encoded:
     """All ids [T]."""
     offsets: npt.NDArray[np.int64]
     """Document i has the ids `offsets[i]:offsets[i + 1]`; one entry more than documents."""
+    learned: npt.NDArray[np.bool_] | None = None
+    """Which of the ids [T] training learns; None: all."""
 
     def of(self, index: int) -> list[int]:
         """Returns the ids of one document."""
@@ -193,23 +195,24 @@ def _refusal(tokenizer_json: bytes) -> str | None:
 
     It ignores some parts that it does not know (a byte-level splitter without its pattern, for one), so it must also pass a probe.
     """
-    probes = [*_PROBES, *_probes_of_added_tokens(tokenizer_json)]
+    reference = HuggingFaceEngine(tokenizer_json)
+    probes = [*_PROBES, *_probes_of_added_tokens(reference)]
     try:
         found = GigatokenEngine(tokenizer_json).encode(probes)
     except BaseException as error:
         if not _is_of_library(error):
             raise
         return (str(error).splitlines() or [type(error).__name__])[0]
-    expected = HuggingFaceEngine(tokenizer_json).encode(probes)
+    expected = reference.encode(probes)
     for index, probe in enumerate(probes):
         if found.of(index) != expected.of(index):
             return f"it gives other ids than Hugging Face tokenizers for {probe!r}"
     return None
 
 
-def _probes_of_added_tokens(tokenizer_json: bytes) -> list[str]:
+def _probes_of_added_tokens(reference: HuggingFaceEngine) -> list[str]:
     """Returns texts that hold the tokenizer's own added tokens in the places where their options (whole words, stripping) matter."""
-    added = [token["content"] for token in orjson.loads(tokenizer_json).get("added_tokens") or [] if not token.get("special")]
+    added = [token.content for _, token in sorted(reference.tokenizer.get_added_tokens_decoder().items()) if not token.special]
     return [f"a {token} b{token}c  {token}\n {token.upper()}{token}." for token in added[:_MOST_ADDED]]
 
 
@@ -234,7 +237,7 @@ def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> Tokeni
         InputError: the tokenizer cannot be loaded, or has no such special token.
     """
     tokenizer = load_tokenizer(tokenizer_json)
-    if orjson.loads(tokenizer_json)["model"].get("dropout"):
+    if getattr(tokenizer.model, "dropout", None):
         mend = "set model.dropout to null in its tokenizer.json"
         raise InputError(f"{subject} drops merges at random (model.dropout)", why="equal text must give equal ids", mend=mend)
     vocabulary: Mapping[str, int] = tokenizer.get_vocab(with_added_tokens=True)

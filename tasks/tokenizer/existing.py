@@ -12,6 +12,7 @@ from schemas.errors import InputError, UnsafeFileError
 
 TOKENIZER_NAME = "tokenizer.json"
 CONFIG_NAME = "tokenizer_config.json"
+TEMPLATE_NAME = "chat_template.jinja"
 _MAX_BYTES = 512 << 20
 """Larger than any vocabulary known (Gemma's tokenizer.json has 34 MB)."""
 
@@ -23,18 +24,25 @@ class ExistingTokenizer:
     tokenizer_json: bytes
     """Content of `tokenizer.json`."""
     config: dict[str, Any]
-    """Content of the folder's `tokenizer_config.json`; empty without one, and when a file was named."""
+    """Content of the folder's `tokenizer_config.json`, with the template of a `chat_template.jinja`; empty without both, or when a file was named."""
 
 
-def read_existing(path: Path) -> ExistingTokenizer:
-    """Reads a tokenizer that the user names by file or folder. Nothing but JSON is opened.
+def read_existing(path: Path, *, own_template: bool = False) -> ExistingTokenizer:
+    """Reads a tokenizer that the user names by file or folder. Nothing but JSON and the chat template is opened, and nothing of it is run.
+
+    Args:
+        path: the file or folder.
+        own_template: the recipe has a chat template of its own, so those of the folder do not matter.
 
     Raises:
-        InputError: there is no `tokenizer.json`, or a file is not JSON.
+        InputError: there is no `tokenizer.json`, a file is not what its name says, or the folder holds two chat templates that differ.
         UnsafeFileError: a pickle, a link that leaves the folder, or a special file.
     """
-    tokenizer, *config = existing_files(path)
-    return ExistingTokenizer(tokenizer_json=tokenizer.read_bytes(), config=_parsed(config[0]) if config else {})
+    parts = _parts(path)
+    config = _parsed(parts[CONFIG_NAME]) if CONFIG_NAME in parts else {}
+    if TEMPLATE_NAME in parts and not own_template:
+        config["chat_template"] = _template(path / TEMPLATE_NAME, stored=config.get("chat_template"))
+    return ExistingTokenizer(tokenizer_json=parts[TOKENIZER_NAME].read_bytes(), config=config)
 
 
 def existing_files(path: Path) -> tuple[Path, ...]:
@@ -46,18 +54,49 @@ def existing_files(path: Path) -> tuple[Path, ...]:
         InputError: there is no `tokenizer.json`.
         UnsafeFileError: a pickle, a link that leaves the folder, or a special file.
     """
-    if path.is_dir():
-        _refuse_pickles(path)
-        config = path / CONFIG_NAME
-        return (_checked(path / TOKENIZER_NAME), *([_checked(config)] if config.exists() else []))
-    if looks_like_pickle(path):
-        raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="give a tokenizer.json")
-    return (_checked(path),)
+    return tuple(_parts(path).values())
 
 
 def existing_hash(path: Path, hash_file: Callable[[Path], str]) -> str:
     """Returns the content hash of an existing tokenizer: what its identity is. Errors are those of `existing_files`."""
     return root_hash((file.name, file.stat().st_size, hash_file(file)) for file in existing_files(path))
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    """Returns the same files by what they are: the names that they have in a folder in Hugging Face layout."""
+    if path.is_dir():
+        _refuse_pickles(path)
+        optional = [name for name in (CONFIG_NAME, TEMPLATE_NAME) if (path / name).exists()]
+        return {name: _checked(path / name) for name in (TOKENIZER_NAME, *optional)}
+    if looks_like_pickle(path):
+        raise UnsafeFileError(f"{path} looks like a pickle", why="loading it could run code", mend="give a tokenizer.json")
+    return {TOKENIZER_NAME: _checked(path)}
+
+
+def _template(path: Path, *, stored: Any) -> Any:
+    """Returns the chat template of a folder that has it in a file of its own, as transformers writes it, and perhaps in the configuration as well.
+
+    Args:
+        path: the file.
+        stored: what `tokenizer_config.json` has: a template, named ones, or None.
+    """
+    try:
+        template = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8", why=str(error), mend="save the tokenizer again, or remove the file") from error
+    named = (
+        {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)} if isinstance(stored, list) else {"default": stored}
+    )
+    default = named.get("default")
+    if default is None:
+        return template
+    if not isinstance(default, str) or default.removesuffix("\n") != template.removesuffix("\n"):  # Jinja ignores a last line break
+        raise InputError(
+            f"{path} and the chat_template of {path.with_name(CONFIG_NAME)} differ",
+            why="which of them the model is meant to speak cannot be told; transformers takes the file, its older releases the other",
+            mend="remove one of the two, or give the template in tokenizer.chat_template",
+        )
+    return stored
 
 
 def _refuse_pickles(folder: Path) -> None:

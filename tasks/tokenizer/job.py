@@ -11,8 +11,7 @@ from schemas.canonical import canonical_json
 from schemas.errors import VerificationError
 from schemas.frozen import thaw
 from schemas.manifest import Split
-from schemas.recipe_config import TokenizerConfig
-from schemas.stage import Stage
+from schemas.tokens_config import TokenizerConfig
 from tasks.entry import ItemOutcome, ItemTask, item_main
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.corpus import Corpus, open_corpus
@@ -28,7 +27,7 @@ def run(task: ItemTask) -> ItemOutcome:
     """Makes `tokenizer.json`, `tokenizer_config.json` and `report.json`. The gate over the report is the control half's."""
     limit_threads(task.spec.job.threads_per_rank)
     config = task.config.tokenizer
-    corpus = open_corpus(task.input_dirs[Stage.VALIDATE], manifest=FileEntry.model_validate(thaw(task.options["corpus"])))
+    corpus = open_corpus(task.input_dirs[task.config.corpus_stage], manifest=FileEntry.model_validate(thaw(task.options["corpus"])))
     tokenizer_json, config_json, origin = _make(task, corpus=corpus)
     report = _measure(tokenizer_json, config=config, corpus=corpus, origin=origin)
     contents = {TOKENIZER_NAME: tokenizer_json, CONFIG_NAME: config_json, REPORT_NAME: canonical_json(report)}
@@ -40,10 +39,10 @@ def _make(task: ItemTask, *, corpus: Corpus) -> tuple[bytes, bytes, Trained]:
     """Returns (tokenizer.json, tokenizer_config.json, where they came from)."""
     config = task.config.tokenizer
     if config.path is not None:
-        existing = _read_existing(Path(config.path), expected=str(task.options["existing"]))
+        existing = _read_existing(Path(config.path), expected=str(task.options["existing"]), own_template=config.chat_template is not None)
         facts = facts_of(existing.tokenizer_json, end_of_text=config.end_of_text, subject=f"the tokenizer {config.path}")
         origin = Trained(kind="existing", requested_vocab_size=facts.vocab_size)
-        return existing.tokenizer_json, tokenizer_config(existing.config, end_of_text=config.end_of_text), origin
+        return existing.tokenizer_json, tokenizer_config(existing.config, end_of_text=config.end_of_text, chat_template=config.chat_template), origin
     texts: list[str] = []
     text_bytes = 0
     for batch in corpus.sample("train", max_bytes=config.training_bytes):
@@ -52,16 +51,16 @@ def _make(task: ItemTask, *, corpus: Corpus) -> tuple[bytes, bytes, Trained]:
         task.report(text_bytes)
     trained = train_bpe(texts, config=config)
     origin = Trained(kind="trained", trainer=trained.trainer, documents=len(texts), text_bytes=text_bytes, requested_vocab_size=config.vocab_size)
-    return trained.tokenizer_json, tokenizer_config({}, end_of_text=config.end_of_text), origin
+    return trained.tokenizer_json, tokenizer_config({}, end_of_text=config.end_of_text, chat_template=config.chat_template), origin
 
 
-def _read_existing(path: Path, *, expected: str) -> ExistingTokenizer:
+def _read_existing(path: Path, *, expected: str, own_template: bool) -> ExistingTokenizer:
     """Returns the recipe's own tokenizer, which must be on this node what the artifact's name stands for. Raises VerificationError."""
     found = existing_hash(path, hash_file)
     if found != expected:
         finding = f"{path}: content {found[:12]} on this node, {expected[:12]} when the tokenizer was planned"
         raise VerificationError((finding,), subject="tokenizer.path", mend="headrace run takes the tokenizer as it is now")
-    return read_existing(path)
+    return read_existing(path, own_template=own_template)
 
 
 def _measure(tokenizer_json: bytes, *, config: TokenizerConfig, corpus: Corpus, origin: Trained) -> TokenizerReport:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from schemas.frozen import Frozen
 from schemas.manifest import Split
-from schemas.recipe_config import TokenizerConfig
+from schemas.tokens_config import TokenizerConfig
 from tasks.tokenizer.corpus import Batch
 from tasks.tokenizer.engine import Encoded, Engine, EngineChoice, HuggingFaceEngine, TokenizerFacts, open_engine
 

@@ -15,6 +15,7 @@ from schemas.config import RunConfig
 from schemas.cost import HOUR_S
 from schemas.errors import ConfigError, Problem, UnsafeFileError, VerificationError
 from schemas.manifest import ShardManifest
+from schemas.mixture import check_mixture
 from schemas.sizing import training_size
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes
@@ -48,7 +49,8 @@ def build(work: Work) -> Draft:
     raw = raw_deepspeed_section(config)
     for size in config.gang_shapes:
         deepspeed_config(config, world_size=size.world_size, options=raw)
-    total_steps = config.training.total_steps(num_sequences=manifest.num_sequences("train"), sequence_length=manifest.sequence_length)
+    epoch_sequences = config.training.epoch_sequences(manifest.sequences_by_source("train"))
+    total_steps = config.training.total_steps(num_sequences=epoch_sequences, sequence_length=manifest.sequence_length)
     trajectory = Trajectory.of(config, inputs=work.identity.inputs, total_steps=total_steps)
     files = (work.publish_json(TRAJECTORY_NAME, trajectory),)
     imported = import_from_sibling(work.storage, layout=work.layout, name=config.name, trajectory=trajectory)
@@ -74,7 +76,8 @@ def build(work: Work) -> Draft:
 
 def _look_for_room(work: Work, manifest: ShardManifest) -> None:
     """Says when checkpoints will not fit, before anything is computed. Raises UnreachableError when not even two do."""
-    size = training_size(work.config, vocab_size=manifest.vocab_size, train_sequences=manifest.num_sequences("train"))
+    counts = manifest.sequences_by_source("train")
+    size = training_size(work.config, vocab_size=manifest.vocab_size, train_sequences=sum(counts.values()), source_sequences=counts)
     room = measure_room(work.output_dir, size=size)
     if room is not None and (warning := refuse_without_room(room, folder=work.output_dir)):
         work.note(f"warning: {warning}")
@@ -97,7 +100,7 @@ def _options(work: Work, *, raw: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def check_training_data(config: RunConfig, manifest: ShardManifest) -> None:
-    """Refuses tokens that the model cannot take, and a training split without sequences. Cheap: configurations alone.
+    """Refuses tokens that the model cannot take, and a training split that is empty, or lacks what is to be mixed. Cheap: configurations alone.
 
     Raises:
         ConfigError: naming the keys and numbers.
@@ -106,6 +109,8 @@ def check_training_data(config: RunConfig, manifest: ShardManifest) -> None:
     if not manifest.num_sequences("train"):
         message = "leave no training sequence; give more text, or smaller held-out shares"
         raise ConfigError((Problem("corpus.splits", repr(config.corpus.splits.model_dump()), message),))
+    if config.training.mixture is not None:
+        check_mixture(config.training.mixture, manifest.sequences_by_source("train"))
 
 
 def raw_deepspeed_section(config: RunConfig) -> Mapping[str, Any] | None:

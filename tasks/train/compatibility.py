@@ -9,7 +9,6 @@ from schemas.config import RunConfig
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.recipe_config import ModelConfig
 from schemas.reference import resolve_secrets
-from schemas.stage import Stage
 
 ATTENTION_KEY = "attn_implementation"
 ATTENTIONS = ("sdpa", "eager")
@@ -66,21 +65,11 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def check_storage(config: RunConfig) -> None:
-    """Refuses a training that the storage cannot carry: where that is no folder, every node's checkpoints lie on a disk of its own first.
+    """Refuses what has no effect on the storage of a training: where that is no folder, every node's checkpoints lie on a disk of its own first.
 
     Raises:
-        ConfigError: naming the keys.
+        ConfigError: naming the key.
     """
-    if not resolve_secrets(config.storage.root).startswith("s3://"):
-        return
-    problems: list[Problem] = []
-    if (nodes := max(shape.num_nodes for shape in config.gang_shapes)) > 1:
-        message = f"training on {nodes} nodes needs a folder that they share as storage.root, not {config.storage.root}"
-        own = config.cluster.stages.get(Stage.TRAIN)
-        key = "cluster.stages.train.nodes" if own is not None and own.nodes is not None else "cluster.nodes"
-        problems.append(Problem(key, repr(config.cluster.resources(Stage.TRAIN).nodes), message, nearest="1"))
-    if config.checkpoint.local_dir is not None:
+    if config.checkpoint.local_dir is not None and resolve_secrets(config.storage.root).startswith("s3://"):
         message = f"has no effect with {config.storage.root}: every checkpoint lies on the node's own disk first"
-        problems.append(Problem("checkpoint.local_dir", repr(config.checkpoint.local_dir), message, nearest="null"))
-    if problems:
-        raise ConfigError(tuple(problems))
+        raise ConfigError((Problem("checkpoint.local_dir", repr(config.checkpoint.local_dir), message, nearest="null"),))

@@ -16,7 +16,7 @@ import xxhash
 
 from schemas.act import batch_number
 from schemas.checkpoint import BatchWindow
-from tasks.train.order import Indices, global_batch
+from tasks.train.order import Indices, Order, batch_of
 
 START = "0" * 32
 """The hash before the first step. An empty one is not known: the checkpoint is of a version that did not count."""
@@ -67,20 +67,18 @@ def words_of(indices: Indices) -> npt.NDArray[np.uint64]:
     return words
 
 
-def prescribed(steps: int, *, num_sequences: int, global_batch_size: int, seed: int, skipped: Sequence[BatchWindow] = ()) -> str:
+def prescribed(steps: int, *, order: Order, global_batch_size: int, skipped: Sequence[BatchWindow] = ()) -> str:
     """Returns the hash that a training of `steps` updates must end with, from its recipe alone.
 
     Args:
         steps: updates.
-        num_sequences: of the training split.
+        order: the recipe's for its shards (`tasks.train.prescribed_order`).
         global_batch_size: sequences per step.
-        seed: `training.seed`.
         skipped: batches that are never used, ascending and disjoint.
     """
     consumed = ConsumedIds()
     for step in range(steps):
-        batch = batch_number(step, skipped)
-        consumed.note(global_batch(batch, num_sequences=num_sequences, global_batch_size=global_batch_size, seed=seed))
+        consumed.note(batch_of(order, batch_number(step, skipped), global_batch_size=global_batch_size))
         consumed.end_step(consumed.words)
     return consumed.chain
 

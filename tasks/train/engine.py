@@ -68,12 +68,14 @@ class Engine:
             torch.cuda.manual_seed(number)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Returns the mean loss of a micro-batch over its targets, in nats, on this rank's device."""
+        """Returns the mean loss of a micro-batch over its targets, in nats, times its weight, on this rank's device."""
         device = self.gang.device
         tokens = batch.tokens.to(device, non_blocking=True)
         labels = tokens if batch.labels is batch.tokens else batch.labels.to(device, non_blocking=True)
-        loss: torch.Tensor = self.deepspeed(input_ids=tokens, labels=labels).loss
-        return loss
+        places = {} if batch.positions is None else {"position_ids": batch.positions.to(device, non_blocking=True)}
+        output = self.deepspeed(input_ids=tokens, labels=labels, **places)
+        loss: torch.Tensor = output.loss if batch.num_targets else output.logits.float().sum() * 0.0  # the mean over nothing is no number
+        return loss if batch.weight == 1.0 else loss * batch.weight
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds the gradients of one micro-batch; the `last` one of an update also reduces them over the ranks."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from schemas.artifact import FileEntry
 from schemas.checkpoint import CommitRecord, TrainingState
 from schemas.errors import VerificationError
 from schemas.frozen import thaw
-from schemas.manifest import ShardManifest
-from schemas.progress import RankPhase
+from schemas.manifest import ShardManifest, Split
+from schemas.progress import NoticeKind, RankPhase
 from schemas.recipe_config import Precision
 from schemas.stage import Stage
 from tasks.entry import RankTask
@@ -39,13 +40,16 @@ from tasks.train.checkpoint.writer import CheckpointFacts, CheckpointWriter
 from tasks.train.consumed import ConsumedIds
 from tasks.train.data import BatchSource, TrainingBatches
 from tasks.train.deepspeed_config import deepspeed_config
+from tasks.train.documents import check_documents_apart
 from tasks.train.engine import Engine, check_precision, join_deepspeed, start_engine
 from tasks.train.gang import Gang
+from tasks.train.host_memory import HostMemory
 from tasks.train.interruption import Interruption
 from tasks.train.loop import Progress, Session
 from tasks.train.metrics import Efficiency, MetricsFile, flops_per_token
 from tasks.train.model import BuiltModel, build_model
 from tasks.train.numbers import RECENT_LOSSES, NumberGuard
+from tasks.train.prescribed_order import order_of
 from tasks.train.schedule import shared_steps
 from tasks.train.validation import Sampler, Validator
 from tasks.train.weights import WeightWatch
@@ -79,8 +83,9 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
     tensors = TrainingTensors(engine)
     snapshot = Snapshot(tensors.owned())
     progress = _restore(book, engine, tensors=tensors, task=task, listed=listed, memory=snapshot.buffer.memory)
-    source = BatchSource(ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split="train"), manifest=manifest, split="train")
-    total_steps = training.total_steps(num_sequences=source.num_sequences, sequence_length=manifest.sequence_length)
+    source = _source(task, manifest=manifest, split="train", gang=gang)
+    epoch_sequences = training.epoch_sequences(manifest.sequences_by_source("train"))
+    total_steps = training.total_steps(num_sequences=epoch_sequences, sequence_length=manifest.sequence_length)
     facts = CheckpointFacts(
         base_state=_base_state(task, engine, tensors=tensors),
         model_config=built.model_config,
@@ -97,9 +102,9 @@ def open_session(task: RankTask, *, options: Mapping[str, Any] | None) -> Sessio
         tensors=tensors,
         batches=TrainingBatches(
             source,
+            order=order_of(manifest, seed=training.seed, mixture=training.mixture, window_sequences=training.window_sequences),
             global_batch_size=training.global_batch_size,
             micro_batch_size=training.micro_batch_size,
-            seed=training.seed,
             rank=gang.rank,
             world_size=gang.world_size,
             skipped=progress.skipped_batches,
@@ -138,7 +143,10 @@ def _start(task: RankTask, *, manifest: ShardManifest, options: Mapping[str, Any
     join_deepspeed(gang)
     partitioned = options if task.config.training.zero_stage == 3 else None
     built = build_model(task.config, manifest=manifest, deepspeed_options=partitioned, initialise=fresh)
-    return built, start_engine(built, config=task.config, options=options, gang=gang, broadcast=fresh)
+    engine = start_engine(built, config=task.config, options=options, gang=gang, broadcast=fresh)
+    if fresh and task.config.training.document_attention == "masked":
+        check_documents_apart(engine.module, vocab_size=manifest.vocab_size, device=gang.device)
+    return built, engine
 
 
 def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: RankTask, listed: tuple[int, ...], memory: mmap.mmap) -> Progress:
@@ -156,7 +164,8 @@ def _restore(book: ActBook, engine: Engine, *, tensors: TrainingTensors, task: R
     store, standing = book.store, book.standing
     path_below(store.artifact_dir.parent, store.layout.checkpoints)  # refuses a link: what is written there would lie outside
     content = Content(memory)
-    commit = newest_verified(store, gang=engine.gang, epoch=task.spec.epoch, content=content, steps=listed)
+    tell = partial(_tell_damage, task)
+    commit = newest_verified(store, gang=engine.gang, epoch=task.spec.epoch, content=content, steps=listed, tell=tell)
     verified_step = commit.step if commit is not None else None
     held = Content()
     local = _newer_on_node(task, book, engine, tensors=tensors, above=-1 if verified_step is None else verified_step, content=held)
@@ -212,6 +221,13 @@ def _local_tier(task: RankTask) -> LocalTier | None:
     return LocalTier.of(folder, artifact_dir=task.output_dir) if folder is not None else None
 
 
+def _tell_damage(task: RankTask, step: int, findings: tuple[str, ...], chosen: int) -> None:
+    """Says which checkpoint was passed over, and why."""
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    message = f"the checkpoint of step {step} is damaged, training goes on from step {chosen}: {findings[0]}{more}"
+    task.notice(NoticeKind.CHECKPOINT_DAMAGED, message, step=chosen, rank=-1)
+
+
 def _newer_on_node(task: RankTask, book: ActBook, engine: Engine, *, tensors: TrainingTensors, above: int, content: Content) -> LocalFound | None:
     """Returns the newest checkpoint that the nodes' own disks hold above a step of shared storage; None without one. Collective."""
     tier = _local_tier(task)
@@ -225,12 +241,16 @@ def _newer_on_node(task: RankTask, book: ActBook, engine: Engine, *, tensors: Tr
     return found if found is not None and found.reader.state.zero_stage == engine.zero_stage else None
 
 
+def _source(task: RankTask, *, manifest: ShardManifest, split: Split, gang: Gang) -> BatchSource:
+    reader, masked = ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split=split), task.config.training.document_attention == "masked"
+    return BatchSource(reader, manifest=manifest, split=split, masked=masked, memory=HostMemory(gang.device))
+
+
 def _validator(task: RankTask, engine: Engine, *, manifest: ShardManifest) -> Validator | None:
     if not manifest.num_sequences("validation"):
         return None
     training = task.config.training
-    reader = ShardReader(manifest, folder=task.input_dirs[Stage.TOKENIZE], split="validation")
-    source = BatchSource(reader, manifest=manifest, split="validation")
+    source = _source(task, manifest=manifest, split="validation", gang=engine.gang)
     return Validator(engine, source, manifest=manifest, tracking=task.config.tracking, micro_batch_size=training.micro_batch_size, seed=training.seed)
 
 

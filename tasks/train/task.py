@@ -8,7 +8,7 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from cluster.supervisor import JobView
+from cluster.job_view import JobView
 from schemas.artifact import ArtifactRef
 from schemas.journal import RunHandle
 from schemas.stage import Stage

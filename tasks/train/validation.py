@@ -44,7 +44,7 @@ class Validator:
         self._num_rounds = math.ceil(math.ceil(count / micro_batch_size) / gang.world_size)
         shards = manifest.of_split("validation")
         text_bytes, tokens = sum(shard.text_bytes for shard in shards), sum(shard.tokens for shard in shards)
-        self._tokens_per_byte = tokens / text_bytes if text_bytes else 0.0
+        self._tokens_per_byte = tokens / text_bytes if text_bytes and not manifest.loss_masks else 0.0  # of what is learned the bytes are not known
 
     @torch.no_grad()
     def loss(self) -> tuple[float, float]:
@@ -58,7 +58,7 @@ class Validator:
         for round_number in range(self._num_rounds):
             counts = round_number < len(self._own)
             batch: Batch = self._source.batch(self._own[round_number] if counts else np.zeros(1, dtype=np.int64))
-            loss = float(self._engine.loss(batch)) if batch.num_targets else 0.0
+            loss = float(self._engine.loss(batch))
             nats += loss * batch.num_targets * counts
             targets += batch.num_targets * counts
             own_pulse().beat()

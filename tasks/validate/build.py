@@ -1,30 +1,38 @@
 """The control half of `validate`: plan groups, scan them, remove duplicates across groups, judge the figures, write the manifest."""
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.layout import ArtifactLayout, parse_artifact_folder
+from cluster.layout import REPORT_NAME, ArtifactLayout, parse_artifact_folder
 from cluster.storage import Storage, file_entry, walk_files
 from schemas.artifact import ArtifactRecord, FileEntry, content_hash_of
-from schemas.errors import DataVerdictError, InputError
+from schemas.errors import DataVerdictError, InputError, VerificationError
 from schemas.frozen import thaw
 from schemas.job import FileRead, WorkItem, WorkPlan
 from schemas.manifest import CorpusManifest, CorpusPlan, raw_hash
 from schemas.stage import Stage
+from tasks.carrying import carry_unseen, drop_carried
 from tasks.file_hashes import FileHashes
 from tasks.store import Store
 from tasks.validate import judge as judging
 from tasks.validate.checks import PreviousCorpus, Verdict
 from tasks.validate.duplicates import REPEATS_NAME, RemovalOutput, without_repeats
+from tasks.validate.figures.corpus import corpus_figures
+from tasks.validate.figures.sampling import Sampling, sampling_of
 from tasks.validate.grouping import plan_groups
 from tasks.validate.job import FIND_REPEATS, PLAN_NAME, REMOVE_REPEATS, SCAN
+from tasks.validate.report.publish import publish_report
+from tasks.validate.reuse import SCANS, facts_of, find_donors
 from tasks.validate.sample import merge_samples
 from tasks.validate.scan import ScanOutput
 from tasks.validate.sources import plan_inputs
 from tasks.validate.stats import CorpusStats, SourceStats, corpus_stats
 from tasks.work import Draft, Work
+
+logger = logging.getLogger(__name__)
 
 _MODULE = "tasks.validate.job"
 _DOCS = "docs"
@@ -46,11 +54,14 @@ def build(work: Work) -> Draft:
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
     plan_entry = work.publish_json(PLAN_NAME, plan)
     judging.preload()
-    scans = _scan(work, plan, entry=plan_entry)
+    sampling = sampling_of(plan.raw_bytes)
+    facts = facts_of(work.identity, sampling=sampling)
+    scans, notes = _scan(work, plan, entry=plan_entry, donors=find_donors(work.storage, work.identity, facts=facts))
     _refuse_faults(scans)
-    removals = _remove_repeats(work, scans)
+    removals = _remove_repeats(work, scans, sampling=sampling)
     groups = [without_repeats(scan, removals.get(scan.group)) for scan in scans]
-    stats = corpus_stats((part for group in groups for part in group.stats), source_names=corpus.source_names)
+    figures = corpus_figures((part for group in groups for part in group.figures), source_names=corpus.source_names, sampling=sampling)
+    stats = corpus_stats((part for group in groups for part in group.stats), source_names=corpus.source_names, figures=figures)
     manifest = _manifest(plan, groups=groups, stats=stats)
     published = (plan_entry, work.publish_json("manifest.json", manifest), work.publish_json("stats.json", stats))
     quarantine = [*(scan.quarantine for scan in scans if scan.quarantine), *(removal.quarantine for removal in removals.values())]
@@ -58,19 +69,37 @@ def build(work: Work) -> Draft:
     _drop_superseded(work, scans=scans, removals=removals)
     accepted = tuple(file.file for file in manifest.files)
     return Draft(
-        files=(*published, *accepted, *quarantine, *docs.files),
-        summary=_summary(stats, manifest=manifest, verdict=docs.verdict),
+        files=(*published, *accepted, *quarantine, *notes.files, *docs.files),
+        summary={**_summary(stats, manifest=manifest, verdict=docs.verdict), "facts": facts, "reused_groups": notes.reused_groups},
         content_hash=content_hash_of(accepted),
     )
 
 
-def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry) -> tuple[ScanOutput, ...]:
+@dataclass(frozen=True)
+class _ScanNotes:
+    """What the next corpus will want to know of the scans."""
+
+    files: tuple[FileEntry, ...]
+    reused_groups: int
+
+
+def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, donors: Sequence[str]) -> tuple[tuple[ScanOutput, ...], _ScanNotes]:
     """Returns the outcome of every group, in order."""
     sizes = [sum(file.size for file in group.inputs) for group in plan.groups]
-    items = tuple(WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group.index:04d}") for index, group in enumerate(plan.groups))
-    reads = [FileRead(key=work.key, file=entry)]
-    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE, reads=reads)
-    return tuple(ScanOutput.model_validate(thaw(record.output)) for record in records)
+    items = tuple(
+        WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group.index:04d}", num_files=len(group.inputs))
+        for index, group in enumerate(plan.groups)
+    )
+    raw = carry_unseen(work, {index: group.inputs for index, group in enumerate(plan.groups)}, step_name=SCAN)
+    reads = [FileRead(key=work.key, file=entry), *raw]
+    options = {"donors": list(donors)}
+    records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE, options=options, reads=reads)
+    drop_carried(work)
+    reused = sum(bool(record.output["reused"]) for record in records)
+    if reused:
+        work.note(f"{reused:,} of {len(records):,} groups are taken over from an earlier corpus; their raw files are the same")
+    files = tuple(file for record in records for file in record.files if file.path.startswith(SCANS))
+    return tuple(ScanOutput.model_validate(thaw(record.output)["scan"]) for record in records), _ScanNotes(files, reused_groups=reused)
 
 
 def _refuse_faults(scans: Sequence[ScanOutput]) -> None:
@@ -88,7 +117,7 @@ def _refuse_faults(scans: Sequence[ScanOutput]) -> None:
     )
 
 
-def _remove_repeats(work: Work, scans: Sequence[ScanOutput]) -> dict[int, RemovalOutput]:
+def _remove_repeats(work: Work, scans: Sequence[ScanOutput], *, sampling: Sampling) -> dict[int, RemovalOutput]:
     """Returns the rewritten groups. Without jobs when no document can be in two places: one group, all of whose hashes were remembered."""
     accepted = {scan.group: scan.accepted for scan in scans if scan.accepted}
     if not work.config.corpus.rules.drop_duplicates or (len(accepted) < 2 and not any(scan.may_repeat for scan in scans)):
@@ -103,7 +132,10 @@ def _remove_repeats(work: Work, scans: Sequence[ScanOutput]) -> dict[int, Remova
         return {}
     sizes = [sum(file.file.size for file in accepted[group]) for group in groups]
     items = tuple(WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group:04d}") for index, group in enumerate(groups))
-    options = {"groups": [[file.model_dump(mode="json") for file in accepted[group]] for group in groups]}
+    options = {
+        "groups": [[file.model_dump(mode="json") for file in accepted[group]] for group in groups],
+        "sampling": sampling.model_dump(mode="json"),
+    }
     reads = [FileRead(key=work.key, file=file) for file in record.files]
     reads += [FileRead(key=work.key, file=file.file, item=index) for index, group in enumerate(groups) for file in accepted[group]]
     records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=REMOVE_REPEATS, items=items), module=_MODULE, options=options, reads=reads)
@@ -123,6 +155,7 @@ def _manifest(plan: CorpusPlan, *, groups: Sequence[ScanOutput], stats: CorpusSt
         accepted=total.num_accepted,
         quarantined=total.num_quarantined,
         reasons=total.reasons,
+        encodings=tuple(encoding for group in groups for encoding in group.encodings),
     )
 
 
@@ -139,20 +172,23 @@ def _judge(work: Work, *, stats: CorpusStats, groups: Sequence[ScanOutput]) -> _
         DataVerdictError: the verdict is *fail*.
     """
     rules = work.config.corpus.rules
-    previous = previous_corpus(work.storage, name=work.config.name, key=work.key) if rules.max_record_drift is not None else None
+    is_bound = rules.max_record_drift is not None
+    previous = previous_corpus(work.storage, name=work.config.name, key=work.key, passes_over_damage=not is_bound)
     sample = merge_samples(document for group in groups for document in group.sample)
     with tempfile.TemporaryDirectory(prefix="headrace-docs-") as scratch:
-        judgement = judging.judge(stats, name=work.key.rpartition("/")[2], rules=rules, previous=previous, sample=sample, docs_dir=Path(scratch))
+        name, compared = work.key.rpartition("/")[2], previous if is_bound else None
+        judgement = judging.judge(stats, name=name, rules=rules, previous=compared, sample=sample, docs_dir=Path(scratch))
         files = _publish_docs(work, Path(scratch))
     total = stats.total
     counts = f"{total.read:,} records read, {total.num_accepted:,} accepted, {total.num_quarantined:,} quarantined{_reasons(total)}"
     work.note(f"{judgement.verdict.value}: {counts}")
+    report = publish_report(work, stats, judgement=judgement, previous=previous)
     for split, lengths in total.accepted.items():
         if not lengths.documents and (split == "train" or getattr(work.config.corpus.splits, split) > 0):
             work.note(f"no document fell into the {split} split: add text, or raise corpus.splits")
     if judgement.verdict is Verdict.FAIL:
         raise _verdict_error(work, judgement)
-    return _Docs(verdict=judgement.verdict, files=files)
+    return _Docs(verdict=judgement.verdict, files=(*files, report))
 
 
 def _verdict_error(work: Work, judgement: judging.Judgement) -> DataVerdictError:
@@ -161,7 +197,7 @@ def _verdict_error(work: Work, judgement: judging.Judgement) -> DataVerdictError
     return DataVerdictError(
         "\n".join([f"the corpus failed {len(judgement.findings)} of {judgement.num_checks} checks", *lines]),
         why="nothing after `validate` may use it",
-        mend="; ".join([*mends, f"reports: {folder}/{_DOCS}/index.html, quarantined records: {folder}/quarantine"]),
+        mend="; ".join([*mends, f"reports: {folder}/{REPORT_NAME}, {folder}/{_DOCS}/index.html, quarantined records: {folder}/quarantine"]),
     )
 
 
@@ -187,8 +223,18 @@ def _drop_superseded(work: Work, *, scans: Sequence[ScanOutput], removals: Mappi
     work.storage.delete(f"{work.key}/{REPEATS_NAME}")
 
 
-def previous_corpus(storage: Storage, *, name: str, key: str) -> PreviousCorpus | None:
-    """Returns the newest finished corpus of the same recipe name other than `key`, or None."""
+def previous_corpus(storage: Storage, *, name: str, key: str, passes_over_damage: bool = False) -> PreviousCorpus | None:
+    """Returns the newest finished corpus of the same recipe name other than `key`, or None.
+
+    Args:
+        storage: where artifacts are.
+        name: the recipe's.
+        key: the corpus in the making.
+        passes_over_damage: whether a damaged record counts as none: where nothing but a picture depends on it.
+
+    Raises:
+        VerificationError: a record is damaged.
+    """
     newest: ArtifactRecord | None = None
     store = Store(storage)
     for folder in storage.names(Stage.VALIDATE.value):
@@ -196,7 +242,13 @@ def previous_corpus(storage: Storage, *, name: str, key: str) -> PreviousCorpus 
         other = f"{Stage.VALIDATE.value}/{folder}"
         if parsed is None or parsed[0] != name or other == key or not storage.exists(ArtifactLayout(other).record):
             continue
-        record = store.read(other)
+        try:
+            record = store.read(other)
+        except VerificationError as error:
+            if not passes_over_damage:
+                raise
+            logger.warning("not compared with %s: %s", other, error)
+            continue
         if newest is None or record.provenance.created_at > newest.provenance.created_at:
             newest = record
     return None if newest is None else PreviousCorpus(key=newest.key, read=int(newest.summary["read"]))
@@ -216,6 +268,7 @@ def _summary(stats: CorpusStats, *, manifest: CorpusManifest, verdict: Verdict) 
         "groups": len({file.group for file in manifest.files}),
         "documents": {split: lengths.documents for split, lengths in total.accepted.items()},
         "docs": f"{_DOCS}/index.html",
+        "report": REPORT_NAME,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from schemas.recipe_config import RulesConfig
+from schemas.corpus_config import RulesConfig
 from tasks.validate.problem import Reason
 from tasks.validate.stats import CorpusStats, SourceStats
 
@@ -99,13 +99,14 @@ def corpus_checks(rules: RulesConfig, *, previous: PreviousCorpus | None) -> tup
             "quarantined_share",
             f"at most {rules.max_quarantined_share} of the records quarantined, duplicates aside (corpus.rules.max_quarantined_share)",
             maximum=rules.max_quarantined_share,
-            mend="look at the reasons in the quarantine; mend the files, or raise corpus.rules.max_quarantined_share",
+            mend="look at the reasons in the quarantine; mend the files (where it says invalid UTF-8: name their corpus.encoding), "
+            "or raise corpus.rules.max_quarantined_share",
         ),
         Check(
             "unreadable_share",
             f"at most {rules.max_quarantined_share} of the raw bytes in files of which nothing could be read (corpus.rules.max_quarantined_share)",
             maximum=rules.max_quarantined_share,
-            mend="restore the files that the quarantine names as damaged, or leave them out with `exclude`",
+            mend="restore the files that the quarantine names as damaged, or leave them out with `exclude`; of those of unknown encoding, name it",
         ),
         *_length_checks(rules),
     ]

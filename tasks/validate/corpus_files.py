@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cluster.storage import make_folder, publish_file
 from schemas.artifact import FileEntry
@@ -48,6 +49,13 @@ _REPEATING = ["source", "path", "reason"]
 
 Temporary = Callable[[str], Path]
 """Gives the path for unfinished data beside a final name (relative to the artifact's folder)."""
+
+OnRows = Callable[[pa.Table], None]
+"""Is shown rows of a file."""
+
+
+def _ignore(_: pa.Table) -> None:
+    pass
 
 
 class AcceptedRow(NamedTuple):
@@ -95,37 +103,39 @@ def duplicates_name(group: int) -> str:
 class TableFile:
     """A Parquet file in the making: rows are gathered into row groups; the file appears under its name only when it is complete."""
 
-    def __init__(self, name: str, *, output_dir: Path, temporary: Temporary, schema: pa.Schema) -> None:
-        """Args: name: final name, relative to `output_dir`. The file is created with the first row group; without rows there is none."""
+    def __init__(self, name: str, *, output_dir: Path, temporary: Temporary, schema: pa.Schema, on_rows: OnRows = _ignore) -> None:
+        """Args:
+        name: final name, relative to `output_dir`. The file is created with the first row group; without rows there is none.
+        on_rows: is shown every row group as it is written.
+        """
         self.name = name
+        self._on_rows = on_rows
         self._final, self._temporary = output_dir / name, temporary(name)
         self._schema = schema
         self._rows: list[tuple[Any, ...]] = []
-        self._bytes = 0
+        self._batches: list[pa.RecordBatch] = []
+        self._num_rows = self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, row: tuple[Any, ...], *, size: int) -> None:
         """Adds one row; `size` is about how many bytes it holds."""
         self._rows.append(row)
-        self._bytes += size
-        if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
-            self._flush()
+        self._count(rows=1, filled=self._bytes + size)
 
-    def add_all(self, rows: Sequence[tuple[Any, ...]], *, sizes: Sequence[int]) -> None:
-        """Adds rows; row groups end where they would end had they been added one by one."""
+    def add_all(self, rows: pa.RecordBatch, *, sizes: NDArray[np.int64]) -> None:
+        """Adds rows; row groups end where they would end had they been added one by one. `sizes`: about the bytes of each, [rows]."""
+        self._gather()
         first = 0
-        while first < len(rows):
-            filled = self._bytes + np.cumsum(sizes[first:], dtype=np.int64)
-            last = first + min(int(np.searchsorted(filled, _ROW_GROUP_BYTES)) + 1, _ROW_GROUP_ROWS - len(self._rows), len(rows) - first)
-            self._rows.extend(rows[first:last])
-            self._bytes = int(filled[last - first - 1])
-            if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
-                self._flush()
-            first = last
+        while first < rows.num_rows:
+            filled = self._bytes + np.cumsum(sizes[first:])
+            count = min(int(np.searchsorted(filled, _ROW_GROUP_BYTES)) + 1, _ROW_GROUP_ROWS - self._num_rows, rows.num_rows - first)
+            self._batches.append(rows.slice(first, count))
+            self._count(rows=count, filled=int(filled[count - 1]))
+            first += count
 
     def publish(self) -> FileEntry | None:
         """Completes the file durably under its name and returns its entry; None when it has no row."""
-        if self._rows:
+        if self._num_rows:
             self._flush()
         if self._writer is None:
             return None
@@ -139,13 +149,29 @@ class TableFile:
                 self._writer.close()
         self._temporary.unlink(missing_ok=True)
 
+    def _count(self, *, rows: int, filled: int) -> None:
+        """Counts added rows, and writes a row group when it is full."""
+        self._num_rows += rows
+        self._bytes = filled
+        if self._bytes >= _ROW_GROUP_BYTES or self._num_rows >= _ROW_GROUP_ROWS:
+            self._flush()
+
+    def _gather(self) -> None:
+        """Makes a batch of the rows that came one by one."""
+        if self._rows:
+            arrays = [_array(column, field=field) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
+            self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            self._rows = []
+
     def _flush(self) -> None:
         if self._writer is None:
             make_folder(self._temporary.parent)
             self._writer = open_writer(self._temporary, schema=self._schema)
-        arrays = [_array(column, field=field) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows, self._bytes = [], 0
+        self._gather()
+        rows = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()  # pages would end where batches do
+        self._writer.write_table(rows)
+        self._on_rows(rows)
+        self._batches, self._num_rows, self._bytes = [], 0, 0
 
 
 def open_writer(path: Path, *, schema: pa.Schema) -> pq.ParquetWriter:
@@ -158,10 +184,24 @@ def _array(values: tuple[Any, ...], *, field: pa.Field) -> pa.Array:
     """Returns a column from integers or UTF-8 bytes. `pa.array` would import pandas on its first call, 0.4 s of a job of 1 s."""
     if pa.types.is_int64(field.type):
         return pa.Array.from_buffers(field.type, len(values), [None, pa.py_buffer(np.array(values, dtype=np.int64))])
-    validity = None
-    if field.nullable:
-        validity = pa.py_buffer(np.packbits([value is not None for value in values], bitorder="little"))
-        values = tuple(value or b"" for value in values)
-    offsets = np.zeros(len(values) + 1, dtype=np.int32)
-    np.cumsum(np.fromiter(map(len, values), dtype=np.int32, count=len(values)), out=offsets[1:])
-    return pa.Array.from_buffers(field.type, len(values), [validity, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))])
+    present = np.array([value is not None for value in values]) if field.nullable else None
+    return string_array(tuple(value or b"" for value in values), present=present)
+
+
+def string_array(values: Sequence[bytes], *, present: NDArray[np.bool_] | None = None) -> pa.StringArray:
+    """Returns a column of texts from their UTF-8. `present`: which are not null; default: all."""
+    sizes = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+    return string_column(b"".join(values), sizes=sizes, present=present)
+
+
+def string_column(content: bytes, *, sizes: NDArray[np.int64], present: NDArray[np.bool_] | None = None) -> pa.StringArray:
+    """Returns a column of texts from their UTF-8, one after the other. `sizes`: bytes of each, [texts]. `present`: which are not null."""
+    offsets = np.zeros(len(sizes) + 1, dtype=np.int32)
+    np.cumsum(sizes, out=offsets[1:])
+    validity = None if present is None or present.all() else bits_of(present)
+    return pa.Array.from_buffers(pa.string(), len(sizes), [validity, pa.py_buffer(offsets), pa.py_buffer(content)])
+
+
+def bits_of(values: NDArray[np.bool_]) -> pa.Buffer:
+    """Returns truth values as Arrow keeps them."""
+    return pa.py_buffer(np.packbits(values, bitorder="little"))

@@ -1,19 +1,26 @@
 """A document's identity, and the split that follows from it. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
-from schemas.manifest import Split
-from schemas.recipe_config import SplitConfig
+from schemas.corpus_config import SplitConfig
+from schemas.manifest import SPLITS, Split
 
-_SAMPLE_SEED = 20_170_612
+_DIGEST_BYTES = 16
 _FRACTION_BYTES = 8
 
 
 def digest_of(data: bytes) -> bytes:
     """Returns the xxh3-128 of a text's UTF-8 bytes, 16 bytes; its hex form is the `doc_id`."""
     return xxhash.xxh3_128_digest(data)
+
+
+def digests_of(data: Iterable[bytes]) -> NDArray[np.uint8]:
+    """Returns `digest_of` each text, [documents, 16]."""
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
 class Splitter:
@@ -26,23 +33,25 @@ class Splitter:
 
     def split_of(self, digest: bytes) -> Split:
         """Returns the split of a document."""
-        return self.splits_of([digest])[0]
+        fraction = int.from_bytes(digest[:_FRACTION_BYTES], "big")
+        return "train" if fraction >= self._validation else "test" if fraction < self._test else "validation"
 
-    def splits_of(self, digests: Sequence[bytes]) -> list[Split]:
-        """Returns the split of each document."""
-        test, validation = self._test, self._validation
-        fractions = [int.from_bytes(digest[:_FRACTION_BYTES], "big") for digest in digests]
-        return ["train" if fraction >= validation else "test" if fraction < test else "validation" for fraction in fractions]
+    def members_of(self, digests: NDArray[np.uint8]) -> dict[Split, NDArray[np.bool_]]:
+        """Returns for each split which documents are in it, [documents]. `digests`: of each, [documents, 16]."""
+        fractions = digests[:, :_FRACTION_BYTES].copy().view(">u8")[:, 0]
+        is_test, is_train = fractions < np.uint64(self._test), fractions >= np.uint64(self._validation)
+        members: dict[Split, NDArray[np.bool_]] = {"train": is_train, "test": is_test & ~is_train, "validation": ~(is_test | is_train)}
+        return {split: members[split] for split in SPLITS}
 
 
 def sample_key(digest: bytes) -> int:
     """Returns a number that is independent of the split; the documents with the lowest ones are the sample that people are shown."""
-    return xxhash.xxh3_64_intdigest(digest, seed=_SAMPLE_SEED)
+    return int.from_bytes(digest[_FRACTION_BYTES:], "big")
 
 
-def sample_keys(digests: Sequence[bytes]) -> list[int]:
-    """Returns `sample_key` of each document."""
-    return [xxhash.xxh3_64_intdigest(digest, seed=_SAMPLE_SEED) for digest in digests]
+def sample_keys(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Returns `sample_key` of each document, [documents]. `digests`: of each, [documents, 16]."""
+    return digests[:, _FRACTION_BYTES:].copy().view(">u8")[:, 0].astype(np.uint64)
 
 
 def _threshold(share: float) -> int:

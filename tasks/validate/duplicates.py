@@ -6,6 +6,7 @@ Memory is bounded: DuckDB spills to disk above its limit, and a file is rewritte
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ from tasks.validate.corpus_files import (
     deduplicated_name,
     duplicates_name,
 )
+from tasks.validate.figures.corpus import SourceFigures, without_removed
+from tasks.validate.figures.sampling import EVERY, Sampling
+from tasks.validate.figures.tally import FiguresTally
 from tasks.validate.problem import Reason, excerpt
 from tasks.validate.scan import ScanOutput
 from tasks.validate.stats import Lengths, LengthTally, SourceStats
@@ -66,6 +70,8 @@ class RemovalOutput(Frozen):
     """Source → documents removed."""
     quarantine: FileEntry
     """The removed documents."""
+    figures: tuple[SourceFigures, ...] = ()
+    """What is left in the rewritten splits, and what was removed, by source."""
 
 
 def find_repeats(accepted: Sequence[AcceptedFile], *, output_dir: Path, temporary: Temporary, scratch_dir: Path, threads: int) -> RepeatsOutput:
@@ -117,16 +123,20 @@ def _repeats_of(database: "duckdb.DuckDBPyConnection", *, files: Sequence[Accept
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def remove_repeats(group: int, accepted: Sequence[AcceptedFile], *, output_dir: Path, temporary: Temporary) -> RemovalOutput:
+def remove_repeats(
+    group: int, accepted: Sequence[AcceptedFile], *, output_dir: Path, temporary: Temporary, sampling: Sampling = EVERY
+) -> RemovalOutput:
     """Rewrites the files of one group without its repeats, and quarantines those.
 
     Args:
         accepted: the group's files of the scan.
+        sampling: which documents the figures look at closely.
     """
     repeats = pq.read_table(output_dir / REPEATS_NAME, filters=[("group", "==", group)])
-    counts = _Counts()
+    counts = _Counts(FiguresTally(sampling, keeps_duplicates=False))
     files, splits = [], []
-    quarantine = TableFile(duplicates_name(group), output_dir=output_dir, temporary=temporary, schema=QUARANTINE_SCHEMA)
+    schema, on_rows = QUARANTINE_SCHEMA, counts.figures.refuse
+    quarantine = TableFile(duplicates_name(group), output_dir=output_dir, temporary=temporary, schema=schema, on_rows=on_rows)
     try:
         for file in accepted:
             positions = set(repeats.filter(pc.equal(repeats["split"], file.split))["position"].to_pylist())
@@ -138,14 +148,21 @@ def remove_repeats(group: int, accepted: Sequence[AcceptedFile], *, output_dir: 
         quarantine.discard()
     assert entry is not None, f"group {group} was planned for rewriting and holds no repeat"
     return RemovalOutput(
-        group=group, splits=tuple(splits), accepted=tuple(files), lengths=counts.lengths(), removed=dict(counts.removed), quarantine=entry
+        group=group,
+        splits=tuple(splits),
+        accepted=tuple(files),
+        lengths=counts.lengths(),
+        removed=dict(counts.removed),
+        quarantine=entry,
+        figures=counts.figures.figures(),
     )
 
 
 class _Counts:
     """What is left of rewritten files, and what was removed."""
 
-    def __init__(self) -> None:
+    def __init__(self, figures: FiguresTally) -> None:
+        self.figures = figures
         self.left: dict[str, dict[Split, LengthTally]] = {}
         self.removed: Counter[str] = Counter()
 
@@ -163,7 +180,8 @@ def _rewrite(
 ) -> list[AcceptedFile]:
     """Writes one accepted file anew without the rows at `positions`; returns the new file, or nothing when no row is left."""
     documents = text_bytes = 0
-    table = TableFile(deduplicated_name(file.group, file.split), output_dir=output_dir, temporary=temporary, schema=ACCEPTED_SCHEMA)
+    name, on_rows = deduplicated_name(file.group, file.split), partial(counts.figures.accept, split=file.split)
+    table = TableFile(name, output_dir=output_dir, temporary=temporary, schema=ACCEPTED_SCHEMA, on_rows=on_rows)
     try:
         for position, row in enumerate(_rows(output_dir / file.file.path)):
             if position in positions:
@@ -197,7 +215,9 @@ def without_repeats(scan: ScanOutput, removal: RemovalOutput | None) -> ScanOutp
         return scan
     accepted = {file.split: file for file in scan.accepted if file.split not in removal.splits} | {file.split: file for file in removal.accepted}
     stats = tuple(_corrected(stats, removal) for stats in scan.stats)
-    return scan.model_copy(update={"accepted": tuple(accepted[split] for split in SPLITS if split in accepted), "stats": stats})
+    figures = without_removed(scan.figures, removal.figures, splits=removal.splits)
+    files = tuple(accepted[split] for split in SPLITS if split in accepted)
+    return scan.model_copy(update={"accepted": files, "stats": stats, "figures": figures})
 
 
 def _corrected(stats: SourceStats, removal: RemovalOutput) -> SourceStats:

@@ -1,14 +1,22 @@
 """The compute half of `validate`, an array program with three steps.
 
-* `scan`: one item per group of raw files.
+* `scan`: one item per group of raw files. Options: `donors`, folders of earlier corpora whose groups may be taken over.
 * `find-repeats`: one item over the hashes of all groups. Options: `accepted`, the accepted files of the scan.
-* `remove-repeats`: one item per group that holds texts of earlier groups. Options: `groups`, for each item the group's accepted files.
+* `remove-repeats`: one item per group that holds texts of earlier groups. Options: `groups`, for each item the group's accepted files; `sampling`,
+  which documents figures look at closely.
 """
 
+from functools import partial
 from pathlib import Path
 
-from schemas.manifest import AcceptedFile, CorpusPlan
+from cluster.storage import file_entry, make_folder, publish_file
+from schemas.artifact import FileEntry
+from schemas.canonical import canonical_json
+from schemas.manifest import AcceptedFile, CorpusPlan, raw_hash
+from tasks.carrying import place_of
 from tasks.entry import ItemOutcome, ItemTask, item_main
+from tasks.validate.figures.sampling import Sampling, sampling_of
+from tasks.validate.reuse import GroupScan, files_of, scan_name, take_group
 from tasks.validate.scan import scan_group
 
 SCAN = "scan"
@@ -24,11 +32,29 @@ def run(task: ItemTask) -> ItemOutcome:
 
 def _scan(task: ItemTask) -> ItemOutcome:
     plan = CorpusPlan.model_validate_json((task.output_dir / PLAN_NAME).read_bytes())
-    output = scan_group(plan.groups[task.index], corpus=task.config.corpus, output_dir=task.output_dir, temporary=task.temporary, report=task.report)
-    files = [accepted.file for accepted in output.accepted]
-    if output.quarantine is not None:
-        files.append(output.quarantine)
-    return ItemOutcome(files=tuple(files), output=output.model_dump(mode="json"))
+    group = plan.groups[task.index]
+    taken = take_group(task, group, donors=task.options.get("donors", ()))
+    output = taken or scan_group(
+        group,
+        corpus=task.config.corpus,
+        output_dir=task.output_dir,
+        temporary=task.temporary,
+        report=task.report,
+        sampling=sampling_of(plan.raw_bytes),
+        place_of=partial(place_of, task),
+    )
+    scan = _publish(task, scan_name(group.index), GroupScan(raw=raw_hash(group.inputs), output=output))
+    return ItemOutcome(files=(*files_of(output), scan), output={"scan": output.model_dump(mode="json"), "reused": taken is not None})
+
+
+def _publish(task: ItemTask, name: str, value: GroupScan) -> FileEntry:
+    """Publishes a small file and returns its entry."""
+    temporary, final = task.temporary(name), task.output_dir / name
+    temporary.write_bytes(canonical_json(value))
+    entry = file_entry(temporary, relative_to=temporary.parent).model_copy(update={"path": name})
+    make_folder(final.parent)
+    publish_file(temporary, final)
+    return entry
 
 
 def _find_repeats(task: ItemTask) -> ItemOutcome:
@@ -44,7 +70,8 @@ def _remove_repeats(task: ItemTask) -> ItemOutcome:
     from tasks.validate.duplicates import remove_repeats
 
     accepted = [AcceptedFile.model_validate(file) for file in task.options["groups"][task.index]]
-    output = remove_repeats(accepted[0].group, accepted, output_dir=task.output_dir, temporary=task.temporary)
+    sampling = Sampling.model_validate(task.options["sampling"])
+    output = remove_repeats(accepted[0].group, accepted, output_dir=task.output_dir, temporary=task.temporary, sampling=sampling)
     return ItemOutcome(files=(*(file.file for file in output.accepted), output.quarantine), output=output.model_dump(mode="json"))
 
 

@@ -4,10 +4,12 @@ Three suites in one checkpoint: the whole corpus (decides the verdict), each sou
 Data Docs are built into a folder, without the 4 MB of fonts and tutorial images that the library ships.
 """
 
+import gc
 import html
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.recipe_config import RulesConfig
+from schemas.corpus_config import RulesConfig
 from tasks.validate.checks import (
     Check,
     PreviousCorpus,
@@ -199,9 +201,12 @@ def _keep_site(built: Path, docs_dir: Path) -> None:
 
 def _import() -> Any:
     """Returns the library, imported without telemetry and told to keep its remarks to itself."""
+    is_new = "great_expectations" not in sys.modules
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # 1.24 sends nothing any more; other versions may
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations
     import great_expectations.expectations
 
+    if is_new:
+        gc.freeze()  # half a million objects that stay: looking through them for garbage again and again was a quarter of a judgement
     return great_expectations

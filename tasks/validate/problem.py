@@ -12,6 +12,8 @@ class Reason(StrEnum):
     """Why a record is quarantined. The value is what people read and what the counts are kept by."""
 
     INVALID_UTF8 = "invalid UTF-8"
+    UNDECODABLE = "undecodable text"
+    UNKNOWN_ENCODING = "unknown encoding"
     INVALID_JSON = "invalid JSON"
     NOT_AN_OBJECT = "not a JSON object"
     BLANK_LINE = "blank line"
@@ -30,6 +32,7 @@ class Reason(StrEnum):
     NUL_CHARACTER = "NUL character"
     UNPRINTABLE = "unprintable characters"
     DUPLICATE = "duplicate"
+    NO_CONVERSATION = "no conversation"
 
 
 class Problem(NamedTuple):

@@ -1,19 +1,17 @@
 """What makes a document of a record's fields. Pure: rules from the recipe, one record in, a text or a problem out."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from schemas.recipe_config import RulesConfig
+from schemas.corpus_config import RulesConfig
 from tasks.validate.problem import Problem, Reason
+from tasks.validate.records import Columns
 from tasks.validate.sources import Format
-
-_VISIBLE_ASCII = bytes(range(0x20, 0x7F)) + b"\t\n\v\f\r"
-_ASCII = bytes(range(0x80))
-_REPLACEMENT_CHARACTER = "\ufffd"
-"""Stands for bytes that an earlier program could not decode, so it counts as unprintable."""
+from tasks.validate.text_scan import doubtful_texts, num_unprintable
 
 _JSON_NAMES: Mapping[type, str] = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
@@ -62,28 +60,17 @@ class DocumentRules:
         data = text.encode()
         return self._problem_of(text, data) or Document(text, data)
 
-    def may_refuse(self, records: Sequence[Mapping[str, Any] | None]) -> set[int]:
-        """Returns the positions of records whose columns may break a rule, so that `document_of` has to say which; None has no columns."""
-        column = self._text_column
-        found = {index for index, fields in enumerate(records) if fields is None or type(fields.get(column)) is not str}
-        for name, _, is_right in self._required:
-            found.update(index for index, fields in enumerate(records) if fields is None or name not in fields or not is_right(fields[name]))
-        return found
-
-    def suspects(self, texts: Sequence[str], data: Sequence[bytes]) -> set[int]:
-        """Returns the positions of texts that may break a rule, so that `document_of` has to look at them; all others satisfy every rule.
-
-        Many texts are looked at as one: what is wrong with one of them is seldom anything.
-
-        Args:
-            texts: of any number of records.
-            data: the same as UTF-8.
-        """
-        rules = self._rules
-        least, most = rules.min_chars, rules.max_chars
-        found = {index for index, text in enumerate(texts) if len(text) > most or len(text.strip()) < least}
-        if num_unprintable(b"".join(data)):  # a NUL is one of them
-            found.update(index for index, each in enumerate(data) if num_unprintable(each))
+    def doubtful(self, columns: Columns) -> NDArray[np.bool_]:
+        """Returns which records may break a rule, so that `document_of` has to look at them, [records]; all others satisfy every rule."""
+        found = doubtful_texts(columns.texts, data=columns.data, chars=columns.chars, rules=self._rules)
+        found[list(columns.irregular)] = True
+        if self._required:
+            assert columns.fields is not None, "columns without fields, and rules that ask for them"
+            for name, _, is_right in self._required:
+                if name == self._text_column:
+                    found |= not is_right("")  # every other text is a string, too
+                else:
+                    found |= [fields is None or name not in fields or not is_right(fields[name]) for fields in columns.fields]
         return found
 
     def _problem_of(self, text: str, data: bytes) -> Problem | None:
@@ -111,25 +98,6 @@ def json_of(fields: Mapping[str, Any]) -> bytes | Problem:
         return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError as error:  # nested deeper than 254 levels, which reading allows
         return Problem(Reason.WRONG_TYPE, f"the other columns cannot be stored: {error}")
-
-
-def num_unprintable(data: bytes) -> int:
-    """Returns how many characters of UTF-8 text are neither printable nor white space: controls, unassigned and private code points, U+FFFD.
-
-    ASCII goes by one C call (about 1 GB/s); of other text only the characters beyond ASCII are looked at, each kind once.
-    """
-    rest = data.translate(None, _VISIBLE_ASCII)
-    if not rest:
-        return 0
-    beyond = rest.translate(None, _ASCII).decode()
-    controls = len(rest) - len(beyond.encode())
-    if beyond.isprintable() and _REPLACEMENT_CHARACTER not in beyond:
-        return controls
-    return controls + sum(count for char, count in Counter(beyond).items() if _is_hidden(char))
-
-
-def _is_hidden(char: str) -> bool:
-    return char == _REPLACEMENT_CHARACTER or not (char.isprintable() or char.isspace())
 
 
 def _type_name(value: Any) -> str:

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from schemas.frozen import Frozen
 from schemas.manifest import Split
 from tasks.validate.corpus_files import AcceptedRow
@@ -38,16 +41,19 @@ class SampleTally:
 
     def __init__(self) -> None:
         self._documents: dict[int, SampleDocument] = {}
-        self._bound = 1 << 64
+        self._bound = (1 << 64) - 1
 
-    def wants(self, key: int) -> bool:
-        """Whether a document with this key may be among the lowest."""
-        return key < self._bound
+    def wanted(self, keys: NDArray[np.uint64]) -> list[int]:
+        """Returns the positions of the documents that may be among the lowest, of equal ones the first."""
+        low = np.flatnonzero(keys <= np.uint64(self._bound))
+        _, first = np.unique(keys[low], return_index=True)
+        positions: list[int] = low[first[:SAMPLE_DOCUMENTS]].tolist()
+        return positions
 
     def offer(self, digest: bytes, row: AcceptedRow, *, chars: int, split: Split) -> None:
         """Takes the document into the sample if its key is among the lowest so far; of equal texts the first stays."""
         key = sample_key(digest)
-        if not self.wants(key) or key in self._documents:
+        if key > self._bound or key in self._documents:
             return
         self._documents[key] = SampleDocument(
             key=key,

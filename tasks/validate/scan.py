@@ -3,16 +3,24 @@
 Memory is bounded by one row group per open file and the hashes of the last `REMEMBERED_DOCUMENTS` documents, not by the group's size.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.artifact import FileEntry
+from schemas.corpus_config import CorpusConfig
 from schemas.errors import InputError
 from schemas.frozen import Frozen
-from schemas.manifest import SPLITS, AcceptedFile, CorpusGroup, InputFile, Split
-from schemas.recipe_config import CorpusConfig
+from schemas.manifest import SPLITS, AcceptedFile, CorpusGroup, FileEncoding, InputFile
+from tasks.validate.accepted_rows import Place, accepted_rows, sizes_of
+from tasks.validate.conversations import with_conversations
 from tasks.validate.corpus_files import (
     ACCEPTED_SCHEMA,
     QUARANTINE_SCHEMA,
@@ -25,20 +33,20 @@ from tasks.validate.corpus_files import (
     quarantine_name,
 )
 from tasks.validate.documents import Splitter, sample_keys
+from tasks.validate.figures.corpus import SourceFigures
+from tasks.validate.figures.sampling import EVERY, Sampling
+from tasks.validate.figures.tally import FiguresTally
 from tasks.validate.intake import FileFault, FileIntake
-from tasks.validate.readers import read_batches, reading_of
+from tasks.validate.readers import Reading, read_batches, reading_of
+from tasks.validate.records import Columns
 from tasks.validate.rules import DocumentRules
 from tasks.validate.sample import SampleDocument, SampleTally
+from tasks.validate.seen import SeenHashes
 from tasks.validate.stats import SourceStats, SourceTally, merge_lengths
 from tasks.validate.streams import HashingFile
 
 REMEMBERED_DOCUMENTS = 1_000_000
-"""Content hashes held to find duplicates at once, about 100 MB. Beyond that they are forgotten, and the duplicates are found after the scan."""
-
-Row = tuple[bytes, bytes, bytes, int, bytes, bytes | None]
-"""`AcceptedRow` without its names: a million of those take a second to make."""
-_TEXT: Final = 4
-_EXTRA: Final = 5
+"""Content hashes held to find duplicates at once, 24 MB. Beyond that they are forgotten, and the duplicates are found after the scan."""
 
 
 class ScanOutput(Frozen):
@@ -58,36 +66,77 @@ class ScanOutput(Frozen):
     """Documents to show."""
     may_repeat: bool
     """Whether hashes were forgotten on the way, so that duplicates may be left within the group."""
+    encodings: tuple[FileEncoding, ...] = ()
+    """What files were read as, where that is not UTF-8 by default."""
+    figures: tuple[SourceFigures, ...] = ()
+    """What was written, by source."""
 
 
-def scan_group(group: CorpusGroup, *, corpus: CorpusConfig, output_dir: Path, temporary: Temporary, report: Callable[[int], None]) -> ScanOutput:
+def scan_group(
+    group: CorpusGroup,
+    *,
+    corpus: CorpusConfig,
+    output_dir: Path,
+    temporary: Temporary,
+    report: Callable[[int], None],
+    sampling: Sampling = EVERY,
+    place_of: Callable[[InputFile], Path] = lambda file: Path(file.path),
+) -> ScanOutput:
     """Scans all inputs of a group and publishes its files; on an error nothing is left behind.
 
     Args:
         output_dir: the artifact's folder.
         temporary: gives paths for unfinished files.
         report: takes the raw bytes done so far.
+        sampling: which documents the figures look at closely.
+        place_of: tells where an input lies on this machine.
 
     Raises:
         InputError: an input changed since it was planned, or cannot be read.
     """
+    with Sink(group.index, corpus=corpus, output_dir=output_dir, temporary=temporary, sampling=sampling) as sink:
+        return sink.publish(faults=judge_records(group, corpus=corpus, sink=sink, report=report, place_of=place_of))
+
+
+def judge_records(
+    group: CorpusGroup,
+    *,
+    corpus: CorpusConfig,
+    sink: "Sink",
+    report: Callable[[int], None],
+    place_of: Callable[[InputFile], Path] = lambda file: Path(file.path),
+) -> tuple[FileFault, ...]:
+    """Reads all inputs of a group, hands the sink what becomes of each record, and returns what stops the stage. Args, raises: see `scan_group`."""
     sources = dict(zip(corpus.source_names, corpus.sources, strict=True))
-    with Sink(group.index, corpus=corpus, output_dir=output_dir, temporary=temporary) as sink:
-        faults: list[FileFault] = []
-        done_bytes = 0
+    faults: list[FileFault] = []
+    done_bytes = 0
+    with _no_collector():
         for file in group.inputs:
             source = sources[file.source]
-            reading = reading_of(file.path, source, max_chars=corpus.rules.max_chars)
+            reading = reading_of(file.path, source, rules=corpus.rules, encoding=corpus.encoding)
             rules = DocumentRules(corpus.rules, text_column=source.text_column, kind=reading.kind)
             intake = FileIntake(file, rules=rules, text_column=source.text_column, sink=sink)
-            with HashingFile(Path(file.path)) as raw:
-                for records in read_batches(raw, reading):
-                    intake.take_all(records)
+            with HashingFile(place_of(file)) as raw:
+                for batch in read_batches(raw, reading):
+                    intake.take_all(with_conversations(batch, column=source.text_column) if source.kind == "chat" else batch)
                     report(done_bytes + raw.bytes_read)
                 _check_unchanged(raw, file)
             faults += intake.finish()
+            sink.note_encoding(file, reading)
             done_bytes += file.size
-        return sink.publish(faults=tuple(faults))
+    return tuple(faults)
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Switches the search for cycles off: records hold none, and every batch of them would be looked through in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _check_unchanged(raw: HashingFile, file: InputFile) -> None:
@@ -103,73 +152,82 @@ def _check_unchanged(raw: HashingFile, file: InputFile) -> None:
 class Sink:
     """Where the records of a group go: accepted documents by split, everything else to quarantine, all of them counted."""
 
-    def __init__(self, group: int, *, corpus: CorpusConfig, output_dir: Path, temporary: Temporary) -> None:
+    def __init__(self, group: int, *, corpus: CorpusConfig, output_dir: Path, temporary: Temporary, sampling: Sampling = EVERY) -> None:
         """Args: see `scan_group`. Files are created with their first row."""
         self._group = group
         self._drop_duplicates = corpus.rules.drop_duplicates
         self._splitter = Splitter(corpus.splits)
+        self._figures = FiguresTally(sampling, keeps_duplicates=not corpus.rules.drop_duplicates)
+        table = partial(TableFile, output_dir=output_dir, temporary=temporary)
         self._accepted = {
-            split: TableFile(accepted_name(group, split), output_dir=output_dir, temporary=temporary, schema=ACCEPTED_SCHEMA) for split in SPLITS
+            split: table(accepted_name(group, split), schema=ACCEPTED_SCHEMA, on_rows=partial(self._figures.accept, split=split)) for split in SPLITS
         }
-        self._quarantine = TableFile(quarantine_name(group), output_dir=output_dir, temporary=temporary, schema=QUARANTINE_SCHEMA)
+        self._quarantine = table(quarantine_name(group), schema=QUARANTINE_SCHEMA, on_rows=self._figures.refuse)
         self._tallies: dict[str, SourceTally] = {}
         self._sample = SampleTally()
-        self._seen: set[bytes] = set()
-        self._may_repeat = False
+        self._seen = SeenHashes(REMEMBERED_DOCUMENTS)
+        self._encodings: list[FileEncoding] = []
 
     def tally(self, source: str) -> SourceTally:
         """Returns the counts of one source."""
         return self._tallies.setdefault(source, SourceTally(source))
 
+    def note_encoding(self, file: InputFile, reading: Reading) -> None:
+        """Takes down what a file was read as, where the recipe left that open or said another encoding than UTF-8."""
+        decoding = reading.decoding
+        if reading.kind == "parquet" or decoding.declared == "utf-8":
+            return
+        encoding, evidence = decoding.outcome
+        self._encodings.append(FileEncoding(source=file.source, relative_path=file.relative_path, encoding=encoding, evidence=evidence))
+        self.tally(file.source).encodings[encoding or "unknown"] += 1
+
     def quarantine(self, row: QuarantineRow) -> None:
         """Takes a refused record."""
         self._quarantine.add(row, size=len(row.detail) + len(row.excerpt) + ROW_OVERHEAD_BYTES)
 
-    def accept(self, row: AcceptedRow, *, digest: bytes, chars: int) -> Split:
-        """Takes a document and returns its split."""
+    def accept(self, row: AcceptedRow, *, digest: bytes, chars: int, tally: SourceTally) -> None:
+        """Takes a document and counts it."""
         split = self._splitter.split_of(digest)
         self._accepted[split].add(row, size=len(row.text) + len(row.extra or b"") + ROW_OVERHEAD_BYTES)
         self._sample.offer(digest, row, chars=chars, split=split)
-        return split
+        tally.accepted[split].add(chars=chars, text_bytes=len(row.text))
 
-    def accept_all(self, rows: Sequence[Row], *, digests: Sequence[bytes], chars: Sequence[int], tally: SourceTally) -> None:
-        """Takes documents, in order, and counts them. `rows`: the columns of `AcceptedRow`."""
-        splits = self._splitter.splits_of(digests)
-        for split in SPLITS:
-            own = [index for index, each in enumerate(splits) if each == split]
-            if own:
-                chosen = [rows[index] for index in own]
-                sizes = [len(row[_TEXT]) for row in chosen]
-                held = [size + len(row[_EXTRA] or b"") + ROW_OVERHEAD_BYTES for size, row in zip(sizes, chosen, strict=True)]
-                self._accepted[split].add_all(chosen, sizes=held)
-                tally.accepted[split].add_all(chars=[chars[index] for index in own], text_bytes=sizes)
-        for index, key in enumerate(sample_keys(digests)):
-            if self._sample.wants(key):
-                self._sample.offer(digests[index], AcceptedRow._make(rows[index]), chars=chars[index], split=splits[index])
+    def accept_all(self, columns: Columns, kept: NDArray[np.bool_], *, hashes: NDArray[np.uint8], place: Place, tally: SourceTally) -> None:
+        """Takes some of a file's records, at least one, and counts them.
 
-    def repeats_among(self, digests: Sequence[bytes]) -> list[int]:
-        """Returns the positions of the documents for which `is_repeat` says yes, one after the other; remembers all."""
-        fresh = set(digests)
-        if self._drop_duplicates and len(fresh) == len(digests) <= REMEMBERED_DOCUMENTS - len(self._seen) and self._seen.isdisjoint(fresh):
-            self._seen |= fresh
-            return []
-        return [index for index, digest in enumerate(digests) if self.is_repeat(digest)]
+        Args:
+            columns: the records.
+            kept: which of them are documents, [records].
+            hashes: of each record's text, [records, 16].
+            place: source and path, as UTF-8.
+            tally: of their source.
+        """
+        members = {split: is_member & kept for split, is_member in self._splitter.members_of(hashes).items()}
+        for split, is_member in members.items():
+            if is_member.any():
+                rows = accepted_rows(columns, is_member, hashes=hashes, place=place)
+                text_sizes = sizes_of(rows.column("text"))
+                self._accepted[split].add_all(rows, sizes=text_sizes + sizes_of(rows.column("extra")) + ROW_OVERHEAD_BYTES)
+                tally.accepted[split].add_all(chars=columns.chars[is_member], text_bytes=int(text_sizes.sum()))
+        documents = np.flatnonzero(kept)
+        for index in documents[self._sample.wanted(sample_keys(hashes[documents]))].tolist():
+            digest = hashes[index].tobytes()
+            row = AcceptedRow(digest.hex().encode(), *place, columns.first_row + index, columns.data[index], None)
+            split = next(split for split, is_member in members.items() if is_member[index])
+            self._sample.offer(digest, row, chars=int(columns.chars[index]), split=split)
 
-    def is_repeat(self, digest: bytes) -> bool:
-        """Whether a document with this hash came before, as far as hashes are remembered; remembers it."""
-        if not self._drop_duplicates:
-            return False
-        if digest in self._seen:
-            return True
-        if len(self._seen) >= REMEMBERED_DOCUMENTS:
-            self._seen.clear()
-            self._may_repeat = True
-        self._seen.add(digest)
-        return False
+    def repeats_among(self, hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Returns which documents came before, earlier or further up among these, as far as hashes are remembered; remembers all.
+
+        Args:
+            hashes: of their texts, [documents, 16].
+        """
+        return self._seen.repeats(hashes) if self._drop_duplicates else np.zeros(len(hashes), dtype=np.bool_)
 
     def publish(self, *, faults: tuple[FileFault, ...]) -> ScanOutput:
         """Completes all files and returns what the group amounts to."""
         entries = {split: table.publish() for split, table in self._accepted.items()}
+        quarantine = self._quarantine.publish()
         stats = tuple(tally.stats() for tally in self._tallies.values())
         accepted = []
         for split, entry in entries.items():
@@ -179,11 +237,13 @@ class Sink:
         return ScanOutput(
             group=self._group,
             accepted=tuple(accepted),
-            quarantine=self._quarantine.publish(),
+            quarantine=quarantine,
             stats=stats,
             faults=faults,
             sample=self._sample.documents(),
-            may_repeat=self._may_repeat,
+            may_repeat=self._seen.has_forgotten,
+            encodings=tuple(self._encodings),
+            figures=self._figures.figures(),
         )
 
     def __enter__(self) -> Self:

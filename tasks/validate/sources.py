@@ -14,9 +14,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from schemas.config import RunConfig
-from schemas.errors import InputError
+from schemas.corpus_config import SourceConfig
+from schemas.errors import InputError, MissingTextError
 from schemas.manifest import InputFile
-from schemas.recipe_config import SourceConfig
 
 Format = Literal["jsonl", "parquet", "csv", "text"]
 Compression = Literal["none", "gzip", "zstd"]
@@ -47,7 +47,8 @@ def plan_inputs(config: RunConfig, hash_file: HashFile) -> tuple[InputFile, ...]
         hash_file: hashes one file; a cache is welcome here, because the scan hashes the very bytes it parses again.
 
     Raises:
-        InputError: a source does not exist, matches nothing, holds links that leave it, or a file cannot be read. All problems of a source at once.
+        MissingTextError: a source does not exist, or matches nothing.
+        InputError: a source holds links that leave it, or a file cannot be read. All problems of a source at once.
     """
     inputs = []
     for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
@@ -70,7 +71,8 @@ def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
     """Returns the files of one source, sorted by relative path. Names that begin with a dot are left out, as a shell's `*` does.
 
     Raises:
-        InputError: nothing is there, or something is there that Headrace refuses to read.
+        MissingTextError: nothing is there.
+        InputError: something is there that Headrace refuses to read.
     """
     path = _local_path(source.path, name=name)
     if _GLOB.search(source.path) and not path.exists():
@@ -82,13 +84,13 @@ def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
     elif path.exists():
         return _checked([(path.resolve(), path.name)], root=path.resolve().parent, name=name)
     else:
-        raise InputError(
+        raise MissingTextError(
             f"source {name!r}: {source.path!r} does not exist",
             why="a source is a file, a glob or a folder",
             mend=f"correct corpus.sources[].path; nearest folder that exists: {_nearest(path)}",
         )
     if not names:
-        raise InputError(
+        raise MissingTextError(
             f"source {name!r}: {source.path!r} holds no file to read",
             why=f"nothing matches include {list(source.include)}, exclude {list(source.exclude)}; names that begin with a dot do not count",
             mend="correct corpus.sources[].path, include or exclude",

@@ -1,11 +1,15 @@
 """Exact figures of a corpus: counted while scanning, merged over groups, laid out as the table that is judged. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from schemas.frozen import Frozen
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.frozen import Frozen, added_later
 from schemas.manifest import SPLITS, Split
+from tasks.validate.figures.corpus import CorpusFigures
 from tasks.validate.problem import Reason
 
 _LENGTH_BUCKETS = 32
@@ -45,6 +49,8 @@ class SourceStats(Frozen):
     """Quarantined records by reason."""
     accepted: dict[Split, Lengths] = {}
     """Accepted documents by split."""
+    encodings: dict[str, int] = added_later({})
+    """Raw files by what they were read as, `unknown` if that could not be told; none of those that are UTF-8 by default."""
 
     @property
     def num_accepted(self) -> int:
@@ -71,6 +77,8 @@ class CorpusStats(Frozen):
     """In the order of the recipe."""
     total: SourceStats
     """All sources, under the name `total`."""
+    figures: CorpusFigures | None = None
+    """What texts and columns look like; null in stages that do not count it, and in corpora from before it was counted."""
 
 
 @dataclass
@@ -95,16 +103,16 @@ class LengthTally:
             self.max_chars = chars
         self.by_length[chars.bit_length()] += 1
 
-    def add_all(self, *, chars: Sequence[int], text_bytes: Sequence[int]) -> None:
-        """Counts documents, at least one."""
+    def add_all(self, *, chars: NDArray[np.int64], text_bytes: int) -> None:
+        """Counts documents, at least one: their lengths [documents] and the bytes of all."""
         self.documents += len(chars)
-        self.text_bytes += sum(text_bytes)
-        self.chars += sum(chars)
-        shortest, longest = min(chars), max(chars)
+        self.text_bytes += text_bytes
+        self.chars += int(chars.sum())
+        shortest, longest = int(chars.min()), int(chars.max())
         self.min_chars = shortest if self.min_chars is None else min(self.min_chars, shortest)
         self.max_chars = longest if self.max_chars is None else max(self.max_chars, longest)
-        for bucket, count in Counter(map(int.bit_length, chars)).items():
-            self.by_length[bucket] += count
+        for bucket, count in enumerate(np.bincount(np.frexp(chars)[1])):  # the exponent of frexp is an integer's bit length
+            self.by_length[bucket] += int(count)
 
     def lengths(self) -> Lengths:
         """Returns the counts."""
@@ -129,6 +137,7 @@ class SourceTally:
     unreadable_bytes: int = 0
     read: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
+    encodings: Counter[str] = field(default_factory=Counter)
     accepted: dict[Split, LengthTally] = field(default_factory=lambda: {split: LengthTally() for split in SPLITS})
 
     def stats(self) -> SourceStats:
@@ -141,6 +150,7 @@ class SourceTally:
             read=self.read,
             reasons={reason.value: count for reason, count in sorted(self.reasons.items())},
             accepted={split: tally.lengths() for split, tally in self.accepted.items()},
+            encodings=dict(sorted(self.encodings.items())),
         )
 
 
@@ -162,8 +172,10 @@ def merge_stats(parts: Iterable[SourceStats], *, source: str) -> SourceStats:
     """Returns the counts of several disjoint sets of records together, under one name."""
     present = list(parts)
     reasons: Counter[str] = Counter()
+    encodings: Counter[str] = Counter()
     for part in present:
         reasons.update(part.reasons)
+        encodings.update(part.encodings)
     return SourceStats(
         source=source,
         files=sum(part.files for part in present),
@@ -172,11 +184,12 @@ def merge_stats(parts: Iterable[SourceStats], *, source: str) -> SourceStats:
         read=sum(part.read for part in present),
         reasons=dict(sorted(reasons.items())),
         accepted={split: merge_lengths(part.accepted[split] for part in present if split in part.accepted) for split in SPLITS},
+        encodings=dict(sorted(encodings.items())),
     )
 
 
-def corpus_stats(parts: Iterable[SourceStats], *, source_names: tuple[str, ...]) -> CorpusStats:
-    """Returns the figures of the corpus from those of its groups.
+def corpus_stats(parts: Iterable[SourceStats], *, source_names: tuple[str, ...], figures: CorpusFigures | None = None) -> CorpusStats:
+    """Returns the figures of the corpus from those of its groups. `figures`: what else is known of it.
 
     Raises:
         AssertionError: accepted + quarantined ≠ read somewhere: a defect of ours that must never go unnoticed.
@@ -189,4 +202,4 @@ def corpus_stats(parts: Iterable[SourceStats], *, source_names: tuple[str, ...])
     for stats in (*sources, total):
         counts = f"{stats.source}: {stats.num_accepted} accepted + {stats.num_quarantined} quarantined, {stats.read} read"
         assert stats.num_accepted + stats.num_quarantined == stats.read, counts
-    return CorpusStats(sources=sources, total=total)
+    return CorpusStats(sources=sources, total=total, figures=figures)

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from schemas.canonical import canonical_json, hash_of, root_hash
+from schemas.cluster_config import ClusterKind
 from schemas.config import EXECUTION_SECTIONS, RECIPE_SECTIONS, RunConfig
 from schemas.deepspeed_options import NUMERIC_OPTIONS
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
+from schemas.tokens_config import TokenizationConfig
 
 BASE: dict[str, Any] = {
     "name": "demo",
@@ -30,7 +32,7 @@ EXECUTION_CHANGES: dict[str, Any] = {
 
 def fingerprints(**changes: Any) -> dict[Stage, str]:
     config = RunConfig.model_validate(BASE | changes)
-    return {stage: hash_of(config.identity(stage)) for stage in Stage}
+    return {stage: hash_of(config.identity(stage)) for stage in config.stages}
 
 
 def test_every_section_is_either_recipe_or_execution() -> None:
@@ -42,6 +44,12 @@ def test_every_section_is_either_recipe_or_execution() -> None:
 @pytest.mark.parametrize("section", EXECUTION_SECTIONS)
 def test_execution_never_moves_a_fingerprint(section: str) -> None:
     assert fingerprints(**{section: EXECUTION_CHANGES[section]}) == fingerprints()
+
+
+@pytest.mark.parametrize("kind", [ClusterKind.SLURM, ClusterKind.KUBERNETES])
+def test_the_kind_of_cluster_never_moves_a_fingerprint(kind: ClusterKind) -> None:
+    there = {"kind": kind, "nodes": 2, **({"image": "headrace:1"} if kind is ClusterKind.KUBERNETES else {})}
+    assert fingerprints(cluster=there) == fingerprints()
 
 
 def test_where_the_text_lies_is_not_what_it_is() -> None:
@@ -58,7 +66,7 @@ def test_a_deepspeed_key_that_changes_numbers_is_a_different_training(option: st
     precision = {"training": BASE["training"] | {"precision": "fp16" if parent == "fp16" else "bf16"}}
     before = fingerprints(**precision)
     moved, unset = (fingerprints(**precision, deepspeed={parent: {name: value}} if parent else {name: value}) for value in ("changed", "auto"))
-    assert {stage for stage in Stage if before[stage] != moved[stage]} == {Stage.TRAIN}
+    assert {stage for stage in stages_of(prepared=False) if before[stage] != moved[stage]} == {Stage.TRAIN}
     assert unset == before, "auto sets nothing"
 
 
@@ -97,13 +105,30 @@ def test_how_attention_is_computed_is_part_of_the_model() -> None:
 )
 def test_what_passed_a_loose_gate_is_not_found_under_a_tight_one(section: str, changes: dict[str, Any], stage: Stage) -> None:
     before, after = fingerprints(), fingerprints(**{section: changes})
-    assert stage in {other for other in Stage if before[other] != after[other]}
+    assert stage in {other for other in before if before[other] != after[other]}
+
+
+@pytest.mark.parametrize(("key", "value"), [("packing", "best_fit"), ("by_source", True), ("boundaries", True)])
+def test_a_key_that_came_later_is_identity_only_where_it_is_used(key: str, value: Any) -> None:
+    before = fingerprints()
+    assert fingerprints(tokenization={key: TokenizationConfig.model_fields[key].default}) == before
+    after = fingerprints(tokenization={key: value})
+    assert {stage for stage in before if before[stage] != after[stage]} == {Stage.TOKENIZE}
+    assert key not in RunConfig.model_validate(BASE).identity(Stage.TOKENIZE)["tokenization"]
+
+
+def test_which_tokens_attend_to_which_is_part_of_a_training() -> None:
+    boundaries = {"tokenization": {"boundaries": True}}
+    masked = fingerprints(**boundaries, training=BASE["training"] | {"document_attention": "masked"})
+    full = fingerprints(**boundaries, training=BASE["training"] | {"document_attention": "full"})
+    assert {stage for stage in full if full[stage] != masked[stage]} == {Stage.TRAIN}
+    assert full[Stage.TRAIN] == fingerprints(**boundaries)[Stage.TRAIN]
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", 5), ("steps", 101), ("micro_batch_size", 2), ("precision", "fp32"), ("gradient_clipping", 0.5)])
 def test_the_recipe_moves_the_fingerprint_of_its_own_stage_only(key: str, value: Any) -> None:
     before, after = fingerprints(), fingerprints(training=BASE["training"] | {key: value})
-    assert {stage for stage in Stage if before[stage] != after[stage]} == {Stage.TRAIN}
+    assert {stage for stage in stages_of(prepared=False) if before[stage] != after[stage]} == {Stage.TRAIN}
 
 
 @pytest.mark.parametrize(("kind", "equal"), [("constant", True), ("wsd", True), ("cosine", False), ("linear", False)])
@@ -134,3 +159,61 @@ def test_feasible_world_sizes_are_the_divisors() -> None:
     assert training.feasible_world_sizes == (1, 2, 3, 4, 6, 12)
     assert training.world_size_for(5) == 4
     assert training.gradient_accumulation_steps(4) == 3
+
+
+PREPARED: dict[str, Any] = {"sources": ["/text"], "preparation": {"normalization": "nfc", "duplicates": {"near": True}}}
+
+
+def test_a_recipe_without_preparation_has_no_such_stage_and_means_what_it_meant() -> None:
+    plain, prepared = RunConfig.model_validate(BASE), RunConfig.model_validate(BASE | {"corpus": PREPARED})
+    assert Stage.PREPARE not in plain.stages
+    assert (plain.corpus_stage, prepared.corpus_stage) == (Stage.VALIDATE, Stage.PREPARE)
+    assert prepared.stages == tuple(Stage)
+    assert plain.inputs_of(Stage.TOKENIZE) == (Stage.VALIDATE, Stage.TOKENIZER)
+    assert prepared.inputs_of(Stage.TOKENIZE) == (Stage.PREPARE, Stage.TOKENIZER)
+    assert plain.identity(Stage.VALIDATE)["corpus"].keys() == {"sources", "rules", "splits", "group_bytes"}
+
+
+def test_editing_the_preparation_leaves_all_stages_but_its_own() -> None:
+    before, after = fingerprints(corpus=PREPARED), fingerprints(corpus=PREPARED | {"preparation": {"normalization": "nfkc"}})
+    assert {stage for stage in before if before[stage] != after[stage]} == {Stage.PREPARE}
+    assert {stage: digest for stage, digest in before.items() if stage is not Stage.PREPARE} == fingerprints()
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"quality": {"gopher_limits": {"min_words": 7}}},
+        {"language": {"min_score": 0.1}},
+        {"decontamination": {"max_shared": 3, "files": ["/questions.txt"]}},
+        {"duplicates": {"exact": True, "threshold": 0.5, "shingle": 9}},
+    ],
+)
+def test_what_belongs_to_a_step_that_is_off_has_no_part_in_the_preparation(idle: dict[str, Any]) -> None:
+    declared = {"normalization": "nfc", "duplicates": {"exact": True}}
+    assert fingerprints(corpus=PREPARED | {"preparation": declared | idle}) == fingerprints(corpus=PREPARED | {"preparation": declared})
+
+
+def test_where_the_texts_to_compare_with_lie_is_not_what_they_are() -> None:
+    here, there = (fingerprints(corpus=PREPARED | {"preparation": {"decontamination": {"ngram": 13, "files": [path]}}}) for path in ("/a", "/b"))
+    assert here == there
+
+
+KEPT = {"ngram": 13, "max_shared": 0, "min_shared_share": 0.0, "max_texts": 10, "test_split": True, "files": 0}
+
+
+def test_prompts_are_a_part_of_a_preparation_that_compares_with_them() -> None:
+    def prepared(against: dict[str, Any], *prompts: str) -> str:
+        sections = {"corpus": PREPARED | {"preparation": {"decontamination": against}}, "evaluation": {"prompts": prompts}}
+        return fingerprints(**sections)[Stage.PREPARE]
+
+    plain, asked = {"ngram": 13}, {"ngram": 13, "prompts": True}
+    assert prepared(plain, "one") == prepared(plain, "two") == prepared(plain | {"prompts": False, "validation_split": False})
+    assert len({prepared(plain), prepared(asked, "one"), prepared(asked, "two"), prepared(plain | {"validation_split": True})}) == 4
+    section = RunConfig.model_validate(BASE | {"corpus": PREPARED | {"preparation": {"decontamination": plain}}}).identity(Stage.PREPARE)
+    assert section == {"corpus": {"preparation": {"decontamination": KEPT}}}, "as it was before these keys came"
+
+
+def test_decontamination_must_have_something_to_compare_with() -> None:
+    with pytest.raises(ValueError, match=r"decontamination\.ngram compares with nothing"):
+        RunConfig.model_validate(BASE | {"corpus": PREPARED | {"preparation": {"decontamination": {"ngram": 13, "test_split": False}}}})

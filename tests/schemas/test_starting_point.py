@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterKind
 from schemas.sizing import training_size
 from schemas.starting_point import TextFacts, Wish, recipe_text, summary_of
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.errors import UnreachableError
 from tasks.mlflow_connection import MlflowConnection, TrackingTarget
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning", "ignore::DeprecationWarning")]
@@ -56,3 +57,20 @@ def test_processes_that_begin_together_share_one_database(tmp_path: Path) -> Non
     told = [process.communicate(timeout=120)[1] for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], told
     assert MlflowConnection(target).experiment_id
+
+
+@pytest.mark.parametrize(
+    ("message", "unreachable"),
+    [
+        ("(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction", True),
+        ("(psycopg.errors.NotNullViolation) null value in column", False),
+    ],
+)
+def test_a_server_on_a_standby_database_is_out_of_reach_although_it_answers_400(tmp_path: Path, message: str, unreachable: bool) -> None:
+    connection = MlflowConnection(target_in(tmp_path))
+    connection.prepare()
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    with pytest.raises(UnreachableError if unreachable else MlflowException, match="psycopg"), connection.reaching("written to"):
+        raise MlflowException(message, error_code=BAD_REQUEST)

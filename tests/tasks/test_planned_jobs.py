@@ -14,7 +14,7 @@ from cluster.supervisor import run_job
 from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
-from schemas.errors import UnreachableError
+from schemas.errors import ConfigError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.plan import Action, PlannedStage
 from schemas.stage import Stage
@@ -45,6 +45,25 @@ def test_what_is_reused_submits_nothing_and_what_depends_has_a_placeholder(confi
 def test_only_where_jobs_are_scripts(tmp_path: Path) -> None:
     stages = [planned(Stage.TRAIN, Action.BUILD, KEY)]
     assert planned_scripts(config_with(), stages, storage=FileStorage(tmp_path), project_dir=tmp_path) == {}
+
+
+def test_manifests_are_planned_the_same_way_and_all_that_is_wrong_with_them_is_said_at_once(tmp_path: Path) -> None:
+    wrong = config_with(
+        state=str(tmp_path / "state"),
+        cluster={"kind": "kubernetes", "kubernetes": {"stages": {"export": {"pod_patch": {"spec": {"hostNetwrk": True}}}}}},
+    )
+    stages = [planned(Stage.TRAIN, Action.DEPENDS), planned(Stage.EXPORT, Action.DEPENDS)]
+    with pytest.raises(ConfigError) as caught:
+        planned_scripts(wrong, stages, storage=FileStorage(tmp_path), project_dir=tmp_path)
+    told = [problem.key for problem in caught.value.problems]
+    assert told == ["cluster.image", "storage.root", "cluster.kubernetes.stages.export.pod_patch.spec.hostNetwrk"]
+    right = config_with(
+        state=str(tmp_path / "state"),
+        cluster={"kind": "kubernetes", "image": "x:1", "kubernetes": {"volumes": [{"mount": str(tmp_path), "claim": "c"}]}},
+    )
+    scripts = planned_scripts(right, stages, storage=FileStorage(tmp_path), project_dir=tmp_path)
+    assert list(scripts) == [Stage.TRAIN, Stage.EXPORT]
+    assert "headrace/key: RUN-train-KEY" in scripts[Stage.TRAIN]
 
 
 def test_the_planned_script_is_the_one_that_is_submitted_and_kept(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

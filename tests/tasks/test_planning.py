@@ -1,6 +1,8 @@
-"""Plans of a model that is known by its code: what changed code means, and what is said when there is none."""
+"""Plans: of a model that is known by its code, what changed code means; of a mixture, what training will see of its sources."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,16 +42,16 @@ def write_model(project_dir: Path, *, layers: int = 2) -> None:
     (package / "layers.py").write_text(f"LAYERS = {layers}\n")
 
 
-def finish(config: RunConfig, project_dir: Path) -> dict[Stage, ArtifactRecord]:
-    """Commits empty artifacts of the stages up to `train`, as this configuration identifies them now."""
+def finish(config: RunConfig, project_dir: Path, *, tokens: Mapping[str, Any] | None = None) -> dict[Stage, ArtifactRecord]:
+    """Commits empty artifacts of the stages up to `train`, as this configuration identifies them now. `tokens`: the summary of `tokenize`."""
     store = Store(FileStorage(Path(config.storage.root)))
     records: dict[Stage, ArtifactRecord] = {}
     for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE, Stage.TRAIN):
-        contents = {source: records[source].content_hash for source in stage.inputs}
+        contents = {source: records[source].content_hash for source in config.inputs_of(stage)}
         identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file, project_dir=project_dir)
-        key = store.place(identity, rebuild=False)
-        record = record_of(store.storage.root, stage, Draft(files=(), summary={}, content_hash=stage.value), key=key)  # type: ignore[attr-defined]
-        inputs = tuple(records[source].ref() for source in stage.inputs)
+        key, summary = store.place(identity, rebuild=False), dict(tokens or {}) if stage is Stage.TOKENIZE else {}
+        record = record_of(store.storage.root, stage, Draft(files=(), summary=summary, content_hash=stage.value), key=key)  # type: ignore[attr-defined]
+        inputs = tuple(records[source].ref() for source in config.inputs_of(stage))
         known = {"name": config.name, "fingerprint": identity.fingerprint, "inputs": inputs, "outside": identity.outside, "recipe": identity.recipe}
         records[stage] = store.find(identity) or store.commit(record.model_copy(update=known))
     return records
@@ -57,6 +59,15 @@ def finish(config: RunConfig, project_dir: Path) -> dict[Stage, ArtifactRecord]:
 
 def planned(config: RunConfig, project_dir: Path) -> PlannedStage:
     return make_plan(config, project_dir=project_dir).stage(Stage.TRAIN)
+
+
+def test_what_pods_do_not_see_is_warned_of_while_it_is_to_be_read(config: RunConfig, tmp_path: Path) -> None:
+    cluster = {"kind": "kubernetes", "image": "x:1", "kubernetes": {"volumes": [{"mount": str(tmp_path / "data"), "claim": "data"}]}}
+    config = RunConfig.model_validate({**config.model_dump(), "cluster": cluster})
+    warned = make_plan(config, project_dir=tmp_path / "project").warnings
+    assert [line.partition(":")[0] for line in warned] == ["corpus.sources.0", "model.factory"]
+    finish(config, tmp_path / "project")
+    assert make_plan(config, project_dir=tmp_path / "project").warnings == ()
 
 
 def test_unchanged_code_is_found_again_wherever_the_project_lies(config: RunConfig, tmp_path: Path) -> None:
@@ -85,7 +96,7 @@ def test_changed_code_is_another_trajectory(config: RunConfig, tmp_path: Path) -
     hashes = set()
     for layers in (2, 3, 2):
         write_model(tmp_path / "project", layers=layers)
-        contents = {source: source.value for source in Stage.TRAIN.inputs}
+        contents = {source: source.value for source in config.inputs_of(Stage.TRAIN)}
         identity = identity_of(Stage.TRAIN, config=config, inputs=contents, hash_file=hash_file, project_dir=tmp_path / "project")
         hashes.add(Trajectory.of(config, inputs=identity.inputs, total_steps=200).hash)
         assert {entry.path for entry in identity.outside_files} == {f"hr_planned/{name}.py" for name in ("__init__", "small", "layers")}
@@ -97,3 +108,29 @@ def test_code_that_is_not_there_is_said_at_once(config: RunConfig, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"model\.factory = 'hr_planned\.small:make': cannot be found: there is no module 'hr_planned'"):
         make_plan(config, project_dir=tmp_path / "nowhere")
     assert planned(config, tmp_path / "project").action is Action.DEPENDS
+
+
+def mixed(config: RunConfig, weights: Mapping[str, float], *, text: Path) -> RunConfig:
+    """Returns the recipe with two sources and their weights: 200 steps of 8 sequences."""
+    values = config.model_dump(mode="json")
+    values["corpus"]["sources"] = [{"path": str(text), "name": "web"}, {"path": str(text), "name": "code"}]
+    values["tokenization"]["by_source"] = True
+    values["training"]["mixture"] = {"weights": dict(weights)}
+    return RunConfig.model_validate(values)
+
+
+def test_a_source_that_will_be_repeated_too_often_is_warned_of(config: RunConfig, tmp_path: Path) -> None:
+    config = mixed(config, {"web": 3, "code": 1}, text=tmp_path / "text")
+    by_source = {"web": 600, "code": 50}
+    finish(config, tmp_path / "project", tokens={"sequences": {"train": 650}, "sequences_by_source": by_source})
+    plan = make_plan(config, project_dir=tmp_path / "project")
+    assert [(share.source, share.epochs) for share in plan.size.sources] == [("web", 2.0), ("code", 8.0)]
+    (warning,) = [warning for warning in plan.warnings if "2305.16264" in warning]
+    assert warning.startswith("source code will be seen 8.0 times")
+
+
+def test_a_mixture_that_the_tokens_cannot_give_is_refused_at_once(config: RunConfig, tmp_path: Path) -> None:
+    config = mixed(config, {"web": 3, "code": 1}, text=tmp_path / "text")
+    finish(config, tmp_path / "project", tokens={"sequences": {"train": 600}, "sequences_by_source": {"web": 600}})
+    with pytest.raises(ConfigError, match=r"training\.mixture\.weights\.code = 1.*no training sequence"):
+        make_plan(config, project_dir=tmp_path / "project")

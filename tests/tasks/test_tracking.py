@@ -110,7 +110,7 @@ def test_texts_params_figures_and_system_samples(target: TrackingTarget, tmp_pat
 def test_what_is_not_registered_has_neither_version_nor_alias(target: TrackingTarget) -> None:
     registry = ModelRegistry(MlflowConnection(target))
     assert registry.alias("no-such-model", "champion") is None
-    assert not registry.has_version("no-such-model", 1)
+    assert registry.content_of("no-such-model", 1) is None
 
 
 @pytest.mark.slow

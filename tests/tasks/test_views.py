@@ -16,15 +16,15 @@ from cluster.storage import FileStorage
 from flows.screens import status_screen
 from schemas.attempt import Cause, ExitRecord, Submitted
 from schemas.canonical import canonical_json
+from schemas.cluster_config import ClusterConfig
 from schemas.config import RunConfig
 from schemas.errors import UnreachableError
-from schemas.execution_config import ClusterConfig
 from schemas.exit_code import ExitCode
 from schemas.gang_shape import GangShape
 from schemas.job import ElasticLimits, JobSpec
 from schemas.journal import EventKind
 from schemas.progress import Heartbeat, RankPhase, RankProgress
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
 from schemas.view import JobProgress, QueuePlace, RunState, RunView
 from tasks.runs import Run, create_run, open_run
 from tasks.views import in_detail, job_progress, view_of
@@ -55,6 +55,9 @@ class Asked:
 
     def cancel(self, key: str) -> None:
         raise AssertionError("looking on cancels nothing")
+
+    def release(self, key: str) -> None:
+        raise AssertionError("looking on removes nothing")
 
 
 class Training:
@@ -101,7 +104,7 @@ class Training:
 
 
 def _training_job(view: RunView) -> JobProgress:
-    job = view.stages[list(Stage).index(Stage.TRAIN)].job
+    job = view.stages[stages_of(prepared=False).index(Stage.TRAIN)].job
     assert job is not None
     return job
 

@@ -55,6 +55,15 @@ def test_a_glob_over_links_to_folders_is_not_remembered(project: Project) -> Non
     assert remembered(project, *asked) is None
 
 
+def test_texts_that_documents_are_compared_with_count(project: Project) -> None:
+    questions = project.folder / "questions.jsonl"
+    questions.write_text('{"question": "one"}\n')
+    asked = asked_with(project, "corpus.preparation.decontamination={ngram: 13, files: [questions.jsonl]}")
+    assert remembered(project, *asked) is not None
+    questions.write_text('{"question": "two"}\n')
+    assert remembered(project, *asked) is None
+
+
 def test_what_a_recipe_leaves_out_does_not_count(project: Project) -> None:
     (project.folder / "text" / "cache" / "deep").mkdir(parents=True)
     asked = asked_with(project, "corpus.sources=[{path: text, exclude: ['cache/*', '*.txt']}]")
@@ -129,6 +138,7 @@ def test_every_kind_of_path_in_a_recipe_is_known() -> None:
         "storage.root",
         "state",
         "corpus.sources.d+(.path)?",
+        "corpus.preparation.decontamination.files.d+",
         "tokenizer.path",
         "model.pretrained",
         "deepspeed",

@@ -7,7 +7,7 @@ none verifies, training stops: it never begins again at step 0 on its own.
 import logging
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -110,13 +110,20 @@ class _Overlap:
 
 
 def newest_verified(
-    store: CheckpointStore, *, gang: Gang, epoch: int, content: Content | None = None, steps: Sequence[int] | None = None
+    store: CheckpointStore,
+    *,
+    gang: Gang,
+    epoch: int,
+    content: Content | None = None,
+    steps: Sequence[int] | None = None,
+    tell: Callable[[int, tuple[str, ...], int], None] | None = None,
 ) -> CommitRecord | None:
     """Returns the newest commit whose every file has its hash, or None when nothing was committed. Collective: equal on every rank.
 
     The ranks share the hashing, each what it is going to load; `content` keeps what it read. Damaged commits that are newer are
     quarantined: a marker with the findings, then the commit's removal, so that the step can be committed again; their data stay.
-    `steps`: the committed ones, where rank 0 has listed them already.
+    `steps`: the committed ones, where rank 0 has listed them already. `tell`: hears on rank 0 of each commit that was passed over: its step, what is
+    wrong, and the step that was chosen instead.
 
     Raises:
         VerificationError: there are commits, but none verifies. Nothing is changed then.
@@ -131,6 +138,8 @@ def newest_verified(
             if gang.rank == 0:
                 for other in damaged:
                     store.withdraw(other.step, epoch=epoch, findings=other.findings)
+                    if tell is not None:
+                        tell(other.step, other.findings, candidate.commit.step)
             gang.gather([0])  # nobody reads on before the withdrawal is done
             return candidate.commit
         damaged.append(candidate)

@@ -60,7 +60,7 @@ def register_work(evaluated: Chain, tmp_path: Path) -> RegisterWork:
 
     def make(*, key: str = "register/test-000000000000", run_id: str = "demo-20260101t000000-7f3a", **sections: Any) -> InProcessWork:
         config: RunConfig = config_with(**{"state": str(tmp_path / "my state"), **sections})
-        inputs = {stage: evaluated.records[stage] for stage in Stage.REGISTER.inputs}
+        inputs = {stage: evaluated.records[stage] for stage in (Stage.EXPORT, Stage.EVALUATE)}
         return RegisteringWork(root, Stage.REGISTER, config, inputs, key=key, run_id=run_id)
 
     return make

@@ -5,12 +5,15 @@ from typing import Any
 import pytest
 
 from schemas.artifact import ArtifactRecord
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
 from tasks.register.lineage import Lineage
 
 
-def lineage(summary: dict[str, Any]) -> Lineage:
-    records = {stage: ArtifactRecord.model_construct(key=f"{stage.value}/tiny", content_hash=stage.value, summary={}) for stage in Stage}
+def lineage(summary: dict[str, Any], *, prepared: bool = False) -> Lineage:
+    records = {
+        stage: ArtifactRecord.model_construct(key=f"{stage.value}/tiny", content_hash=stage.value, summary={})
+        for stage in stages_of(prepared=prepared)
+    }
     records[Stage.TRAIN] = records[Stage.TRAIN].model_copy(update={"summary": summary})
     records[Stage.EXPORT] = records[Stage.EXPORT].model_copy(update={"summary": {"step": 40}})
     return Lineage(records)
@@ -18,6 +21,11 @@ def lineage(summary: dict[str, Any]) -> Lineage:
 
 def test_a_calm_training_needs_no_tag() -> None:
     assert "headrace.acts" not in lineage({}).tags(run_id="run", commit="")
+
+
+@pytest.mark.parametrize(("prepared", "dataset"), [(False, "validate"), (True, "prepare")])
+def test_the_dataset_is_what_the_model_was_trained_on(prepared: bool, dataset: str) -> None:
+    assert lineage({}, prepared=prepared).tags(run_id="run", commit="")["headrace.dataset"] == dataset
 
 
 @pytest.mark.parametrize(

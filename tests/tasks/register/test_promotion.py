@@ -7,7 +7,7 @@ import pytest
 from cluster.storage import FileStorage
 from schemas.errors import InputError
 from tasks.register.promotion import CHAMPION, Promotion, earlier_versions, history, promote, rollback
-from tests.fakes.model_registry import CrashError, FakeRegistry
+from tests.fakes.model_registry import CrashError, FakeRegistry, Version
 
 NAME = "demo model"
 
@@ -93,6 +93,18 @@ def test_a_version_that_is_gone_is_passed_over(tmp_path: Path, registry: FakeReg
     registry.set_alias(NAME, CHAMPION, version=3)
     registry.delete_version(NAME, 1)
     with pytest.raises(InputError, match="not in the registry any more"):
+        rollback(registry, storage, model_name=NAME, who="ann@desk")
+
+
+def test_a_number_under_which_a_registry_begun_anew_has_another_model_is_passed_over(tmp_path: Path, registry: FakeRegistry) -> None:
+    storage = FileStorage(tmp_path)
+    for version in (1, 2, 3):
+        move(registry, storage, version)
+    registry.existing[NAME][2] = Version("m", {"headrace.root_hash": "of another model"})
+    assert rollback(registry, storage, model_name=NAME, who="ann@desk").version == 1
+    registry.set_alias(NAME, CHAMPION, version=3)
+    registry.existing[NAME][1] = Version("m", {})
+    with pytest.raises(InputError, match="other models there"):
         rollback(registry, storage, model_name=NAME, who="ann@desk")
 
 

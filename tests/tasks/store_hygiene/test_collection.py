@@ -16,7 +16,7 @@ from cluster.lease import REMOVAL, Lease, live_holder
 from cluster.storage import FileStorage
 from schemas.errors import UnreachableError, VerificationError
 from schemas.journal import EventKind
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
 from tasks.runs import Pointer
 from tasks.store_hygiene.collection import Collector, GcReport
 from tasks.store_hygiene.pin_log import add_pin, find_pins, remove_pin, standing_pins
@@ -32,7 +32,11 @@ def collect(chain: StoredChain, *, dry_run: bool = False, **options: Any) -> GcR
 
 def left(chain: StoredChain) -> list[str]:
     """Every file of artifacts, but for the leases that stay on record."""
-    files = (path.relative_to(chain.storage.root).as_posix() for stage in Stage for path in (chain.storage.root / stage.value).rglob("*"))
+    files = (
+        path.relative_to(chain.storage.root).as_posix()
+        for stage in stages_of(prepared=False)
+        for path in (chain.storage.root / stage.value).rglob("*")
+    )
     return sorted(name for name in files if "/leases" not in name and name.count("/") > 1)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.stage import Stage
+from schemas.stage import Stage, inputs_of, stages_of
 from tasks.store_hygiene.inventory import ArtifactState, StoredArtifact
 from tasks.store_hygiene.marking import Marked, mark
 from tasks.store_hygiene.roots import Root
@@ -11,13 +11,13 @@ NOW = 1_000_000.0
 
 
 def artifact(stage: Stage, variant: str = "1", *, state: ArtifactState = ArtifactState.FINISHED, **other: object) -> StoredArtifact:
-    inputs = tuple(f"{source.value}/{variant}" for source in stage.inputs)
+    inputs = tuple(f"{source.value}/{variant}" for source in inputs_of(stage, prepared=False))
     known: dict[str, object] = {"name": "demo", "owner": "ada@here", "newest_at": 0.0, "inputs": inputs}
     return StoredArtifact(key=f"{stage.value}/{variant}", stage=stage, state=state, **{**known, **other})  # type: ignore[arg-type]
 
 
 def chain(variant: str = "1") -> list[StoredArtifact]:
-    return [artifact(stage, variant) for stage in Stage]
+    return [artifact(stage, variant) for stage in stages_of(prepared=False)]
 
 
 def fate(artifacts: list[StoredArtifact], *wanted: str, ours: set[str] | None = None) -> Marked:
@@ -25,13 +25,13 @@ def fate(artifacts: list[StoredArtifact], *wanted: str, ours: set[str] | None = 
 
 
 def test_what_nobody_wants_may_go_the_last_made_first() -> None:
-    assert fate(chain()).unwanted == tuple(f"{stage.value}/1" for stage in reversed(Stage))
+    assert fate(chain()).unwanted == tuple(f"{stage.value}/1" for stage in reversed(stages_of(prepared=False)))
 
 
 def test_a_model_keeps_all_that_it_was_made_from_and_nothing_else() -> None:
     marked = fate([*chain("1"), *chain("2")], "register/1")
-    assert set(marked.kept) == {f"{stage.value}/1" for stage in Stage}
-    assert set(marked.unwanted) == {f"{stage.value}/2" for stage in Stage}
+    assert set(marked.kept) == {f"{stage.value}/1" for stage in stages_of(prepared=False)}
+    assert set(marked.unwanted) == {f"{stage.value}/2" for stage in stages_of(prepared=False)}
 
 
 def test_every_reason_is_told_the_first_one_first() -> None:
@@ -70,8 +70,14 @@ def test_a_damaged_record_keeps_all_that_its_artifact_may_have_been_made_from() 
     elsewhere = artifact(Stage.TOKENIZE, "other", name="other")
     marked = fate([*chain("1")[:3], *chain("2")[:3], elsewhere, damaged, *chain("1")[4:]])
     assert "a byte" in marked.kept["train/1"][0]
-    assert set(marked.kept) == {"train/1"} | {f"{stage.value}/{variant}" for stage in list(Stage)[:3] for variant in "12"}
+    assert set(marked.kept) == {"train/1"} | {f"{stage.value}/{variant}" for stage in stages_of(prepared=False)[:3] for variant in "12"}
     assert set(marked.unwanted) == {"tokenize/other", "export/1", "evaluate/1", "register/1"}
+
+
+def test_a_damaged_record_keeps_a_prepared_corpus_and_what_that_was_made_from() -> None:
+    damaged = artifact(Stage.TOKENIZE, state=ArtifactState.DAMAGED, damage="a byte", inputs=())
+    marked = fate([artifact(Stage.VALIDATE), artifact(Stage.PREPARE, inputs=("validate/1",)), damaged])
+    assert set(marked.kept) == {"validate/1", "prepare/1", "tokenize/1"}
 
 
 def test_of_other_users_nothing_goes_nor_what_theirs_was_made_from() -> None:

@@ -109,10 +109,11 @@ def test_the_summary_and_the_metadata_say_what_the_shards_are(site: SITE) -> Non
     assert "engine" not in facts
 
 
-def test_an_interrupted_item_goes_on_and_keeps_what_is_published(site: SITE) -> None:
-    calm = site.stage(key="tokenize/calm-000000000000")
+@pytest.mark.parametrize("packing", [{}, {"packing": "best_fit", "boundaries": True}], ids=["concatenate", "best-fit"])
+def test_an_interrupted_item_goes_on_and_keeps_what_is_published(site: SITE, packing: dict[str, Any]) -> None:
+    calm = site.stage(key="tokenize/calm-000000000000", **packing)
     calm_draft = build(calm)
-    work = site.stage()
+    work = site.stage(**packing)
     build(work)
     shards = work.output_dir / "shards"
     kept = shards / "train-g0000-00000.parquet"
@@ -122,7 +123,7 @@ def test_an_interrupted_item_goes_on_and_keeps_what_is_published(site: SITE) -> 
     (shards / ".tmp-e000009-4242-train-g0000-00002.parquet").write_bytes(b"another start's")
     (work.output_dir / "items" / "group-000000.json").unlink()
     (work.output_dir / "manifest.json").unlink()
-    again = site.stage(epoch=1)
+    again = site.stage(epoch=1, **packing)
     draft = build(again)
     assert again.items_run == [0]  # the other group has its record
     assert draft.content_hash == calm_draft.content_hash

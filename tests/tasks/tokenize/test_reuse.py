@@ -91,12 +91,12 @@ def test_a_rebuild_of_the_same_artifact_really_rebuilds(site: Any, encoded_texts
 
 
 def test_a_file_system_without_links_gets_copies(changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.tokenize import reuse
+    from tasks import taking_over
 
     def no_links(temporary: Path, path: Path) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(reuse, "link_exclusive", no_links)
+    monkeypatch.setattr(taking_over, "link_exclusive", no_links)
     work = changed.stage(key=AFTER)
     assert build(work).summary["reused_shards"] > 0
     taken = work.output_dir / "shards/train-g0000-00000.parquet"

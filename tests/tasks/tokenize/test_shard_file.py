@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.storage import hash_file
 from schemas.errors import VerificationError
 from tasks.tokenize import shard_file
 from tasks.tokenize.shard_file import write_shard
@@ -38,6 +39,36 @@ def test_the_payload_is_one_piece_in_one_page(tmp_path: Path, count: int, dtype:
     assert path.stat().st_size - rows.nbytes < 400
 
 
+@pytest.mark.parametrize("count", [1, 7, 50_000])
+def test_lengths_and_marks_are_pieces_of_their_own(tmp_path: Path, count: int) -> None:
+    rows, path = rows_of(count), tmp_path / "shard.parquet"
+    lengths = np.random.default_rng(1).integers(1, 24, size=count, dtype=np.int32)
+    starts = np.random.default_rng(2).integers(0, 255, size=(count, 3)).astype(np.uint8)
+    written = write_shard(path, rows, layout="fixed", facts=FACTS, lengths=lengths, starts=starts)
+    data = path.read_bytes()
+    for offset, values in ((written.payload_offset, rows), (written.lengths_offset, lengths), (written.starts_offset, starts)):
+        assert data[offset : offset + values.nbytes] == values.tobytes()
+    write_shard(tmp_path / "plain.parquet", rows, layout="fixed", facts=FACTS)
+    plain = (tmp_path / "plain.parquet").read_bytes()
+    end = written.payload_offset + rows.nbytes
+    assert data[:end] == plain[:end]
+
+
+@pytest.mark.parametrize("layout", ["fixed", "list"])
+def test_other_readers_take_lengths_and_marks(tmp_path: Path, layout: Any) -> None:
+    rows, path = rows_of(5), tmp_path / "shard.parquet"
+    lengths = np.array([24, 3, 24, 1, 9], dtype=np.int32)
+    marks = np.zeros((5, 24), dtype=bool)
+    marks[1, [0, 2, 17]] = True
+    starts = np.packbits(marks, axis=1, bitorder="little")
+    write_shard(path, rows, layout=layout, facts=FACTS, lengths=lengths, starts=starts)
+    table = pq.read_table(path)
+    assert table["tokens"].to_pylist() == lengths.tolist()
+    row = pd.read_parquet(path)["starts"][1]
+    assert np.flatnonzero(np.unpackbits(np.frombuffer(row, "u1"), bitorder="little")).tolist() == [0, 2, 17]
+    assert pl.read_parquet(path)["tokens"].to_list() == duckdb.sql(f"select list(tokens) from '{path}'").fetchall()[0][0] == lengths.tolist()
+
+
 def test_the_facts_stand_in_the_key_value_metadata(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard.parquet", rows_of(3), layout="fixed", facts=FACTS)
     assert json.loads(pq.read_metadata(tmp_path / "shard.parquet").metadata[b"headrace"]) == FACTS
@@ -48,6 +79,24 @@ def test_equal_rows_and_facts_give_equal_bytes(tmp_path: Path, layout: Any) -> N
     for name in ("a", "b"):
         write_shard(tmp_path / name, rows_of(500), layout=layout, facts=FACTS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["fixed", "list"])
+def test_shards_made_in_the_same_memory_are_those_made_apart(tmp_path: Path, layout: Any) -> None:
+    memory = shard_file.ShardMemory()
+    for count in (300, 5, 9000, 40, 1):
+        marks = np.full((count, 3), count % 251, dtype=np.uint8)
+        ours, apart = tmp_path / f"{count}.together", tmp_path / f"{count}.apart"
+        written = write_shard(ours, rows_of(count), layout=layout, facts=FACTS, starts=marks, memory=memory)
+        assert written == write_shard(apart, rows_of(count), layout=layout, facts=FACTS, starts=marks)
+        assert ours.read_bytes() == apart.read_bytes()
+        assert written.xxh3 == hash_file(ours)
+
+
+def test_what_compression_makes_larger_has_room(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 2**32, size=(1, 400_000), dtype=np.uint64).astype("<u4")
+    write_shard(tmp_path / "shard.parquet", noise, layout="list", facts=FACTS | {"long": "x" * 3_000_000})
+    assert np.array_equal(pq.read_table(tmp_path / "shard.parquet")["ids"][0].values.to_numpy(), noise[0])
 
 
 def test_page_checksums_let_other_readers_find_a_flipped_byte(tmp_path: Path) -> None:

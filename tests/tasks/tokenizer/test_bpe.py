@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from schemas.errors import ConfigError, InputError
-from schemas.recipe_config import TokenizerConfig
+from schemas.tokens_config import TokenizerConfig
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.engine import GigatokenEngine, HuggingFaceEngine, facts_of
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from schemas.errors import ConfigError, InputError
-from schemas.recipe_config import TokenizerConfig
+from schemas.tokens_config import TokenizerConfig
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.engine import GigatokenEngine, HuggingFaceEngine, choose_engine, facts_of, load_tokenizer
 

@@ -1,15 +1,17 @@
-"""An existing tokenizer is taken byte by byte, and nothing but JSON inside its folder is opened."""
+"""An existing tokenizer is taken byte by byte, and nothing but JSON and the chat template inside its folder is opened."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from cluster.storage import hash_file
 from schemas.errors import InputError, UnsafeFileError
-from schemas.recipe_config import TokenizerConfig
+from schemas.tokens_config import TokenizerConfig
+from tasks.tokenize.conversation import ChatTemplate
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.engine import facts_of
-from tasks.tokenizer.existing import read_existing
+from tasks.tokenizer.existing import existing_hash, read_existing
 from tasks.tokenizer.folder import tokenizer_config
 
 
@@ -24,6 +26,59 @@ def test_a_file_and_a_folder_give_the_same_bytes(tmp_path: Path, tokenizer_json:
     assert read_existing(tmp_path).tokenizer_json == tokenizer_json == read_existing(tmp_path / "tokenizer.json").tokenizer_json
     assert read_existing(tmp_path).config == {"chat_template": "x"}
     assert read_existing(tmp_path / "tokenizer.json").config == {}  # only what was named has a part in the identity
+
+
+NAMED = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}]
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(None, "x\n"), ("x", "x"), (NAMED, NAMED), (NAMED[1:], "x\n")])
+def test_a_chat_template_in_a_file_of_its_own_is_taken(tmp_path: Path, tokenizer_json: bytes, stored: object, expected: object) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json)
+    before = existing_hash(tmp_path, hash_file)
+    (tmp_path / "chat_template.jinja").write_text("x\n")
+    assert existing_hash(tmp_path, hash_file) != before
+    if stored is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": stored}))
+    assert read_existing(tmp_path).config == {"chat_template": expected}
+    assert read_existing(tmp_path / "tokenizer.json").config == {}
+
+
+def test_a_folder_that_transformers_saves_is_read_as_transformers_reads_it(tmp_path: Path, tokenizer_json: bytes) -> None:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    template = "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+    saved = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer_json.decode()), eos_token="</s>")
+    saved.chat_template = template
+    saved.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").exists()
+    made = tokenizer_config(read_existing(tmp_path).config, end_of_text="</s>")
+    assert ChatTemplate.of_tokenizer(made).source == template
+
+
+def test_two_chat_templates_that_differ_are_refused_unless_the_recipe_has_its_own(tmp_path: Path, tokenizer_json: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    (tmp_path / "chat_template.jinja").write_text("y")
+    with pytest.raises(InputError, match=r"chat_template\.jinja and the chat_template of .*tokenizer_config\.json differ") as caught:
+        read_existing(tmp_path)
+    assert "transformers takes the file" in caught.value.why
+    assert "tokenizer.chat_template" in caught.value.mend
+    assert read_existing(tmp_path, own_template=True).config == {"chat_template": "x"}
+
+
+def test_a_chat_template_is_text_and_lies_in_its_folder(tmp_path: Path, tokenizer_json: bytes) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside.jinja"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(tokenizer_json)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8"):
+        read_existing(folder)
+    outside.write_text("x")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").symlink_to(outside)
+    with pytest.raises(UnsafeFileError, match=r"is a link to .*outside\.jinja"):
+        read_existing(folder)
 
 
 def test_a_link_within_the_folder_is_followed_and_one_that_leaves_it_is_refused(tmp_path: Path, tokenizer_json: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.recipe_config import TokenizerConfig
+from schemas.tokens_config import TokenizerConfig
 from tasks.tokenizer.bpe import train_bpe
 from tasks.tokenizer.corpus import Batch
 from tasks.tokenizer.engine import EngineChoice, HuggingFaceEngine, facts_of

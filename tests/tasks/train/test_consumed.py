@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from schemas.checkpoint import BatchWindow
 from tasks.train.consumed import NUM_WORDS, START, ConsumedIds, prescribed
-from tasks.train.order import global_batch, rank_slice
+from tasks.train.order import GlobalOrder, global_batch, rank_slice
 
 GLOBAL_BATCH, SEQUENCES, SEED = 12, 41, 7
 
@@ -31,7 +31,7 @@ def trained(world_sizes: list[int], *, chain: str = START, first: int = 0, swap:
 
 
 def expected(steps: int, *, skipped: tuple[BatchWindow, ...] = ()) -> str:
-    return prescribed(steps, num_sequences=SEQUENCES, global_batch_size=GLOBAL_BATCH, seed=SEED, skipped=skipped)
+    return prescribed(steps, order=GlobalOrder(SEQUENCES, SEED), global_batch_size=GLOBAL_BATCH, skipped=skipped)
 
 
 @given(st.lists(st.sampled_from([1, 2, 3, 6]), min_size=1, max_size=8))

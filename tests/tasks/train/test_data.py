@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.tokenize.shard_reader import ShardReader
-from tasks.train.order import global_batch
+from tasks.train.order import GlobalOrder, global_batch
 
 pytestmark = pytest.mark.slow  # imports torch
 
@@ -39,7 +39,7 @@ def test_batches_are_a_function_of_the_step(source: Any) -> None:
     from tasks.train.data import TrainingBatches
 
     def make(rank: int, world_size: int) -> Any:
-        return TrainingBatches(source, global_batch_size=12, micro_batch_size=2, seed=7, rank=rank, world_size=world_size)
+        return TrainingBatches(source, order=GlobalOrder(41, 7), global_batch_size=12, micro_batch_size=2, rank=rank, world_size=world_size)
 
     forward, jumping = make(1, 3), make(1, 3)
     expected = {step: [batch.tokens.numpy() for batch in forward.at(step)] for step in range(6)}
@@ -56,7 +56,7 @@ def test_batches_are_a_function_of_the_step(source: Any) -> None:
 def test_errors_of_the_reading_thread_reach_the_loop(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.train.data import TrainingBatches
 
-    batches = TrainingBatches(source, global_batch_size=4, micro_batch_size=2, seed=7, rank=0, world_size=1)
+    batches = TrainingBatches(source, order=GlobalOrder(41, 7), global_batch_size=4, micro_batch_size=2, rank=0, world_size=1)
     monkeypatch.setattr(source, "batches", lambda parts: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         batches.at(0)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.train import order
-from tasks.train.order import BatchOrder, global_batch, permute, rank_slice, stream_seed
+from tasks.train.order import BatchOrder, GlobalOrder, global_batch, permute, rank_slice, stream_seed
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -22,6 +22,13 @@ def test_permute_stays_in_range_and_apart_at_any_size(size: int, key: int, data:
     assert image.min() >= 0
     assert image.max() < size
     assert np.unique(image).size == positions.size
+
+
+@given(size=st.integers(1, 500), seed=st.integers(0, 2**64 - 1), positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_positions_of_many_passes_at_once_are_each_passs_own(size: int, seed: int, positions: list[int]) -> None:
+    order = GlobalOrder(size, seed)
+    assert order.at(np.array(positions)).tolist() == [int(order.at(np.array([position]))[0]) for position in positions]
 
 
 def test_keys_give_unrelated_orders() -> None:
@@ -52,7 +59,7 @@ def test_every_pass_visits_every_sequence_once(num_sequences: int, batch_size: i
 def test_steps_computed_together_are_steps_computed_alone(steps: list[int], num_sequences: int, batch_size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "_AHEAD", 60)
-        together = BatchOrder(num_sequences=num_sequences, global_batch_size=batch_size, seed=5)
+        together = BatchOrder(GlobalOrder(num_sequences, 5), global_batch_size=batch_size)
         for step in (*steps, *sorted(steps)):
             alone = global_batch(step, num_sequences=num_sequences, global_batch_size=batch_size, seed=5)
             assert np.array_equal(together.batch(step), alone)

@@ -14,6 +14,7 @@ from schemas.exit_code import ExitCode
 from tasks.train.checkpoint.commit import CheckpointStore
 from tasks.train.checkpoint.state_hash import as_hex, hash_checkpoint
 from tasks.train.consumed import prescribed
+from tasks.train.order import GlobalOrder
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,7 @@ def test_stages_and_sizes_change_and_nothing_is_lost(gang: MakeGang, make_config
         before.append(loss_ahead(ahead, config, of=resized.artifact_dir, world_size=world_size))
     calm.run(make_config(training__steps=9, training__zero_stage=1, **common))
     _, state = committed(resized.artifact_dir)
-    assert state.consumed == committed(calm.artifact_dir)[1].consumed == prescribed(9, num_sequences=41, global_batch_size=12, seed=7)
+    assert state.consumed == committed(calm.artifact_dir)[1].consumed == prescribed(9, order=GlobalOrder(41, 7), global_batch_size=12)
 
 
 def loss_ahead(ahead: Any, config: RunConfig, *, of: Path, world_size: int) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import InputError
+from tasks.train.order import GlobalOrder
 from tests.fakes.tiny_training import make_shards
 
 pytestmark = pytest.mark.slow  # imports torch
@@ -26,9 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampler(rank: int = 0, world_size: int = 1, **options: Any) -> Any:
     from tasks.train.torch_dataset import StepSampler
 
-    return StepSampler(
-        41, **({"num_steps": STEPS, "global_batch_size": 12, "micro_batch_size": 2, "seed": 7} | options), rank=rank, world_size=world_size
-    )
+    sizes = {"num_steps": STEPS, "global_batch_size": 12, "micro_batch_size": 2}
+    return StepSampler(GlobalOrder(41, 7), **(sizes | options), rank=rank, world_size=world_size)
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 3), (4, 5)])
@@ -42,7 +42,7 @@ def test_a_loader_gives_the_batches_of_training(folder: Path, rank: int, world_s
 
     dataset = ShardDataset(folder)
     source = BatchSource(ShardReader(dataset.manifest, folder=folder, split="train"), manifest=dataset.manifest, split="train")
-    own = TrainingBatches(source, global_batch_size=12, micro_batch_size=2, seed=7, rank=rank, world_size=world_size)
+    own = TrainingBatches(source, order=dataset.order(seed=7), global_batch_size=12, micro_batch_size=2, rank=rank, world_size=world_size)
     expected = [batch for step in range(STEPS) for batch in own.at(step)]
     own.close()
     order = sampler(rank, world_size)

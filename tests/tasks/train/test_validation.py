@@ -49,7 +49,7 @@ def test_each_batch_that_is_validated_is_a_sign_of_life(beats: list[None]) -> No
     from tasks.train.validation import Validator
 
     source: Any = SimpleNamespace(num_sequences=40, batch=lambda indices: SimpleNamespace(num_targets=3 * len(indices)))
-    manifest: Any = SimpleNamespace(of_split=lambda _: (SimpleNamespace(text_bytes=400, tokens=100),))
+    manifest: Any = SimpleNamespace(of_split=lambda _: (SimpleNamespace(text_bytes=400, tokens=100),), loss_masks=False)
     tracking = TrackingConfig(validation_sequences=20)
     validator = Validator(_engine(8), source, manifest=manifest, tracking=tracking, micro_batch_size=4, seed=1)
     loss, bits_per_byte = validator.loss()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from schemas.recipe_config import RulesConfig
+from schemas.corpus_config import RulesConfig
 from tasks.validate.checks import Check, PreviousCorpus, Verdict, corpus_checks, corpus_row, source_table, verdict_of
 from tasks.validate.stats import CorpusStats, Lengths, SourceStats, merge_stats
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.recipe_config import RulesConfig
+from schemas.corpus_config import RulesConfig
 from tasks.validate import judge as judging
 from tasks.validate.checks import PreviousCorpus, Verdict
 from tasks.validate.judge import judge, sample_page

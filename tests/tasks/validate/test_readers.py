@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.recipe_config import SourceConfig
-from tasks.validate import readers
+from schemas.corpus_config import RulesConfig, SourceConfig
+from tasks.validate import lines, parquet_reader, readers
 from tasks.validate.problem import Reason
 from tasks.validate.readers import Record, read_records, reading_of
 from tasks.validate.streams import HashingFile
@@ -21,7 +21,7 @@ BOM = b"\xef\xbb\xbf"
 def read(path: Path, *, max_chars: int = 10_000_000, **source: Any) -> list[Record]:
     config = SourceConfig.model_validate({"path": str(path)} | source)
     with HashingFile(path) as file:
-        return list(read_records(file, reading_of(str(path), config, max_chars=max_chars)))
+        return list(read_records(file, reading_of(str(path), config, rules=RulesConfig(max_chars=max_chars))))
 
 
 def outline(records: list[Record]) -> list[tuple[int, Any]]:
@@ -73,7 +73,7 @@ def test_lines_are_the_same_whatever_the_block_size(tmp_path: Path, block_bytes:
 
 
 def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "LINE_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(lines, "LINE_LIMIT_BYTES", 10_000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text":"a"}\n{"text":"' + b"x" * 3_000_000 + b'"}\n{"text":"b"}\n' + b"y" * 2_000_000)
     records = read(path)
@@ -218,6 +218,23 @@ class TestParquet:
         assert [record.row for record in records if record.problem is not None] == list(range(101, 201))
         assert {record.problem.reason for record in records if record.problem is not None} == {Reason.DAMAGED_FILE}
 
+    def test_rows_before_the_damage_are_read_as_well_when_many_are_decoded_together(
+        self, write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        texts = [f"document {i} {i * 7919 % 10_007}" for i in range(500)]
+        pages = {"write_batch_size": 10, "data_page_size": 1, "write_page_checksum": True, "use_dictionary": False, "compression": "none"}
+        path = write_parquet("a.parquet", {"text": texts}, **pages)
+        data = bytearray(path.read_bytes())
+        data[data.index(b"document 257")] ^= 1
+        path.write_bytes(data)
+        monkeypatch.setattr(parquet_reader, "_FEW_ROWS", 20)
+        monkeypatch.setattr(parquet_reader, "_MAX_BATCH_ROWS", 110)
+        records = read(path)
+        assert [record.row for record in records] == list(range(1, 501))
+        assert [record.fields for record in records[:240]] == [{"text": text} for text in texts[:240]]
+        assert {record.problem.reason for record in records[240:] if record.problem is not None} == {Reason.DAMAGED_FILE}
+        assert all(record.problem is not None for record in records[240:])
+
     @pytest.mark.parametrize("data", [b"", b"PAR1", b"no parquet at all", b"PAR1" + b"\0" * 100 + b"PAR1"])
     def test_what_is_no_parquet_is_one_damaged_file(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "a.parquet").write_bytes(data)
@@ -238,5 +255,5 @@ def test_what_is_read_is_what_is_hashed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text":"a"}\n' * 1000) + b"garbage")
     with HashingFile(path) as file:
-        list(read_records(file, reading_of(str(path), SourceConfig(path="x"), max_chars=100)))
+        list(read_records(file, reading_of(str(path), SourceConfig(path="x"), rules=RulesConfig(max_chars=100))))
         assert file.digest() == xxhash.xxh3_128(path.read_bytes()).hexdigest()

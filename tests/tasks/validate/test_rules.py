@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.recipe_config import RulesConfig
+from schemas.corpus_config import RulesConfig
 from tasks.validate.problem import EXCERPT_CHARS, Problem, Reason, excerpt
 from tasks.validate.rules import Document, DocumentRules, num_unprintable
 from tasks.validate.sources import Format

@@ -267,7 +267,7 @@ PEAK_PROGRAM = """
 import resource, sys
 from pathlib import Path
 from cluster.storage import hash_file
-from schemas.recipe_config import CorpusConfig
+from schemas.corpus_config import CorpusConfig
 from schemas.manifest import InputFile
 from tasks.validate.grouping import plan_groups
 from tasks.validate.scan import scan_group

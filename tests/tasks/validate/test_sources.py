@@ -8,8 +8,8 @@ import pytest
 
 from cluster.storage import hash_file
 from schemas.config import RunConfig
+from schemas.corpus_config import SourceConfig
 from schemas.errors import InputError
-from schemas.recipe_config import SourceConfig
 from tasks.validate.sources import compression_of, find_files, format_of, plan_inputs
 
 Recipe = Callable[..., RunConfig]

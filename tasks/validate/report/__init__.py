@@ -1,0 +1,1 @@
+"""The data report: one page of pictures, tables and findings about a corpus, each finding with its remedy."""
