@@ -13,10 +13,10 @@ LOCKS := infra/requirements/base.txt infra/requirements/$(ACCEL).txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 WHEELS := $(if $(wildcard wheelhouse),--no-index --find-links wheelhouse,)
 
-.PHONY: help venv dev demo slurm-demo slurm-there test test-fast test-exhaustive soak check format bench lock wheelhouse clean
+.PHONY: help venv dev images demo slurm-demo slurm-there k8s-demo k8s-programs same-weights test test-fast test-exhaustive soak check format bench lock wheelhouse clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 venv: $(READY) ## the environment alone, from the lock file; ACCEL=cpu|cuda|site
 
@@ -40,6 +40,15 @@ demo: $(READY) ## the whole pipeline on real text that this machine has
 slurm-demo: slurm-there $(READY) ## the same on a Slurm cluster of three nodes that it starts here, one of which fails; needs root and Slurm
 	@$(BIN)/python infra/slurm/demo.py
 
+k8s-demo: k8s-programs $(READY) ## the same on a Kubernetes cluster of three nodes that it starts here, one of which fails; needs root
+	@$(BIN)/python infra/kubernetes/demo.py
+
+same-weights: slurm-there k8s-programs $(READY) ## one recipe on one machine, on Slurm and on Kubernetes, started here: equal weights, bit for bit; needs root and Slurm
+	@$(BIN)/python -m flows.same_weights
+
+k8s-programs: ## build Kubernetes' programs into ~/.cache/headrace, once: ten minutes
+	@$(PYTHON) infra/kubernetes/test_cluster.py build
+
 slurm-there:
 	@type -P slurmctld slurmd munged sbatch >/dev/null \
 	  || { echo "Slurm is not installed; mend: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge" >&2; exit 2; }
@@ -47,8 +56,8 @@ slurm-there:
 test: $(DEV_READY) ## the test suite
 	@$(BIN)/python -m pytest -m "not exhaustive"
 
-test-fast: $(DEV_READY) ## the tests that take under a minute in all
-	@$(BIN)/python -m pytest -m "not slow and not exhaustive"
+test-fast: $(DEV_READY) ## the tests that need no ranks and no servers, with fewer examples of each property
+	@$(BIN)/python -m pytest -m "not slow and not exhaustive" --hypothesis-profile=fast
 
 test-exhaustive: $(DEV_READY) ## the tests that take minutes each; MARK=slurm, MARK="not slurm": only those
 	@$(BIN)/python -m pytest -m "exhaustive$(if $(MARK), and ($(MARK)),)"
@@ -73,7 +82,10 @@ lock: $(DEV_READY) ## write the lock files from what is installed
 	@$(BIN)/python infra/requirements/lock.py
 
 wheelhouse: $(READY) ## all packages as files, for machines without a network
-	@$(BIN)/python -m pip download --dest wheelhouse -r infra/requirements/$(ACCEL).txt -r infra/requirements/dev.txt
+	@$(BIN)/python -m pip wheel --wheel-dir wheelhouse -r infra/requirements/$(ACCEL).txt -r infra/requirements/dev.txt
+
+images: $(DEV_READY) ## both container images, with buildah, and what is in them; ARGUMENTS="--base … --accel cuda"
+	@$(BIN)/python infra/docker/build.py $(ARGUMENTS)
 
 clean: ## remove all that was made
 	rm -rf $(VENV) .headrace .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache wheelhouse headrace.egg-info

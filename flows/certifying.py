@@ -19,9 +19,9 @@ from cluster.storage import FileStorage, open_storage, replace_local
 from flows.finished import IMPORTED_NS, certificate_path, environment, files_below, interpreter, names_in, packed, stamp
 from schemas.artifact import RECORD_NAME, ArtifactRecord
 from schemas.canonical import FINGERPRINT_CHARS, sha256
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
 from schemas.errors import HeadraceError
-from schemas.execution_config import ClusterKind
 from schemas.plan import Plan, PlannedStage
 from schemas.recipe import LoadedRecipe
 from schemas.reference import has_secret, secret_names

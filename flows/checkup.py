@@ -1,6 +1,6 @@
 """`headrace doctor`: looks at this machine and its cluster, changes nothing, and says for each finding how to mend it.
 
-Each check is a function that returns findings. Those of storage are in `flows.checkup_storage`, those of Slurm in `flows.checkup_slurm`.
+Each check is a function that returns findings. Those of storage are in `flows.checkup_storage`, those of clusters in modules of their own.
 """
 
 import contextlib
@@ -8,23 +8,25 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+from flows.checkup_shapes import PROCESS_BYTES, check_shapes
 from flows.checkup_storage import check_disk, check_file_system, check_object_storage, check_sharing, check_storage
 from flows.figure import of_bytes
 from flows.finding import Finding, finding
 from flows.terminal import paint, show, show_json
+from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, Problem
-from schemas.execution_config import ClusterKind
 from schemas.recipe import LoadedRecipe, load_recipe, project_dir_of
 from schemas.sizing import training_size
 from schemas.suggestion import nearest_choice
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
+LOCK = "HEADRACE_LOCK"
+"""Names the lock file that an environment was made of, where that is only a part: in the image that decides, which has no torch."""
 _LOCK = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)")
 _LEFTOVERS = re.compile(r"^(deepspeed_|torch_|headrace-|sem\.loky|psm_|__KMP_)")
 
@@ -68,11 +70,15 @@ def findings_of(loaded: LoadedRecipe | None, kind: ClusterKind | None = None) ->
     else:
         findings += check_object_storage(root)
     findings += [*check_storage(state, subject="state"), *check_file_system(state, subject="state", is_shared=kind is ClusterKind.SLURM)]
+    findings += check_shapes(config) if config is not None else []
     if kind is ClusterKind.SLURM:
         from flows.checkup_slurm import slurm_findings
 
         findings += slurm_findings(config, project=project, root=root, state=state)
-    findings += check_kubernetes() if kind is ClusterKind.KUBERNETES else []
+    if kind is ClusterKind.KUBERNETES:
+        from flows.checkup_kubernetes import kubernetes_findings
+
+        findings += kubernetes_findings(config, project=project, root=root)
     return [*findings, check_compiler()]
 
 
@@ -99,7 +105,7 @@ def check_python() -> Finding:
 
 def check_packages(folder: Path = _CHECKOUT / "infra" / "requirements") -> list[Finding]:
     """Installed versions against the lock files; torch may be the site's own, but must be there."""
-    lock = folder / "base.txt"
+    lock = folder / os.environ.get(LOCK, "base.txt")
     if not lock.exists():
         return [finding("warning", "packages", f"no lock file {lock}", "run doctor from a checkout")]
     problems, locked = [], _locked_versions(lock)
@@ -110,7 +116,7 @@ def check_packages(folder: Path = _CHECKOUT / "infra" / "requirements") -> list[
         elif found.partition("+")[0] != wanted.partition("+")[0]:
             what = f"{name} {found} is installed, the lock says {wanted}"
             problems.append(finding("warning", "packages", what, "make venv, or keep it: only the lock is tested"))
-    if _installed("torch") is None:
+    if _installed("torch") is None and lock.name != "control.txt":
         problems.append(finding("error", "packages", "torch is not installed", "make venv ACCEL=cpu, or ACCEL=site with the site's own"))
     return problems or [finding("ok", "packages", f"all {len(locked)} as locked in {lock.name}; torch {_installed('torch')}")]
 
@@ -152,8 +158,7 @@ def check_memory(config: RunConfig | None) -> Finding:
     size = training_size(config)
     if size.memory is None:
         return finding("ok", "memory", f"{of_bytes(have)} available; the model's need is not known")
-    process_bytes = 1_000_000_000  # interpreter, torch and DeepSpeed, measured at 0.9 GB
-    need = size.world_size * (size.memory.total + process_bytes)
+    need = size.world_size * (size.memory.total + PROCESS_BYTES)
     what = f"{of_bytes(have)} available, about {of_bytes(need)} needed for {size.world_size} ranks"
     if need > have:
         return finding(
@@ -224,16 +229,3 @@ def check_loopback() -> Finding:
     proxy = next((name for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY") if os.environ.get(name)), None)
     what = "127.0.0.1 connects" + (f"; {proxy} is set, Headrace goes around it for 127.0.0.1" if proxy else "")
     return finding("ok", "ports", what)
-
-
-# ---- clusters ---------------------------------------------------------------------------------------------------------
-
-
-def check_kubernetes() -> list[Finding]:
-    """The client's program, and whether the cluster answers."""
-    if shutil.which("kubectl") is None:
-        return [finding("warning", "kubernetes", "kubectl not found on PATH", "run Headrace where the cluster's client is installed")]
-    answer = subprocess.run(("kubectl", "version", "--request-timeout=5s"), capture_output=True, text=True, timeout=20, check=False)
-    if answer.returncode:
-        return [finding("error", "kubernetes", f"kubectl fails: {answer.stderr.strip()[:200]}", "check your login and KUBECONFIG")]
-    return [finding("ok", "kubernetes", answer.stdout.strip().splitlines()[0])]

@@ -8,9 +8,9 @@ from cluster.environment import checkout
 from cluster.launchers.slurm_container import Container
 from cluster.launchers.slurm_queue import SlurmError
 from flows.finding import Finding, finding
+from schemas.cluster_config import ContainerRuntime
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
-from schemas.execution_config import ContainerRuntime
 from schemas.stage import Stage
 from tasks.planned_jobs import planned_jobs
 
@@ -95,6 +95,10 @@ def _read_by(stage: Stage, config: RunConfig) -> dict[str, str]:
     paths: dict[str, str | None] = {}
     if stage is Stage.VALIDATE:
         paths = {f"corpus.sources.{index}": source.path for index, source in enumerate(config.corpus.sources)}
+    if stage is Stage.PREPARE:
+        paths = {
+            f"corpus.preparation.decontamination.files.{index}": path for index, path in enumerate(config.corpus.preparation.decontamination.files)
+        }
     if stage is Stage.TOKENIZER:
         paths = {"tokenizer.path": config.tokenizer.path}
     if stage is Stage.TRAIN:

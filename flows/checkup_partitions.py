@@ -10,10 +10,11 @@ from pathlib import Path
 from cluster.launchers.slurm import SlurmLauncher
 from cluster.launchers.slurm_queue import SlurmError
 from cluster.launchers.slurm_site import NODES, PARTITIONS, Node, Partition, mib_of, parse_nodes, parse_partitions
+from flows.checkup_shapes import enough_for
 from flows.figure import of_seconds
 from flows.finding import Finding, finding
+from schemas.cluster_config import ClusterConfig
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterConfig
 from schemas.job import JobSpec
 from schemas.stage import Stage
 from schemas.suggestion import nearest_choice
@@ -143,11 +144,12 @@ def _not_offered(nodes: Sequence[Node], stage: Stage, spec: JobSpec, *, config: 
         kinds = sorted({(node.gpus, node.cpus, node.memory_mib) for node in nodes}, reverse=True)
         offer = "; ".join(f"{cpus} CPUs, {gpus} GPUs, {memory / 1024:.0f}G" for gpus, cpus, memory in kinds[:3]) or "no nodes"
         keys = ", ".join(_key(config, stage, name) for name in ("nodes", "ranks_per_node", "gpus_per_node", "memory"))
-        what = f"{asked}, {len(fitting)} of its {len(nodes)} offer that; there are: {offer}"
+        what = f"{asked}, {len(fitting)} of its {len(nodes)} offer that{enough_for(config, stage, num_nodes=len(fitting))}; there are: {offer}"
         yield "error", what, f"lower one of {keys}, cluster.threads_per_rank"
     elif len(usable) < spec.num_nodes:
         states = ", ".join(sorted({node.state for node in fitting if not node.is_usable}))
-        yield "warning", f"{asked}, {len(usable)} that offer it are up, others are {states}", "sinfo --list-reasons says why"
+        what = f"{asked}, {len(usable)} that offer it are up{enough_for(config, stage, num_nodes=len(usable))}; others are {states}"
+        yield "warning", what, "sinfo --list-reasons says why"
 
 
 def _key(config: RunConfig, stage: Stage, name: str) -> str:

@@ -18,8 +18,8 @@ from flows.checkup_partitions import job_findings
 from flows.checkup_storage import existing
 from flows.figure import of_seconds
 from flows.finding import Finding, finding
+from schemas.cluster_config import ClusterConfig, StageResources
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterConfig, StageResources
 from schemas.stage import Stage
 
 _NEEDED = ("sbatch", "squeue", "scancel")

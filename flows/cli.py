@@ -40,6 +40,23 @@ StorageOption = Annotated[str | None, typer.Option("--storage", metavar="URL", h
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        from flows.terminal import show
+
+        show(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    _version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Options of the program itself. Each acts by its callback."""
+
+
 @app.command()
 def init(
     recipe: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write; must not exist.", show_default=False)],
@@ -84,9 +101,11 @@ def plan(recipe: RecipeArgument, assignments: SetOption = None, from_stage: From
     from flows.piloting import load_checked, plan_checked
     from flows.screens import plan_screen
     from flows.terminal import show, show_json
+    from schemas.cluster_config import ClusterKind
 
     loaded = load_checked(recipe, assignments or ())
-    planned = plan_checked(loaded, from_stage=from_stage)
+    on_a_cluster = loaded.config.cluster.kind is not ClusterKind.LOCAL  # whose volumes a desk need not mount
+    planned = plan_checked(loaded, from_stage=from_stage, text_may_be_elsewhere=on_a_cluster)
     if as_json:
         show_json({**planned.model_dump(mode="json"), "warnings": [*loaded.warnings, *planned.warnings]})
         return

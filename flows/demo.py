@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.layout import REPORT_NAME
+from cluster.storage import Storage
 from flows.figure import model_uri
 from flows.screens import demo_screen
 from schemas.config import RunConfig
@@ -59,8 +61,16 @@ def last_screen(handle: RunHandle) -> list[str]:
     """Returns the demo's last screen for a finished run."""
     run = open_run(handle)
     view = view_of(run)
+    pointer = run.pointer(Stage.VALIDATE)
+    pages = data_report(run.storage, pointer.key) if pointer else []
     commands = next_commands(model_uri(view.stages[-1].figures), state_dir=Path(handle.state_dir))
-    return demo_screen(view, sample=_sample(run), commands=commands)
+    return demo_screen(view, sample=_sample(run), commands=[*pages, *commands])
+
+
+def data_report(storage: Storage, key: str) -> list[tuple[str, str]]:
+    """Returns where the report of a corpus is, as (what it is, path); nothing where there is none to open on this machine."""
+    path = storage.local_path(f"{key}/{REPORT_NAME}")
+    return [("data", _near(path))] if path is not None and path.is_file() else []
 
 
 def next_commands(model: str, *, state_dir: Path) -> list[tuple[str, str]]:

@@ -1,11 +1,15 @@
 """`headrace deploy`: missing work pools first, then Prefect's own `deploy` with the file that describes the deployments.
 
+A pool may have a base job template beside the file. It is handed over each time: what somebody changed on the server is as in the file again.
 Removing a deployment or a schedule from the file does not delete it on the server; Prefect leaves that to people.
 """
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +40,42 @@ def deploy_all(*, pool: str | None, file: Path = _FILE) -> dict[str, Any]:
         )
     if not is_healthy(url, timeout_s=10.0):
         raise UnreachableError(f"no Prefect server answers at {url}", why="PREFECT_API_URL names it", mend="start it, or correct PREFECT_API_URL")
-    pools = {str(deployment["work_pool"]["name"]): str(deployment["work_pool"].get("type", "process")) for deployment in chosen}
-    for name, kind in sorted(pools.items()):
-        if _prefect("work-pool", "inspect", name).returncode:
-            _must(_prefect("work-pool", "create", name, "--type", kind), what=f"work pool {name!r} could not be created")
+    pools = {str(deployment["work_pool"]["name"]): deployment["work_pool"] for deployment in chosen}
+    for name, pool_settings in sorted(pools.items()):
+        _provide_pool(name, pool_settings, folder=file.parent)
     names = [str(deployment["name"]) for deployment in chosen]
     for name in names:
         _must(_prefect("--no-prompt", "deploy", "--prefect-file", str(file), "--name", name), what=f"deployment {name!r} was refused")
     return {"deployments": names, "pools": sorted(pools), "server": url}
+
+
+def _provide_pool(name: str, settings: Mapping[str, Any], *, folder: Path) -> None:
+    """Makes a work pool that is missing, and gives any its base job template, where it has one of its own: a YAML file in `folder`."""
+    missing = _prefect("work-pool", "inspect", name).returncode != 0
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as rendered:
+        template: tuple[str, ...] = ()
+        if "base_job_template" in settings:
+            json.dump(base_job_template(folder / str(settings["base_job_template"])), rendered)
+            rendered.flush()
+            template = ("--base-job-template", rendered.name)
+        if missing:
+            made = _prefect("work-pool", "create", name, "--type", str(settings.get("type", "process")), *template)
+            _must(made, what=f"work pool {name!r} could not be created")
+        elif template:
+            _must(_prefect("work-pool", "update", name, *template), what=f"work pool {name!r} did not take its base job template")
+
+
+def base_job_template(file: Path) -> dict[str, Any]:
+    """Returns what a worker makes of a flow run, and the variables in it. Raises InputError: there is no such file, or it is no template."""
+    try:
+        template = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist", why="a work pool names it as its base_job_template", mend="correct infra/prefect.yaml") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not YAML", why=str(error), mend="correct it") from error
+    if not isinstance(template, dict) or template.keys() != {"job_configuration", "variables"}:
+        raise InputError(f"{file} is no base job template", why="it has two keys: job_configuration and variables", mend="correct it")
+    return template
 
 
 def _deployments(file: Path, *, pool: str | None) -> list[dict[str, Any]]:

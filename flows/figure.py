@@ -7,7 +7,9 @@ from typing import Any
 from cluster.closing import LEFT_OPEN
 from schemas.cost import TrainingCost, of_hours
 from schemas.ledger import GoodputLedger, Spent
+from schemas.mixture import SLOTS, SourceShare
 from schemas.stage import Stage
+from schemas.view import JobProgress
 
 
 def of_bytes(count: float) -> str:
@@ -68,6 +70,11 @@ _DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
         ("text_bytes", of_bytes),
         ("quarantined", "{:,} quarantined".format),
     ),
+    Stage.PREPARE: (
+        ("accepted", "{:,} documents left".format),
+        ("text_bytes", of_bytes),
+        ("quarantined", "{:,} refused".format),
+    ),
     Stage.TOKENIZER: (("vocab_size", "{:,} ids".format), ("bytes_per_token", "{:.2f} bytes per token".format)),
     Stage.TOKENIZE: (("tokens", lambda tokens: f"{sum(tokens.values()):,} tokens"), ("shards", "{} shards".format)),
     Stage.TRAIN: (
@@ -82,6 +89,15 @@ _DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
     Stage.REGISTER: (("version", "version {}".format), ("aliases", ", ".join)),
 }
 """Per stage: which figures of its summary are shown, and how."""
+
+
+def source_row(source: SourceShare) -> tuple[str, str, str]:
+    """Returns what training uses of one source, as a row of the plan's numbers."""
+    share = "?" if source.share is None else f"{source.share:.2%}"
+    if source.sequences is None or source.slots is None:
+        return (f"source {source.source}", share, "of the sequences; how many it has is known once the text is tokenized")
+    epochs = "?" if source.epochs is None else f"{source.epochs:.2f}"
+    return (f"source {source.source}", share, f"{source.slots:,} / {SLOTS:,}: {epochs} passes over its {source.sequences:,} sequences")
 
 
 def stage_detail(stage: Stage, figures: Mapping[str, Any]) -> str:
@@ -103,10 +119,22 @@ def model_uri(figures: Mapping[str, Any]) -> str:
     return f"models:/{name}@{best}" if best else f"models:/{name}/{version}"
 
 
+def items_line(job: JobProgress) -> str:
+    """Returns `scan: 12 of 40 items, 812 MB of 2.5 GB, 34 files/s, 85.2 MB/s, 20 s to go`."""
+    parts, array = [f"{job.job}: {job.items_done} of {job.items_total} items"], job.array
+    if array is not None and array.bytes_total:
+        parts.append(f"{of_bytes(array.bytes_done)} of {of_bytes(array.bytes_total)}")
+    if array is not None and array.bytes_per_s > 0:
+        parts += [f"{array.files_per_s:.3g} files/s"] if array.files_total else []
+        parts.append(f"{of_bytes(array.bytes_per_s)}/s")
+    parts += [f"{of_seconds(job.eta_s)} to go"] if job.eta_s >= 0 else []
+    return ", ".join(parts)
+
+
 def incident_line(incident: Mapping[str, Any]) -> str:
     """Returns `rank 1 killed at step 402, running again after 1.9 s, 4 steps redone`."""
     rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
-    who = f"rank {rank}" if rank >= 0 else "the job"
+    who = str(incident.get("item") or (f"rank {rank}" if rank >= 0 else "the job"))
     at = f" at step {step}" if step >= 0 else ""
     if incident.get("cause") == "queue":
         return f"{next(iter(incident.get('evidence', ())), 'its nodes were not to be had')}: the next attempt asks for fewer"
@@ -117,7 +145,7 @@ def incident_line(incident: Mapping[str, Any]) -> str:
     recovered = float(incident.get("recovered_after_s", -1.0))
     again = f", running again after {recovered:.1f} s" if recovered >= 0 else ", started again"
     redone = max(0, step - max(0, committed)) if step >= 0 else 0
-    return f"{who} {_verb(str(incident.get('cause')))}{at}{again}, {_redone(redone)}"
+    return f"{who} {_verb(str(incident.get('cause')))}{at}{again}" + ("" if incident.get("item") else f", {_redone(redone)}")
 
 
 _ANNOUNCED = ("preemption", "time limit")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from flows.figure import incident_line, of_seconds, stage_detail
+from flows.figure import incident_line, items_line, of_seconds, stage_detail
 from flows.screens import training_line
 from schemas.errors import HeadraceError
 from schemas.exit_code import ExitCode
@@ -89,7 +89,7 @@ def stage_detail_of(event: Event) -> str:
 def job_line(job: JobProgress) -> str:
     """Returns how far a job is, in one line."""
     if job.items_total:
-        return f"{job.job}: {job.items_done} of {job.items_total} items"
+        return items_line(job)
     phases = {rank.phase for beat in job.heartbeats for rank in beat.ranks}
     if phases and RankPhase.STEPPING not in phases and not job.step:
         return min(phases, key=list(RankPhase).index).value
@@ -166,7 +166,7 @@ def _bars(run: Run, ended: threading.Event, stream: TextIO, after: int) -> None:
                 if line:
                     console.print(line)
             if bar is not None and job is not None:
-                done, total = (job.items_done, job.items_total) if job.items_total else (job.step, job.total_steps)
+                done, total = (job.array.bytes_done, job.array.bytes_total) if job.array is not None else (job.step, job.total_steps)
                 progress.update(bar, completed=done, total=total or None, detail=job_line(job))
 
 

@@ -40,9 +40,9 @@ def load_checked(recipe: Path, assignments: Sequence[str]) -> LoadedRecipe:
     return loaded
 
 
-def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None, alike: str = "") -> Plan:
-    """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already. `alike`: as in `make_plan`."""
-    plan = make_plan(loaded.config, from_stage=from_stage, project_dir=loaded.project_dir, alike=alike)
+def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None, alike: str = "", text_may_be_elsewhere: bool = False) -> Plan:
+    """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already. The rest as in `make_plan`."""
+    plan = make_plan(loaded.config, from_stage=from_stage, project_dir=loaded.project_dir, alike=alike, text_may_be_elsewhere=text_may_be_elsewhere)
     vocab_size = plan.stage(Stage.TOKENIZER).summary.get("vocab_size")
     if vocab_size is not None and not plan.nothing_to_do:
         from tasks.train.compatibility import check_compatibility

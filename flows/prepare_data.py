@@ -8,6 +8,7 @@ from prefect import flow
 from flows.control import controlled, open_or_create
 from schemas.artifact import ArtifactRef
 from schemas.stage import Stage
+from tasks.prepare.task import prepare
 from tasks.tokenize.task import tokenize
 from tasks.tokenizer.task import make_tokenizer
 from tasks.validate.task import validate
@@ -32,6 +33,7 @@ def prepare_data(
     """
     run = open_or_create(recipe, overrides=overrides, from_stage=from_stage, run_id=run_id, storage_root=storage_root)
     with controlled(run):
-        corpus = validate(run)
+        accepted = validate(run)
+        corpus = prepare(run, accepted)
         tokenizer = make_tokenizer(run, corpus)
         return tokenize(run, corpus, tokenizer)

@@ -13,6 +13,7 @@ from schemas.plan import OnChange
 from schemas.stage import Stage
 from tasks.evaluate.task import evaluate
 from tasks.export.task import export
+from tasks.prepare.task import prepare
 from tasks.register.task import register
 from tasks.tokenize.task import tokenize
 from tasks.tokenizer.task import make_tokenizer
@@ -44,7 +45,8 @@ def pretrain(
     if isinstance(run, State):
         return run
     with controlled(run):
-        corpus = validate(run)
+        accepted = validate(run)
+        corpus = prepare(run, accepted)
         tokenizer = make_tokenizer(run, corpus)
         shards = tokenize(run, corpus, tokenizer)
         training = train(run, tokenizer, shards)

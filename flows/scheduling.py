@@ -19,15 +19,25 @@ from flows.control import new_run, recipe_path
 from flows.figure import model_uri
 from flows.piloting import load_checked, plan_checked
 from flows.screens import plan_screen
-from schemas.journal import RunHandle
+from schemas.journal import RunHandle, recipe_name_of
 from schemas.plan import OnChange, Plan
 from schemas.recipe import LoadedRecipe
 from schemas.stage import Stage
+from schemas.view import RunState, RunView
+from tasks.runs import Run, list_runs
 from tasks.store import Store
+from tasks.views import view_of
 
 PROPOSED = "Proposed"
 """Name of the state in which a flow run ends that asks people; Prefect's event of it is `prefect.flow-run.Proposed`."""
 
+SKIPPED = "Skipped"
+"""Name of the state in which a scheduled flow run ends that finds an earlier run of its recipe at work."""
+
+_AUTO_SCHEDULED = "auto-scheduled"
+"""Tag that Prefect gives to flow runs that a schedule made."""
+_RUNS_ASKED = 20
+"""So many of a recipe's newest runs are asked whether they are at work: a schedule leaves at most one."""
 _ROOM = 1.2
 """A budget that is proposed is so many times what the plan says: estimates are estimates."""
 
@@ -45,12 +55,26 @@ def plan_first(recipe: str, *, overrides: Sequence[str], from_stage: Stage | Non
         found = Store(open_storage(loaded.config.storage.root)).read(plan.stage(Stage.REGISTER).key)
         message = f"nothing to do: {model_uri(figures)}, version {figures.get('version')}, is made from exactly this"
         return Completed(message=message, data=found.ref())
+    if _AUTO_SCHEDULED in runtime.flow_run.tags and (earlier := run_at_work(loaded)) is not None:
+        return Completed(name=SKIPPED, message=f"skipped: {earlier.run_name} is {earlier.state.value}; look: headrace status {earlier.run_id}")
     screen = plan_screen(plan.model_copy(update={"scripts": {}}), config=loaded.config, warnings=loaded.warnings)
     get_run_logger().info("%s", "\n".join(screen))
     objection = plan.cost.objection if plan.cost is not None else ""
     if objection or on_change is OnChange.PROPOSE:
         return _propose(loaded, plan, screen=screen, objection=objection, on_change=on_change)
     return new_run(loaded, from_stage=from_stage)
+
+
+def run_at_work(loaded: LoadedRecipe) -> RunView | None:
+    """Returns a run of the recipe's name that somebody controls, or whose job lives; None when there is none.
+
+    Prefect's `concurrency_limit` would do for a deployment, but ends flow runs whose turn it cannot renew: when its server was started anew, or did
+    not answer for ten seconds at the wrong moment (Prefect 3.8, `prefect.concurrency._leases`).
+    """
+    storage = open_storage(loaded.config.storage.root)
+    names = [run_id for run_id in list_runs(storage) if recipe_name_of(run_id) == loaded.config.name]
+    views = (view_of(Run(storage, run_id)) for run_id in names[:_RUNS_ASKED])
+    return next((view for view in views if view.state in (RunState.RUNNING, RunState.DETACHED)), None)
 
 
 def _planned(recipe: Path, overrides: Sequence[str], *, from_stage: Stage | None, on_change: OnChange) -> tuple[LoadedRecipe, Plan]:

@@ -7,12 +7,14 @@ from flows.figure import (
     comparison_lines,
     cost_line,
     incident_line,
+    items_line,
     ledger_line,
     model_uri,
     of_bytes,
     of_count,
     of_moment,
     of_seconds,
+    source_row,
     stage_detail,
     table,
 )
@@ -27,6 +29,9 @@ from schemas.view import RunView, StageState, StageView
 _WIDTH = 100
 _MOST_NOTICES = 5
 """Lines that notices take in `status`."""
+
+_NEXT_DOCUMENT, _SHOWN = "\n---\n", 2
+"""Of manifests the first, which owns the rest, and the last, the first node's pod, are shown."""
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
@@ -51,10 +56,15 @@ def _script_lines(plan: Plan) -> list[str]:
     """The script of the training's job, as it is: it can be copied. Of the other stages, where to see theirs."""
     script, others = plan.scripts.get(Stage.TRAIN), ", ".join(stage.value for stage in plan.scripts if stage is not Stage.TRAIN)
     if script is None:
-        return ["", f"batch scripts of {others}: --json"] if others else []
+        return ["", f"what is submitted for {others}: --json"] if others else []
     words = " and ".join((RUN, KEY)) if FINGERPRINT not in script else f"{RUN}, {KEY} and {FINGERPRINT}"
-    title = f"batch script of train; {words} are filled in when it is submitted"
-    return ["", title, *([f"those of {others}: --json"] if others else []), "", *script.splitlines()]
+    documents = script.split(_NEXT_DOCUMENT)
+    title = f"{'manifests' if len(documents) > 1 else 'batch script'} of train; {words} are filled in when it is submitted"
+    notes = [f"those of {others}: --json"] if others else []
+    if len(documents) > _SHOWN:
+        notes.append(f"pods are alike but for name and rank: {_SHOWN} of {len(documents)} documents are shown")
+        script = _NEXT_DOCUMENT.join((*documents[: _SHOWN - 1], documents[-1]))
+    return ["", title, *notes, "", *script.splitlines()]
 
 
 def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, str]]:
@@ -76,7 +86,9 @@ def _number_rows(config: RunConfig, size: TrainingSize) -> list[tuple[str, str, 
         rows.append(("steps", f"{size.total_steps:,}", _steps_from(config)))
         rows.append(("training tokens", of_count(size.total_tokens or 0), f"{size.total_steps:,} steps x {size.tokens_per_step:,}"))
     if size.epochs is not None:
-        rows.append(("epochs", f"{size.epochs:.2f}", "passes over the training split"))
+        of = "the training split" if training.mixture is None else f"what training.mixture.{training.mixture.kind} makes an epoch"
+        rows.append(("epochs", f"{size.epochs:.2f}", f"passes over {of}"))
+    rows += [source_row(source) for source in size.sources]
     if size.model is None:
         rows.append(("parameters", "?", "known to the model's own code only: no estimate of memory and disk"))
         return rows
@@ -231,7 +243,7 @@ def _position(stage: StageView) -> str:
     if stage.state is not StageState.RUNNING or job is None:
         return stage_detail(stage.stage, stage.figures)
     if job.items_total:
-        return f"{job.job}: {job.items_done} of {job.items_total} items"
+        return items_line(job)
     if not job.heartbeats:
         return "not started yet"
     return training_line(step=job.step, total=job.total_steps, figures=job.figures, eta_s=job.eta_s)

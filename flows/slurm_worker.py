@@ -30,7 +30,7 @@ from cluster.environment import ALLOWED
 from cluster.launchers.slurm import require_commands
 from cluster.launchers.slurm_queue import SlurmError
 from flows.control_jobs import ask_queue, cancel, is_well, live_jobs, submit
-from schemas.execution_config import ClusterConfig, ClusterKind
+from schemas.cluster_config import ClusterConfig, ClusterKind
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, WorkPool

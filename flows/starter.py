@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launchers import LAUNCHED
+from schemas.cluster_config import ClusterKind
+from schemas.corpus_config import SourceConfig
 from schemas.errors import ConfigError, InputError, Problem
-from schemas.execution_config import ClusterKind
 from schemas.recipe import absolute, load_recipe, project_dir_of
-from schemas.recipe_config import SourceConfig
 from schemas.starting_point import TextFacts, Wish, recipe_text, summary_of
 from schemas.suggestion import nearest_choice
 

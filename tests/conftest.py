@@ -1,14 +1,17 @@
 """What holds for every test: nothing ambient leaks in, nothing is written outside the test's folder, and each folder's share of the time is shown."""
 
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.fakes.finished_pipeline import FinishedPipeline, finish_pipeline
+from tests.fakes.kubernetes_cluster import kubernetes_serving
 from tests.fakes.machine import NEEDS, lacks
 from tests.fakes.mlflow_server import MlflowServer, mlflow_serving
 from tests.fakes.s3_server import S3Server, s3_serving
@@ -32,6 +35,11 @@ for _name in [name for name in os.environ if name.startswith(AMBIENT)]:
     del os.environ[_name]
 os.environ.update(QUIET)
 
+_KEEPS_NO_BYTECODE = sys.dont_write_bytecode
+sys.dont_write_bytecode = False  # while tests are collected, whatever the shell says: to compile them all takes longer than to run a thousand
+
+settings.register_profile("fast", max_examples=20)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -43,6 +51,19 @@ def _own_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             folder.mkdir()
             patch.setenv(name, str(folder))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cut(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fast tests, which kill no machine, do not wait for the disk: it would take most of their time. A wrong descriptor is told as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not {"slow", "exhaustive"} & {mark.name for mark in request.node.iter_markers()}:
+            patch.setattr(os, "fsync", _look_only)
+        yield
+
+
+def _look_only(descriptor: int) -> None:
+    os.fstat(descriptor)
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +93,13 @@ def slurm_cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def kubernetes_nodes() -> Iterator[Any]:
+    """A real control plane of Kubernetes on this machine, with three nodes that run pods, and pretended GPUs."""
+    with kubernetes_serving(nodes=3, gpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One real S3 server; every test has a prefix of its own there."""
     with s3_serving(tmp_path_factory.mktemp("s3")) as server:
@@ -92,11 +120,16 @@ _NOT_RUN = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what this machine cannot run, and says so at the end: with `HEADRACE_ALL_TESTS` set that is an error."""
     lacking = {marker for marker in NEEDS if lacks(marker)}
-    left_out = [item for item in items if lacking & set(item.keywords)]
+    left_out = [item for item in items if lacking & {mark.name for mark in item.iter_markers()}]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     config.stash[_NOT_RUN] = [item.nodeid for item in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """From here on it is as the shell says."""
+    sys.dont_write_bytecode = _KEEPS_NO_BYTECODE
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,12 +1,14 @@
 """The shape of the tree: what may lie where, and that the names resolve to this checkout."""
 
 import ast
+import functools
 import importlib
 import importlib.machinery
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -23,6 +25,8 @@ LIGHT = (
     "tasks.verify",
     "flows.cli",
 )
+UNSAFE_CALLS = ("torch.load", "torch.save", "numpy.load", "np.load")
+PICKLES = frozenset({"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"})
 HEAVY = ("torch", "deepspeed", "prefect", "mlflow", "great_expectations", "transformers", "pyarrow")
 
 
@@ -66,7 +70,7 @@ def test_tests_have_no_package_files() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    bare = [str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if not ast.get_docstring(ast.parse(path.read_text()))]
+    bare = [str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if not facts_of(path).has_docstring]
     assert bare == []
 
 
@@ -75,7 +79,7 @@ def test_only_task_modules_and_flows_import_prefect() -> None:
     wrong = [
         str(path.relative_to(ROOT))
         for path in sources("tasks", "cluster", "schemas")
-        if path.name not in allowed and "prefect" in imported_roots(path)
+        if path.name not in allowed and "prefect" in facts_of(path).imports
     ]
     assert wrong == []
 
@@ -89,26 +93,20 @@ def test_only_task_modules_and_flows_import_prefect() -> None:
     ],
 )
 def test_one_module_per_outside_thing(library: str, owners: set[str]) -> None:
-    users = {str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if library in imported_roots(path)}
+    users = {str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if library in facts_of(path).imports}
     assert users <= owners
 
 
 def test_great_expectations_stays_in_validate() -> None:
-    users = {path.relative_to(ROOT).parent.as_posix() for path in sources(*PACKAGES) if "great_expectations" in imported_roots(path)}
+    users = {path.relative_to(ROOT).parent.as_posix() for path in sources(*PACKAGES) if "great_expectations" in facts_of(path).imports}
     assert users <= {"tasks/validate"}
 
 
 def test_nothing_unsafe_is_imported_or_called() -> None:
-    wrong = []
-    for path in sources(*PACKAGES):
-        if imported_roots(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}:
-            wrong.append(f"{path.name}: pickle")
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save", "numpy.load", "np.load"):
-                wrong.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
-    assert wrong == []
+    assert [place for path in sources(*PACKAGES) for place in facts_of(path).unsafe] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     """The command line's fast path and the agent must start in a fraction of a second."""
@@ -117,12 +115,28 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
     assert answer.stdout.split() == []
 
 
-def imported_roots(path: Path) -> set[str]:
-    """The top-level names that a module imports, anywhere in it."""
+class Facts(NamedTuple):
+    """What the rules ask of a module."""
+
+    has_docstring: bool
+    imports: frozenset[str]
+    """The top-level names that it imports, anywhere in it."""
+    unsafe: tuple[str, ...]
+    """Where it calls what could run code, or read it."""
+
+
+@functools.cache
+def facts_of(path: Path) -> Facts:
+    tree = ast.parse(path.read_text())
     roots: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    unsafe = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             roots |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             roots.add(node.module.partition(".")[0])
-    return roots
+        elif isinstance(node, ast.Attribute) and node.attr in ("load", "save") and ast.unparse(node) in UNSAFE_CALLS:
+            unsafe.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    if roots & PICKLES:
+        unsafe.append(f"{path.name}: pickle")
+    return Facts(ast.get_docstring(tree) is not None, frozenset(roots), tuple(unsafe))

@@ -7,6 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,12 +104,15 @@ def interleave(contestants: Mapping[str, Callable[[], Sample]], *, repetitions: 
     )
 
 
-def peer_python(name: str, *requirements: str) -> Path:
-    """Returns the interpreter of a peer's own environment, made from PyPI the first time."""
+def peer_python(name: str, *requirements: str, on_ours: bool = False) -> Path:
+    """Returns the interpreter of a peer's own environment, made from PyPI the first time. `on_ours`: on top of the packages that we run on."""
     folder = PEERS / name
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists() or ready.read_text() != "\n".join(requirements):
         subprocess.run((sys.executable, "-m", "venv", "--clear", str(folder)), check=True)
+        if on_ours:
+            ours, theirs = sysconfig.get_path("purelib"), sysconfig.get_path("purelib", vars={"base": str(folder)})
+            Path(theirs, "ours.pth").write_text(f"{ours}\n")
         subprocess.run((str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements), check=True)
         ready.write_text("\n".join(requirements))
     return python

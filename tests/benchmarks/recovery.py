@@ -1,22 +1,16 @@
 """G9: from the SIGKILL of a rank until the last rank enters its next step, with the real engine, model and optimizer state loaded.
 
-The peer is torchrun at its defaults with a bare all-reduce: no engine, no model, no state. It is killed once a trial; a trial in which no step
-is made within a minute after the kill has failed.
+The peers (`recovery_peers.py`) are bare: no engine, no model to speak of, no state. They are killed once a trial.
 """
 
-import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
-from tests.benchmarks.harness import ROOT, Figure, Outcome, versions_of
+from tests.benchmarks.harness import Figure, Outcome, versions_of
+from tests.benchmarks.recovery_peers import REQUIREMENTS, recover_nvrx, recover_torchft, recover_torchrun
 from tests.benchmarks.workload import PACKAGES, RANKS, workload
 from tests.chaos.injector import Faults
 from tests.chaos.live_training import LiveTraining
@@ -27,33 +21,36 @@ KILLS = 20
 """In each round's training."""
 STEPS_BETWEEN = 10
 EVERY_STEPS = 5
-TRIAL_S = 60.0
-_TORCHRUN = Path(__file__).with_name("recovery_torchrun.py")
+_PEERS = {"torchrun, bare": recover_torchrun, "nvrx ft_launcher, bare": recover_nvrx, "torchft, bare": recover_torchft}
 
 
 def run() -> Outcome:
-    """Returns the outcome. Ours and the peer take turns."""
+    """Returns the outcome. Ours and the peers take turns."""
     ours: list[float] = []
-    peer: list[float | None] = []
+    peers: dict[str, list[float | None]] = {name: [] for name in _PEERS}
     for number in range(ROUNDS):
         with tempfile.TemporaryDirectory(prefix="headrace-recovery-") as folder:
-            ours += _kill_often(Path(folder), seed=number)
-            peer.append(_kill_torchrun(Path(folder)))
-    recovered = [seconds for seconds in peer if seconds is not None]
+            ours += _kill_often(Path(folder, "ours"), seed=number)
+            for name, recover in _PEERS.items():
+                peers[name].append(recover(Path(folder, name.partition(",")[0])))
     quick = sum(seconds <= GOAL_S for seconds in ours)
-    figures = (_figure("headrace, with state", ours), *([_figure("torchrun, bare", recovered)] if recovered else []))
-    best = f", in {statistics.median(recovered):.1f} s" if recovered else ""
     met = quick == len(ours)
+    recovered = {name: [seconds for seconds in taken if seconds is not None] for name, taken in peers.items()}
+    others = ", ".join(f"{name} {_median_of(taken)} ({len(taken)} of {ROUNDS} times)" for name, taken in recovered.items())
     return Outcome(
         name="recovery",
-        figures=figures,
+        figures=(_figure("headrace, with state", ours), *(_figure(name, taken) for name, taken in recovered.items() if taken)),
         verdict=(
-            f"recovery: {quick} of {len(ours)} kills recovered within {GOAL_S:g} s, median {figures[0].median_wall_s:.2f} s, "
-            f"at most {max(ours):.2f} s; torchrun, bare, did {len(recovered)} of {len(peer)} times{best}; goal all: {'met' if met else 'missed'}"
+            f"recovery: {quick} of {len(ours)} kills recovered within {GOAL_S:g} s, median {statistics.median(ours):.2f} s, "
+            f"at most {max(ours):.2f} s; {others}; goal all: {'met' if met else 'missed'}"
         ),
         met=met,
-        versions=versions_of(*PACKAGES),
+        versions=versions_of(*PACKAGES) | dict(pin.split("==") for pin in REQUIREMENTS),
     )
+
+
+def _median_of(taken: Sequence[float]) -> str:
+    return f"{statistics.median(taken):.1f} s" if taken else "never"
 
 
 def _kill_often(folder: Path, *, seed: int) -> list[float]:
@@ -61,29 +58,12 @@ def _kill_often(folder: Path, *, seed: int) -> list[float]:
     draw, faults = random.Random(seed), Faults()
     for number in range(KILLS):
         faults = faults.kill(rank=draw.randrange(RANKS), at_step=STEPS_BETWEEN * (number + 1) + draw.randrange(EVERY_STEPS))
+    folder.mkdir()
     training = LiveTraining(folder, workload(steps=STEPS_BETWEEN * (KILLS + 2), every_steps=EVERY_STEPS))
     training.run(faults)
     killed_at = training.struck.times()
     assert len(killed_at) == KILLS == len(training.incidents())
     return [max(training.struck.entered(epoch + 1)) - at for epoch, at in enumerate(killed_at)]
-
-
-def _kill_torchrun(folder: Path) -> float | None:
-    """Kills one rank of a bare torchrun and returns the seconds until all its ranks were in a step again; None: they never were."""
-    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "--max-restarts=1")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        (*command, str(_TORCHRUN), str(folder)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        try:
-            process.wait(timeout=TRIAL_S)
-        except subprocess.TimeoutExpired:
-            for one in (*psutil.Process(process.pid).children(recursive=True), process):  # its ranks are in sessions of their own
-                one.kill()
-    entered = [folder / f"entered-{rank}.json" for rank in range(RANKS)]
-    if not all(path.exists() for path in entered):
-        return None
-    return max(float(json.loads(path.read_text())) for path in entered) - float(json.loads((folder / "killed.json").read_text()))
 
 
 def _figure(name: str, taken: Sequence[float]) -> Figure:

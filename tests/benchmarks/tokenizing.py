@@ -1,7 +1,8 @@
 """G1: text to committed, checksummed token shards, against datatrove, `datasets.map` and mosaicml-streaming's writer; beside the encoders alone.
 
 Everybody reads the same Parquet files (an accepted corpus) with one thread. The three peers encode some MB per second, whatever the size, so
-they get the first file alone; rates are compared. Before anything is timed, the hash of all ids must be the same for everybody: over the whole
+they get the first file alone; rates are compared. The tokenizer is there with its record, as its stage leaves it: which engine encodes has been
+decided. Before anything is timed, the hash of all ids must be the same for everybody: over the whole
 corpus against `tokenizers` and gigatoken alone, over the first file against the peers.
 """
 
@@ -15,12 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.storage import file_entry, hash_file, make_folder
-from schemas.artifact import ArtifactRecord
+from schemas.artifact import ArtifactRecord, Provenance
 from schemas.canonical import canonical_json
 from schemas.manifest import CorpusGroup, CorpusManifest, InputFile
-from schemas.recipe_config import TokenizerConfig
 from schemas.stage import Stage
+from schemas.tokens_config import TokenizerConfig
+from tasks.runs import provenance_of
 from tasks.tokenizer.bpe import train_bpe
+from tasks.tokenizer.corpus import Batch
+from tasks.tokenizer.engine import choose_engine, facts_of
+from tasks.tokenizer.report import Trained, measure
 from tasks.validate.scan import scan_group
 from tasks.work import Draft
 from tests.benchmarks.data_peers import environment_of, peer_pythons, peer_versions
@@ -32,6 +37,7 @@ GOAL_PEERS, GOAL_ENCODER = 50.0, 0.8
 _GROUP_MB, _FIRST_MB, _REFUSED_MB = 64, 24, 8
 _PROGRAMS = Path(__file__).parent / "contestants"
 _END_OF_TEXT = "<|endoftext|>"
+_TOKENIZER_KEY = "tokenizer/bench-000000000000"
 _PATTERNS = {"english": "gpt2", "chinese": "qwen2"}
 PEERS = ("datatrove", "datasets", "mds")
 _ENV = {
@@ -62,7 +68,7 @@ class Site:
     @property
     def tokenizer_json(self) -> Path:
         """The tokenizer."""
-        return self.folder / json.loads(self.description.read_text())["tokenizer"]["key"] / "tokenizer.json"
+        return self.folder / _TOKENIZER_KEY / "tokenizer.json"
 
 
 def run(*, megabytes: int = 256, repetitions: int = 5) -> Outcome:
@@ -177,22 +183,38 @@ def _wordpiece(texts: list[str]) -> bytes:
 
 
 def _made(folder_name: str, name: str, text: Text, *, tokenizer: Callable[[], bytes]) -> Site:
-    """Returns a corpus as `validate` leaves it and a tokenizer, made the first time."""
+    """Returns a corpus as `validate` leaves it and a tokenizer, made the first time; their records and the recipe are those of today's code."""
     folder = CACHE / "tokenize" / folder_name
-    about = folder / "about.json"
+    about = folder / "corpus.json"
     if not about.exists():
         shutil.rmtree(folder, ignore_errors=True)
         corpus, sizes = _accepted(folder, text)
-        key = "tokenizer/bench-000000000000"
-        (folder / key).mkdir(parents=True)
-        (folder / key / "tokenizer.json").write_bytes(tokenizer())
-        entry = file_entry(folder / key / "tokenizer.json", relative_to=folder / key)
-        record = commit(folder, Stage.TOKENIZER, Draft(files=(entry,), summary={}), key=key)
-        config = config_with(tokenizer={"end_of_text": _END_OF_TEXT})
-        described = {name: value.model_dump(mode="json") for name, value in (("config", config), ("corpus", corpus), ("tokenizer", record))}
-        (folder / "site.json").write_text(json.dumps({"root": str(folder), **described}))
-        about.write_text(json.dumps(sizes))
-    return Site(name=name, folder=folder, text_bytes=tuple(json.loads(about.read_text())), packages=text.packages)
+        (folder / _TOKENIZER_KEY).mkdir(parents=True)
+        (folder / _TOKENIZER_KEY / "tokenizer.json").write_bytes(tokenizer())
+        about.write_text(json.dumps({"text_bytes": sizes, "record": corpus.model_dump(mode="json")}))
+    made = json.loads(about.read_text())
+    config, record = config_with(tokenizer={"end_of_text": _END_OF_TEXT}), _tokenizer_record(folder, _beginning(text, 100_000))
+    described = {"config": config.model_dump(mode="json"), "tokenizer": record.model_dump(mode="json"), "corpus": made["record"]}
+    (folder / "site.json").write_text(json.dumps({"root": str(folder), **described}))
+    return Site(name=name, folder=folder, text_bytes=tuple(made["text_bytes"]), packages=text.packages)
+
+
+def _tokenizer_record(folder: Path, texts: list[str]) -> ArtifactRecord:
+    """Returns the record that the `tokenizer` stage leaves, measured on some texts: which engine encodes is decided there, off the clock."""
+    entry = file_entry(folder / _TOKENIZER_KEY / "tokenizer.json", relative_to=folder / _TOKENIZER_KEY)
+    content = (folder / _TOKENIZER_KEY / "tokenizer.json").read_bytes()
+    facts = facts_of(content, end_of_text=_END_OF_TEXT, subject="the tokenizer")
+    report = measure(
+        content,
+        [Batch(doc_ids=list(map(str, range(len(texts)))), texts=texts, sizes=[len(text.encode()) for text in texts])],
+        split="train",
+        facts=facts,
+        choice=choose_engine(content, wanted="auto"),
+        origin=Trained(kind="trained", requested_vocab_size=facts.vocab_size),
+        end_of_text=_END_OF_TEXT,
+    )
+    record = commit(folder, Stage.TOKENIZER, Draft(files=(entry,), summary=report.model_dump(mode="json")), key=_TOKENIZER_KEY)
+    return record.model_copy(update={"provenance": Provenance.model_validate(provenance_of("bench") | {"created_at": "today"})})
 
 
 def _accepted(folder: Path, text: Text) -> tuple[ArtifactRecord, list[int]]:

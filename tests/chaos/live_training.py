@@ -18,11 +18,11 @@ from unittest import mock
 import psutil
 
 from cluster.attempt import list_attempts, read_exit, read_spec, read_verdict
+from cluster.job_view import JobView
 from cluster.launchers import launcher_for
 from cluster.launchers.protocol import Launcher
 from cluster.layout import ArtifactLayout
 from cluster.storage import FileStorage, hash_file
-from cluster.supervisor import JobView
 from schemas.artifact import Provenance
 from schemas.attempt import EpochRecord, ExitRecord, Incident
 from schemas.config import RunConfig

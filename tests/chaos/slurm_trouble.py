@@ -16,11 +16,11 @@ import pytest
 
 from cluster.attempt import read_exit, read_spec
 from cluster.epoch import newest_epoch, read_epoch
+from cluster.job_view import JobView
 from cluster.launchers.slurm import SlurmLauncher
 from cluster.launchers.slurm_queue import call
-from cluster.supervisor import JobView
 from schemas.attempt import ExitRecord
-from schemas.execution_config import ClusterConfig, ClusterKind
+from schemas.cluster_config import ClusterConfig, ClusterKind
 from schemas.exit_code import ExitCode
 from schemas.job import JobSpec
 from tests.fakes.child_process import running

@@ -34,7 +34,7 @@ def half_made(project: Project) -> list[str]:
 
 def write_tokenizer(path: Path, *, vocab_size: int) -> None:
     """Writes a byte-level BPE in one file."""
-    from schemas.recipe_config import TokenizerConfig
+    from schemas.tokens_config import TokenizerConfig
     from tasks.tokenizer.bpe import train_bpe
 
     texts = ["the water flows over the mill wheel and grinds the grain " * 20]
@@ -74,7 +74,7 @@ def make_stages(project: Project, *assignments: str, until: Stage) -> list[Artif
     loaded = load_recipe(project.recipe, assignments)
     handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), overrides=tuple(assignments))
     bench = bench_of(handle, listener=Listener(note=lambda _: None, view=ignore_view))
-    stages = list(Stage)[: list(Stage).index(until) + 1]
+    stages = loaded.config.stages[: loaded.config.stages.index(until) + 1]
     return [find_or_make(stage, bench=bench, build=importlib.import_module(f"tasks.{stage.value}.build").build) for stage in stages]
 
 
@@ -168,7 +168,9 @@ def test_text_that_changed_after_validation_is_validated_again(prepared: Project
     config = load_recipe(project.recipe).config
     plan = make_plan(config)
     assert plan.stage(Stage.VALIDATE).action is Action.BUILD
-    assert plan.stage(Stage.VALIDATE).reasons == ("the raw files changed",)
+    changed, taken_over = plan.stage(Stage.VALIDATE).reasons
+    assert changed == f"code/{victim.name} changed"
+    assert taken_over.endswith("scanned anew, the others taken over")
     (again,) = make_stages(project, until=Stage.VALIDATE)
     assert again.key != first.key
     texts = [text for path in (project.root / again.key / "accepted").iterdir() for text in pq.read_table(path)["text"].to_pylist()]

@@ -193,7 +193,7 @@ def somebody_else(folder: Path, *, but: Path) -> Iterator[None]:
 
 def write_tokenizer(path: Path, *, vocab_size: int = 300, end_of_text: str = "<|endoftext|>") -> Path:
     """Writes a byte-level BPE in one file."""
-    from schemas.recipe_config import TokenizerConfig
+    from schemas.tokens_config import TokenizerConfig
     from tasks.tokenizer.bpe import train_bpe
 
     texts = ["the water flows over the mill wheel and grinds the grain " * 20]

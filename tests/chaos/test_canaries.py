@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from schemas.exit_code import ExitCode
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
 from tests.fakes.finished_pipeline import TRAINING, FinishedPipeline, Watch, new_canary
 from tests.fakes.tiny_pipeline import Project, make_project
 
@@ -40,7 +40,7 @@ def outcome(finished_pipeline: FinishedPipeline) -> Outcome:
     secret_file.write_text(new_canary())
     gone = f"http://me:${{file:{secret_file}}}@127.0.0.1:9"
     lost = make_project(top / "lost", changes={**TRAINING, "tracking.mlflow_uri": gone}, secrets=project.secrets)
-    lost.take(project, *(stage.value for stage in Stage if stage is not Stage.REGISTER))
+    lost.take(project, *(stage.value for stage in stages_of(prepared=False) if stage is not Stage.REGISTER))
     done = lost.headrace("run", "tiny.yaml")
     said = [finished_pipeline.said, done.stdout, done.stderr]
     assert done.returncode == ExitCode.UNREACHABLE, said

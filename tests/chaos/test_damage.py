@@ -13,7 +13,7 @@ import pytest
 from cluster.storage import FileStorage
 from schemas.errors import VerificationError
 from schemas.manifest import ShardManifest
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
 from tasks.recorded_file import verified_path
 from tasks.store import Store
 from tasks.tokenize.shard_reader import ShardReader
@@ -42,7 +42,7 @@ class Pipeline:
 
     def __init__(self, root: Path) -> None:
         self.store = Store(FileStorage(root))
-        self.folders = {stage: next((root / stage.value).glob("*/record.json")).parent for stage in Stage}
+        self.folders = {stage: next((root / stage.value).glob("*/record.json")).parent for stage in stages_of(prepared=False)}
         self.records = {stage: self.store.read(f"{stage.value}/{folder.name}") for stage, folder in self.folders.items()}
         self.checkpoints = CheckpointStore(self.folders[Stage.TRAIN])
         newest = self.checkpoints.steps()[-1]
@@ -71,12 +71,15 @@ class Pipeline:
         }
 
     def goes_one_back(self) -> bool:
-        """What a start of ranks does; then everything is as it was."""
-        kept = self.commit.read_bytes()
-        chosen = newest_verified(self.checkpoints, gang=Gang(), epoch=10**6)
+        """What a start of ranks does, and says; then everything is as it was."""
+        kept, told = self.commit.read_bytes(), list[tuple[int, int]]()
+        chosen = newest_verified(
+            self.checkpoints, gang=Gang(), epoch=10**6, tell=lambda step, findings, instead: told.append((step, instead)) if findings else None
+        )
         shutil.rmtree(self.folders[Stage.TRAIN] / "quarantine", ignore_errors=True)
         self.commit.write_bytes(kept)
-        return chosen is not None and chosen.step == self.checkpoints.steps()[-2]
+        *_, before, newest = self.checkpoints.steps()
+        return chosen is not None and chosen.step == before and told == [(newest, before)]
 
     def read_shards(self) -> None:
         """What a training or an evaluation does."""

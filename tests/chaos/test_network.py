@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cluster.supervisor import JobView
+from cluster.job_view import JobView
 from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
 from tests.chaos.conftest import MakeTraining

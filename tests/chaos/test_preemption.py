@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from cluster.deadline import SAVE_FIGURE, STEP_FIGURE
-from cluster.supervisor import JobView
+from cluster.job_view import JobView
 from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
 from schemas.ledger import Spent

@@ -26,7 +26,7 @@ from types import TracebackType
 
 from cluster.launchers.local import LocalLauncher
 from cluster.launchers.protocol import Command, Submission
-from schemas.execution_config import ClusterConfig
+from schemas.cluster_config import ClusterConfig
 from schemas.job import JobSpec
 
 DEVICE = "node0"

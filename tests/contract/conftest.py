@@ -17,9 +17,11 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return STORAGES[request.param](tmp_path)
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> LauncherBench:
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm), pytest.param("kubernetes", marks=pytest.mark.kubernetes)])
+def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LauncherBench:
     """A launcher of each kind, with a storage that its jobs reach."""
     if request.param == "slurm":
         request.getfixturevalue("slurm_cluster")
+    if request.param == "kubernetes":
+        monkeypatch.setenv("KUBECONFIG", str(request.getfixturevalue("kubernetes_nodes").kubeconfig))
     return LAUNCHERS[request.param](tmp_path)

@@ -33,13 +33,13 @@ def finish(
     """
     store = Store(FileStorage(Path(config.storage.root)))
     records: dict[Stage, ArtifactRecord] = {}
-    for stage in Stage:
-        contents = {source: records[source].content_hash for source in stage.inputs}
+    for stage in config.stages:
+        contents = {source: records[source].content_hash for source in config.inputs_of(stage)}
         identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file)
         summary = {**_SUMMARIES.get(stage, {}), **(summaries or {}).get(stage, {})}
         key = store.place(identity, rebuild=False)
         record = commit(Path(config.storage.root), stage, Draft(files=(), summary=summary, content_hash=f"{stage.value}{made}"), key=key)
-        inputs = tuple(records[source].ref() for source in stage.inputs)
+        inputs = tuple(records[source].ref() for source in config.inputs_of(stage))
         known = {"name": config.name, "fingerprint": identity.fingerprint, "inputs": inputs, "outside": identity.outside, "recipe": identity.recipe}
         provenance = record.provenance.model_copy(update={"run_id": run_id})
         records[stage] = store.find(identity) or store.commit(record.model_copy(update={**known, "provenance": provenance}))

@@ -26,8 +26,8 @@ def finish_store(project: Project, overrides: Sequence[str] = (), *, rebuild: in
     config = loaded.config
     store = Store(open_storage(config.storage.root))
     made: dict[Stage, ArtifactRecord] = {}
-    for stage in Stage:
-        contents = {source: made[source].content_hash for source in stage.inputs}
+    for stage in config.stages:
+        contents = {source: made[source].content_hash for source in config.inputs_of(stage)}
         identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file, project_dir=loaded.project_dir)
         record = ArtifactRecord(
             stage=stage,
@@ -36,7 +36,7 @@ def finish_store(project: Project, overrides: Sequence[str] = (), *, rebuild: in
             key=artifact_key(stage, name=config.name, fingerprint=identity.fingerprint, rebuild=rebuild),
             fingerprint=identity.fingerprint,
             content_hash=sha256(f"{identity.fingerprint} made".encode()),
-            inputs=tuple(made[source].ref() for source in stage.inputs),
+            inputs=tuple(made[source].ref() for source in config.inputs_of(stage)),
             outside=identity.outside,
             recipe=identity.recipe,
             files=(),

@@ -58,14 +58,15 @@ def commit(root: Path, stage: Stage, draft: Draft, *, key: str) -> ArtifactRecor
     )
 
 
-def write_corpus(root: Path, documents: Documents, *, key: str = "validate/test-000000000000") -> ArtifactRecord:
-    """Writes an accepted corpus as `validate` leaves it, and returns its record."""
+def write_corpus(root: Path, documents: Documents, *, key: str = "validate/test-000000000000", sources: Documents | None = None) -> ArtifactRecord:
+    """Writes an accepted corpus as `validate` leaves it, and returns its record. `sources`: the documents' sources; default: all of `test`."""
     folder = root / key
     (folder / "accepted").mkdir(parents=True)
     files = []
     for (group, split), texts in documents.items():
         path = folder / f"accepted/g{group:04d}-{split}.parquet"
-        columns = {"doc_id": [doc_id(text) for text in texts], "source": ["test"] * len(texts), "path": ["a.txt"] * len(texts), "text": list(texts)}
+        names = ["test"] * len(texts) if sources is None else list(sources[group, split])
+        columns = {"doc_id": [doc_id(text) for text in texts], "source": names, "path": ["a.txt"] * len(texts), "text": list(texts)}
         pq.write_table(pa.table(columns), path, compression="zstd")
         size = sum(len(text.encode()) for text in texts)
         files.append(AcceptedFile(group=group, split=split, file=file_entry(path, relative_to=folder), documents=len(texts), text_bytes=size))
@@ -93,6 +94,7 @@ class InProcessWork:
     epoch: int = 0
     notes: list[str] = field(default_factory=list)
     items_run: list[int] = field(default_factory=list)
+    mirror: None = None
 
     def __post_init__(self) -> None:
         self.key = self.key or f"{self.stage.value}/test-000000000000"
@@ -127,7 +129,7 @@ class InProcessWork:
         return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
     def run_array(
-        self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None, reads: Iterable[FileRead] = ()
+        self, plan: WorkPlan, *, module: str, options: Mapping[str, Any] | None = None, reads: Iterable[FileRead] = (), loader: str = ""
     ) -> tuple[ItemRecord, ...]:
         for item in plan.items:
             if not self.storage.exists(self.layout.item(plan.step_name, item.index)):

@@ -8,13 +8,14 @@ from typing import Any
 import psutil
 
 from cluster.attempt import list_attempts, read_heartbeats, read_spec
+from cluster.job_view import JobView
 from cluster.launchers.local import LocalLauncher
 from cluster.launchers.protocol import AGENT_MODULE, Launcher
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import open_storage
-from cluster.supervisor import JobView, run_job
+from cluster.supervisor import run_job
 from schemas.attempt import ExitRecord
-from schemas.execution_config import ClusterConfig
+from schemas.cluster_config import ClusterConfig
 from schemas.job import JobSpec
 
 PATIENCE_S = 60.0

@@ -5,10 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+from tests.fakes.kubernetes_cluster import programs_there
 from tests.fakes.other_user import python_for_others
 from tests.fakes.postgres_server import postgres_programs
 
 NEEDS = {
+    "images": "root with the right to mount file systems, and buildah mmdebstrap (apt-get install)",
+    "kubernetes": "root, openssl, and Kubernetes' programs (python3 infra/kubernetes/test_cluster.py build)",
     "mount": "root with the right to mount file systems",
     "services": "postgresql, and systemd's systemd-analyze (apt-get install)",
     "slurm": "root, and slurmctld slurmd slurm-client munge (apt-get install)",
@@ -21,6 +24,10 @@ NEEDS = {
 def lacks(marker: str) -> bool:
     """Whether this machine lacks what tests of a marker need."""
     match marker:
+        case "images":
+            return not (_may_mount() and all(map(shutil.which, ("buildah", "mmdebstrap"))))
+        case "kubernetes":
+            return not (_may_mount() and shutil.which("openssl") and programs_there())
         case "mount":
             return not _may_mount()
         case "services":

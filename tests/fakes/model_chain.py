@@ -26,7 +26,7 @@ class Chain:
 
     def finish(self, stage: Stage, record: ArtifactRecord) -> None:
         """Writes the record of a stage, with its inputs, where the store finds it."""
-        inputs = tuple(self.records[source].ref() for source in stage.inputs)
+        inputs = tuple(self.records[source].ref() for source in self.config.inputs_of(stage))
         self.records[stage] = record.model_copy(update={"inputs": inputs}).sealed()
         path = self.root / record.key / "record.json"
         if not path.exists():
@@ -34,7 +34,7 @@ class Chain:
 
     def work(self, stage: Stage, config: RunConfig | None = None, *, key: str = "") -> InProcessWork:
         """Returns the work of a stage on these artifacts."""
-        inputs = {source: self.records[source] for source in stage.inputs}
+        inputs = {source: self.records[source] for source in self.config.inputs_of(stage)}
         return InProcessWork(self.root, stage, config or self.config, inputs, key=key)
 
 

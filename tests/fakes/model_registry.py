@@ -67,9 +67,10 @@ class FakeRegistry:
         self.before("model_of")
         return self.existing[model_name][version].model_id
 
-    def has_version(self, model_name: str, version: int) -> bool:
-        self.before("has_version")
-        return version in self.existing.get(model_name, {})
+    def content_of(self, model_name: str, version: int) -> str | None:
+        self.before("content_of")
+        found = self.existing.get(model_name, {}).get(version)
+        return None if found is None else found.tags.get(ROOT_HASH_TAG, "")
 
     def alias(self, model_name: str, alias: str) -> int | None:
         self.before("alias")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from flows.prefect_server_process import template_path
 from tests.fakes.server_process import serving
 from tests.fakes.tiny_pipeline import ROOT
@@ -93,6 +95,16 @@ def prefect_serving(home: Path, *, env: Mapping[str, str] | None = None, port: i
     with serving(argv, health="/api/health", log=home / "server.log", env=clients | settings, port=port) as own:
         url = f"http://127.0.0.1:{own}/api"
         yield PrefectLab(url=url, env=clients | {"PREFECT_API_URL": url})
+
+
+def processes_of(flow_run_id: str) -> list[psutil.Process]:
+    """The processes of the flow itself, in whichever node's process table."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run_id:
+                found.append(process)
+    return found
 
 
 def wait_until(condition: Callable[[], Any], *, what: Callable[[], Any], timeout_s: float = 180.0) -> Any:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.job_view import JobView
 from cluster.launchers.protocol import JobState
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.process import process_table
 from cluster.storage import FileStorage
-from cluster.supervisor import JobView, run_job
+from cluster.supervisor import run_job
 from schemas.attempt import Cause, Claim, ExitRecord, Incident
 from schemas.canonical import canonical_json
 from schemas.exit_code import ExitCode

@@ -25,6 +25,9 @@ class ScriptedLauncher:
     """Attempt keys of jobs that wait for something else than machines."""
     submitted: list[JobSpec] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    """What jobs have lost for good while the rest runs, by attempt key."""
 
     def render(self, spec: JobSpec) -> Submission:
         return Submission(key=spec.key, text=spec.model_dump_json(), commands=())
@@ -36,10 +39,16 @@ class ScriptedLauncher:
         return Handle(key=spec.key, job_id=str(len(self.submitted)))
 
     def query(self, keys: Sequence[str]) -> Mapping[str, JobReport]:
-        return {key: JobReport(self.states.get(key, JobState.ABSENT), cause=self.causes.get(key), held=key in self.held) for key in keys}
+        return {
+            key: JobReport(self.states.get(key, JobState.ABSENT), cause=self.causes.get(key), held=key in self.held, broken=self.broken.get(key, ""))
+            for key in keys
+        }
 
     def cancel(self, key: str) -> None:
         self.cancelled.append(key)
+
+    def release(self, key: str) -> None:
+        self.released.append(key)
 
 
 @dataclass

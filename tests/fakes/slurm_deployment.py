@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from flows.deployment import deploy_all
@@ -71,16 +70,6 @@ def jobs_of(flow_run_id: str) -> list[list[str]]:
     argv = ("squeue", "--noheader", "--states=all", "--sort=i", "--format=%A|%T|%k|%j")
     lines = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
     return [line.split("|")[:3] for line in lines if line.endswith(flow_run_id)]
-
-
-def processes_of(flow_run_id: str) -> list[psutil.Process]:
-    """The processes of the flow itself, in whichever node's process table."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run_id:
-                found.append(process)
-    return found
 
 
 def said(folder: Path) -> Callable[[], str]:

@@ -60,8 +60,8 @@ class StoredChain:
     def model(self, variant: str = "a", *, owner: str = "", age_s: float = OLD_S) -> dict[Stage, ArtifactRecord]:
         """Commits an artifact of every stage, each made from those before it."""
         records: dict[Stage, ArtifactRecord] = {}
-        for stage in Stage:
-            inputs = [records[source] for source in stage.inputs]
+        for stage in self.config.stages:
+            inputs = [records[source] for source in self.config.inputs_of(stage)]
             records[stage] = self.finish(stage, *inputs, variant=variant, owner=owner, age_s=age_s)
         return records
 

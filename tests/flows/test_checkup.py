@@ -101,19 +101,6 @@ def test_a_link_that_overwrites_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert "overwrote" in checkup.check_storage(tmp_path)[0]["what"]
 
 
-def test_a_client_of_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert levels(checkup.check_kubernetes()) == ["warning"]
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    (tmp_path / "kubectl").write_text("#!/bin/sh\necho v1.33\n")
-    (tmp_path / "kubectl").chmod(0o755)
-    (finding,) = checkup.check_kubernetes()
-    assert (finding["level"], finding["what"]) == ("ok", "v1.33")
-    (tmp_path / "kubectl").write_text("#!/bin/sh\necho no config >&2\nexit 1\n")
-    (finding,) = checkup.check_kubernetes()
-    assert (finding["level"], "no config" in finding["what"]) == ("error", True)
-
-
 def test_state_on_a_network_disk_is_right_where_nodes_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup_storage, "mounts_here", lambda: f"server:/x {tmp_path} nfs4 rw 0 0\n")
     assert levels(checkup.check_file_system(tmp_path, subject="state")) == ["warning"]

@@ -11,8 +11,8 @@ from flows import checkup_slurm
 from flows.checkup import findings_of
 from flows.checkup_slurm import check_modules, check_shared, judge_settings, slurm_findings
 from flows.finding import Finding
+from schemas.cluster_config import ClusterConfig, ClusterKind
 from schemas.config import RunConfig
-from schemas.execution_config import ClusterConfig, ClusterKind
 from tests.fakes.in_process_work import config_with
 from tests.fakes.tiny_pipeline import make_project
 
@@ -196,7 +196,7 @@ def test_nodes_that_are_down(site: Site) -> None:
     site.say("sinfo", "\n".join((*NODES[:3], *(line.replace("mixed", "down*") for line in NODES[3:]))))
     findings = look(recipe())
     assert wrong(findings) == [("warning", "partition gpu")]
-    assert any("2 that offer it are up, others are down*" in found["what"] for found in findings)
+    assert any("2 that offer it are up; others are down*" in found["what"] for found in findings)
 
 
 def test_a_recipe_without_a_queue_uses_the_default_and_needs_one(site: Site) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ SLOW = ("prefect", "torch", "pyarrow", "mlflow", "great_expectations", "deepspee
 ERRORS: dict[errors.HeadraceError, int] = {
     errors.ConfigError((errors.Problem("training.lr", "3", "unknown key", nearest="training.optimizer.learning_rate"),)): 2,
     errors.InputError("what", why="why", mend="mend"): 2,
+    errors.MissingTextError("what", why="why", mend="mend"): 2,
     errors.DataVerdictError("what"): 3,
     errors.GateError("what"): 4,
     errors.PolicyStopError("what"): 5,
@@ -101,6 +103,11 @@ def test_help_shows_examples_that_are_commands_of_ours(name: str, monkeypatch: p
         assert words[: len(name.split())] == name.split()
         flags = {word.split("=")[0] for word in words if word.startswith("--")}
         assert flags <= FLAGS[name] | {"--json"}, example
+
+
+def test_it_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"headrace {metadata.version('headrace')}\n"
 
 
 def test_help_names_the_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +227,21 @@ def test_a_wrong_recipe_is_told_with_all_problems(tmp_path: Path, monkeypatch: p
     ]
 
 
+@pytest.mark.parametrize(("name", "begins"), [("llama_7b_zero3_kubernetes", "apiVersion: v1"), ("llama_1b3_slurm_4x8", "#!/bin/bash")])
+def test_what_a_cluster_gets_is_shown_where_its_text_is_not_seen(
+    name: str, begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ("--set", f"storage.root={tmp_path}/data", "--set", f"state={tmp_path}/state", "--set", f"corpus.sources=[{tmp_path}/*.parquet]")
+    volume = ("--set", f"cluster.kubernetes.volumes=[{{mount: {tmp_path}, claim: headrace}}]") if "kubernetes" in name else ()
+    assert call(monkeypatch, "plan", str(ROOT / "infra/recipes" / f"{name}.yaml"), *here, *volume) == 0
+    shown = capsys.readouterr().out
+    assert "  validate   depends  depends on text that this machine does not see\n" in shown
+    assert f"'{tmp_path}/*.parquet' holds no file to read, as seen from this machine; a run must be started where the text is\n" in shown
+    assert f"\n\n{begins}\n" in shown
+    assert call(monkeypatch, "plan", str(ROOT / "infra/recipes/demo_cpu.yaml"), *here) == 2, "on one machine it is a mistake"
+    assert "holds no file to read\n" in capsys.readouterr().err
+
+
 def test_doctor_fails_only_on_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     finding = {"level": "warning", "subject": "memory", "what": "little", "mend": "buy some"}
     monkeypatch.setattr(checkup, "findings_of", lambda *_: [finding])
@@ -235,6 +257,7 @@ def test_doctor_knows_the_kinds_of_clusters(monkeypatch: pytest.MonkeyPatch, cap
     assert "--cluster = 'slrum': must be one of local, slurm, kubernetes; nearest valid: slurm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     ["import flows.cli", "import flows.piloting", "import flows.prefect_server", "import flows.lookup, flows.screens, tasks.views"],

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from cluster.layout import REPORT_NAME
+from cluster.storage import FileStorage
 from flows import demo
 from flows.conduct import isolate
-from flows.demo import kill_is_wanted, killing_a_rank, next_commands
+from flows.demo import data_report, kill_is_wanted, killing_a_rank, next_commands
 from schemas.journal import RunHandle
 from tests.fakes.in_process_work import config_with
 
@@ -50,6 +52,14 @@ def test_next_commands_are_as_short_as_the_folder_allows(tmp_path: Path, monkeyp
     }
     monkeypatch.chdir("/")
     assert str(tmp_path / ".headrace/state/mlflow.db") in dict(next_commands("m", state_dir=tmp_path / ".headrace" / "state"))["curves"]
+
+
+def test_the_data_report_is_named_where_there_is_one_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = FileStorage(tmp_path / "data")
+    assert data_report(storage, "validate/demo-0") == []
+    storage.create_exclusive(f"validate/demo-0/{REPORT_NAME}", b"page")
+    assert data_report(storage, "validate/demo-0") == [("data", "data/validate/demo-0/report/index.html")]
 
 
 def test_a_kill_that_fails_is_no_trace_on_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,12 +28,14 @@ def test_a_deployed_flow_completes_in_a_worker_elsewhere(lab: PrefectLab, finish
     project.take(finished, *TEXT_STAGES)
     deployed = subprocess.run(Project.argv("deploy", "--json"), env={**lab.env, "COLUMNS": "200"}, cwd=tmp_path, capture_output=True, text=True)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    assert json.loads(deployed.stdout)["pools"] == [POOL, "headrace-slurm"]
+    assert json.loads(deployed.stdout)["pools"] == ["headrace-kubernetes", POOL, "headrace-slurm"]
     lab.prefect("--no-prompt", "deploy", "--all")  # the pools exist now: Prefect's own command does the same
     deployments = {made["name"]: made for made in lab.post("deployments/filter", {})}
     crons = {name: [schedule["schedule"]["cron"] for schedule in made["schedules"]] for name, made in deployments.items()}
-    assert crons == {"demo": ["0 3 * * *"], "demo-slurm": ["0 4 * * *"]}
-    assert {name: made["concurrency_options"]["collision_strategy"] for name, made in deployments.items()} == dict.fromkeys(crons, "CANCEL_NEW")
+    assert crons == {"demo": ["0 3 * * *"], "demo-slurm": ["0 4 * * *"], "demo-kubernetes": ["0 5 * * *"]}
+    assert [made["concurrency_limit"] or made["global_concurrency_limit"] for made in deployments.values()] == [None] * 3, (
+        "it ends what cannot renew it"
+    )
 
     parameters = {"recipe": str(project.recipe), "on_change": "retrain"}
     run = lab.post(f"deployments/{deployments['demo']['id']}/create_flow_run", {"parameters": parameters})

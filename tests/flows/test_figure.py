@@ -74,6 +74,7 @@ def test_model_uri(figures: dict[str, Any], uri: str) -> None:
         ),
         ({"rank": -1, "cause": "node", "step": -1}, "the job failed (node), running again after 1.9 s, 0 steps redone"),
         ({"decision": "stop", "reason": "no progress", "cause": "user code"}, "rank 1 crashed at step 80; stopped: no progress"),
+        ({"item": "item 1 (g0001)", "cause": "hang", "step": -1}, "item 1 (g0001) hung, running again after 1.9 s"),
         (
             {"decision": "stop", "rank": -1, "cause": "preemption", "committed_step": 80},
             "the job preempted at step 80; step 80 is committed",

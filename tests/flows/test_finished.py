@@ -19,6 +19,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return make_finished_project(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_new_process_answers_the_same_without_what_found_the_answer(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", changes={"evaluation.prompts": []})  # which makes a warning
     finish_store(project)

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.attempt import committed
+from cluster.attempt import committed, read_heartbeats
 from cluster.layout import ArtifactLayout
 from cluster.s3_requests import S3Requests
 from cluster.storage import Storage, open_storage
@@ -105,6 +106,41 @@ def test_the_pipeline_makes_the_same_though_requests_fail_and_everything_is_kill
     storage.create_exclusive(victim, bytes(data))
     found = project.headrace("verify", "tiny")
     assert (found.returncode, "model.safetensors" in found.stderr) == (7, True), found.stdout + found.stderr
+
+
+def test_two_nodes_that_share_nothing_but_a_bucket_train_the_same_through_kills(
+    tmp_path: Path, url: str, s3_server: S3Server, s3_bucket: S3Server, finished: Project
+) -> None:
+    nodes = {"cluster.nodes": 2, "cluster.ranks_per_node": 1}
+    project = make_project(tmp_path / "project", changes={**TRAINING, **nodes, "storage.root": url}, secrets=s3_server.environment())
+    storage = open_storage(url)
+    run = project.start("run", "tiny.yaml")
+
+    def committed_steps() -> int:
+        assert run.poll() is None, (project.folder / "output.log").read_text()
+        return max((len(committed(storage, ArtifactLayout(f"train/{name}"))) for name in storage.names("train")), default=0)
+
+    try:
+        wait_until(lambda: committed_steps() > 0, patience_s=240.0)
+        (name,) = storage.names("train")
+        beats = read_heartbeats(storage, ArtifactLayout(f"train/{name}").attempt("", 0))
+        os.kill(next(rank.pid for beat in beats if beat.node_rank == 1 for rank in beat.ranks), signal.SIGKILL)
+        assert run.wait(timeout=400.0) == 0, (project.folder / "output.log").read_text()
+    finally:
+        project.end()
+        for process in processes_of(project):
+            process.kill()
+    trained = record(storage, Stage.TRAIN)
+    assert trained["content_hash"] == record(open_storage(str(finished.root)), Stage.TRAIN)["content_hash"]
+    (incident,) = [
+        json.loads(storage.read(f"{attempt}/{name}"))
+        for attempt in [f"{trained['key']}/attempts/job-0000/incidents"]
+        for name in storage.names(attempt)
+    ]
+    assert (incident["cause"], incident["decision"]) == ("killed", "restart")
+    assert_nothing_is_left(project, url)
+    whole = project.headrace("verify", "tiny")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
 
 
 def assert_nothing_is_left(project: Project, url: str) -> None:

@@ -36,14 +36,16 @@ def test_it_validates_makes_a_tokenizer_and_tokenizes(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(story, "open_or_create", open_or_create)
     monkeypatch.setattr(story, "controlled", lambda run: nullcontext())
-    for name, stage in (("validate", Stage.VALIDATE), ("make_tokenizer", Stage.TOKENIZER), ("tokenize", Stage.TOKENIZE)):
+    stages = (("validate", Stage.VALIDATE), ("prepare", Stage.PREPARE), ("make_tokenizer", Stage.TOKENIZER), ("tokenize", Stage.TOKENIZE))
+    for name, stage in stages:
         monkeypatch.setattr(story, name, doing(stage))
     assert story.prepare_data.fn("r.yaml", overrides=("a=b",)) == ref(Stage.TOKENIZE)
     assert asked == {"recipe": "r.yaml", "overrides": ("a=b",), "from_stage": None, "run_id": None, "storage_root": None}
     assert done == [
         (Stage.VALIDATE, (RUN,)),
-        (Stage.TOKENIZER, (RUN, ref(Stage.VALIDATE))),
-        (Stage.TOKENIZE, (RUN, ref(Stage.VALIDATE), ref(Stage.TOKENIZER))),
+        (Stage.PREPARE, (RUN, ref(Stage.VALIDATE))),
+        (Stage.TOKENIZER, (RUN, ref(Stage.PREPARE))),
+        (Stage.TOKENIZE, (RUN, ref(Stage.PREPARE), ref(Stage.TOKENIZER))),
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prefect.client.schemas.objects import State, StateType
 
+from cluster.lease import Lease
 from cluster.storage import FileStorage
 from flows import scheduling
 from schemas.cost import training_cost
@@ -19,7 +20,8 @@ from schemas.journal import RunHandle
 from schemas.plan import Action, OnChange, Plan, PlannedStage
 from schemas.recipe import LoadedRecipe, load_recipe
 from schemas.sizing import training_size
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
+from tasks.runs import create_run, open_run
 from tests.fakes.finished_records import finish, promote
 from tests.fakes.golden import assert_golden
 
@@ -33,7 +35,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     logger = SimpleNamespace(info=lambda text, *values: told["lines"].append(text % values))
     monkeypatch.setattr(scheduling, "get_run_logger", lambda: logger)
     monkeypatch.setattr(scheduling, "create_markdown_artifact", lambda *, markdown, key: told["artifacts"].update({key: markdown}))
-    monkeypatch.setattr(scheduling, "runtime", SimpleNamespace(deployment=SimpleNamespace(name=None)))
+    monkeypatch.setattr(scheduling, "runtime", SimpleNamespace(deployment=SimpleNamespace(name=None), flow_run=SimpleNamespace(tags=[])))
 
     def new_run(loaded: LoadedRecipe, **_: Any) -> RunHandle:
         told["run"] = loaded
@@ -90,6 +92,24 @@ def test_nothing_changed_is_completed_without_a_run(told: dict[str, Any], recipe
     assert (told["run"], told["artifacts"], told["lines"]) == (None, {}, [])
 
 
+def test_a_scheduled_run_is_skipped_while_an_earlier_one_of_its_recipe_is_at_work(
+    told: dict[str, Any], recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe()
+    begun = create_run(load_recipe(path).config, project_dir=path.parent, recipe=str(path))
+    run = open_run(begun)
+    with Lease.take(run.storage, run.layout.control):
+        assert plan_first(path) == RUN, "people may begin another, which waits where it must"
+        monkeypatch.setattr(scheduling.runtime, "flow_run", SimpleNamespace(tags=["auto-scheduled"]))
+        state = plan_first(path, OnChange.PROPOSE)
+        assert isinstance(state, State)
+        assert (state.type, state.name) == (StateType.COMPLETED, "Skipped")
+        assert state.message == f"skipped: {begun.run_name} is running; look: headrace status {begun.run_id}"
+        assert told["artifacts"] == {}
+        assert plan_first(path, OnChange.RETRAIN, "name=demo-other") == RUN
+    assert plan_first(path) == RUN, "it is at work no more"
+
+
 def test_a_proposal_runs_nothing_and_says_how_it_is_accepted(told: dict[str, Any], recipe: Callable[..., Path]) -> None:
     path = recipe()
     state = plan_first(path, OnChange.PROPOSE, "training.seed=3")
@@ -111,9 +131,9 @@ def test_what_nobody_can_tell_is_proposed_where_there_is_a_budget(told: dict[str
     assert told["run"] is None
 
 
-def test_what_no_launcher_takes_is_refused_before_anything_is_planned(told: dict[str, Any], recipe: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match="kubernetes"):
-        plan_first(recipe(cluster={"kind": "kubernetes"}))
+def test_a_cluster_without_a_way_to_it_is_refused_before_anything_is_planned(told: dict[str, Any], recipe: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.kubernetes\.kubeconfig"):
+        plan_first(recipe(cluster={"kind": "kubernetes", "image": "x", "kubernetes": {"kubeconfig": "/no/such/file"}}))
     assert told["lines"] == []
 
 
@@ -172,7 +192,9 @@ def plan(*, total_h: float | None, budget_h: float | None, path: Path) -> Plan:
     config = load_recipe(path).config
     left_s = None if total_h is None else 3600.0 * total_h
     cost = training_cost(gpus=True, used_s=0.0, left_s=left_s, budget_s=None if budget_h is None else 3600.0 * budget_h, price_per_hour=None)
-    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    stages = tuple(
+        PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in stages_of(prepared=False)
+    )
     return Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config), cost=cost)
 
 
@@ -190,7 +212,7 @@ def test_a_budget_that_is_proposed_leaves_some_room(
 def test_accepting_raises_the_budget_that_is_exceeded(told: dict[str, Any], recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = recipe(budget={"gpu_hours": 8})
     monkeypatch.setattr(scheduling, "plan_checked", lambda *_, **__: plan(total_h=12.0, budget_h=8.0, path=path))
-    flow_run = SimpleNamespace(flow_name="pretrain", parameters={"overrides": ["budget.gpu_hours=8", "training.seed=3"]})
+    flow_run = SimpleNamespace(flow_name="pretrain", tags=[], parameters={"overrides": ["budget.gpu_hours=8", "training.seed=3"]})
     monkeypatch.setattr(scheduling, "runtime", SimpleNamespace(deployment=SimpleNamespace(name="nightly"), flow_run=flow_run))
     plan_first(path, OnChange.RETRAIN, "budget.gpu_hours=8", "training.seed=3")
     proposal = told["artifacts"]["plan"]
@@ -206,7 +228,7 @@ def test_accepting_raises_the_budget_that_is_exceeded(told: dict[str, Any], reci
 def test_a_deployments_proposal_may_be_accepted_either_way(
     told: dict[str, Any], recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flow_run = SimpleNamespace(flow_name="pretrain", parameters={})
+    flow_run = SimpleNamespace(flow_name="pretrain", tags=[], parameters={})
     monkeypatch.setattr(scheduling, "runtime", SimpleNamespace(deployment=SimpleNamespace(name="nightly"), flow_run=flow_run))
     plan_first(recipe(), OnChange.PROPOSE)
     commands = [line for line in told["artifacts"]["plan"].splitlines() if line.startswith("prefect ")]

@@ -12,7 +12,7 @@ from schemas.ledger import GoodputLedger, Spent
 from schemas.plan import Action, Plan, PlannedStage
 from schemas.progress import Heartbeat, Notice, NoticeKind, RankPhase, RankProgress
 from schemas.sizing import training_size
-from schemas.stage import Stage
+from schemas.stage import Stage, stages_of
 from schemas.view import JobProgress, QueuePlace, RunState, RunView, StageState, StageView
 from tests.fakes.golden import assert_golden
 from tests.fakes.in_process_work import config_with
@@ -26,7 +26,7 @@ FIGURES: dict[Stage, dict[str, Any]] = {
     Stage.EVALUATE: {"bits_per_byte": 1.482, "perplexity": 24.6, "baselines": {"gzip": 1.9, "xz": 1.671, "5-gram": 1.493}},
     Stage.REGISTER: {"model_name": "demo", "version": 1, "aliases": ["candidate", "champion"]},
 }
-SECONDS = dict(zip(Stage, (3.1, 2.0, 1.2, 150.2, 2.1, 20.1, 1.8), strict=True))
+SECONDS = dict(zip(stages_of(prepared=False), (3.1, 2.0, 1.2, 150.2, 2.1, 20.1, 1.8), strict=True))
 INCIDENT = {
     "rank": 1,
     "step": 402,
@@ -52,7 +52,9 @@ def run_view(stages: tuple[StageView, ...], state: RunState, **change: Any) -> R
     return RunView(**(fields | change))
 
 
-FINISHED = run_view(tuple(stage_view(stage, StageState.MADE) for stage in Stage), RunState.FINISHED, exit_code=0, incidents=(INCIDENT,))
+FINISHED = run_view(
+    tuple(stage_view(stage, StageState.MADE) for stage in stages_of(prepared=False)), RunState.FINISHED, exit_code=0, incidents=(INCIDENT,)
+)
 COMMANDS = [
     ("verify", "headrace verify models:/demo@champion"),
     ("your text", "headrace init my.yaml --text FOLDER"),
@@ -144,7 +146,7 @@ def test_the_plan_shows_what_attempts_may_have() -> None:
 def test_a_failed_stage_shows_its_job_and_its_last_words() -> None:
     queue = QueuePlace(launcher="slurm", state="ended", job_id="4711", nodes="node1")
     job = training_job(alive=False, queue=queue, last_lines=("CUDA error", "x" * 500))
-    stages = [stage_view(stage, StageState.PENDING) for stage in Stage]
+    stages = [stage_view(stage, StageState.PENDING) for stage in stages_of(prepared=False)]
     stages[3] = stage_view(Stage.TRAIN, StageState.FAILED, message="train failed", job=job)
     lines = status_screen(run_view(tuple(stages), RunState.FAILED))
     assert "  slurm job 4711: ended on node1" in lines
@@ -188,7 +190,7 @@ def test_status_shows_the_newest_notices_and_where_the_time_went() -> None:
 
 
 def test_status_of_a_failed_run_says_why_and_what_to_do() -> None:
-    stages = tuple(stage_view(stage, StageState.PENDING) for stage in Stage)
+    stages = tuple(stage_view(stage, StageState.PENDING) for stage in stages_of(prepared=False))
     failed = stage_view(Stage.VALIDATE, StageState.FAILED, message="source 'a': nothing there\n  mend: look", seconds=1.0)
     screen = "\n".join(
         status_screen(run_view((failed, *stages[1:]), RunState.FAILED, message="source 'a': nothing there\n  mend: look", exit_code=2))
@@ -200,7 +202,10 @@ def test_status_of_a_failed_run_says_why_and_what_to_do() -> None:
 
 def test_items_are_counted() -> None:
     job = training_job(job="scan", items_done=2, items_total=5, total_steps=0)
-    stages = (stage_view(Stage.VALIDATE, StageState.RUNNING, job=job), *(stage_view(stage, StageState.PENDING) for stage in tuple(Stage)[1:]))
+    stages = (
+        stage_view(Stage.VALIDATE, StageState.RUNNING, job=job),
+        *(stage_view(stage, StageState.PENDING) for stage in stages_of(prepared=False)[1:]),
+    )
     assert any("scan: 2 of 5 items" in line for line in status_screen(run_view(stages, RunState.RUNNING)))
 
 
@@ -225,7 +230,11 @@ def test_the_plan_shows_actions_reasons_and_numbers() -> None:
             "cluster": {"ranks_per_node": 2},
         }
     )
-    actions = dict.fromkeys(Stage, Action.DEPENDS) | {Stage.VALIDATE: Action.REUSE, Stage.TOKENIZER: Action.BUILD, Stage.TOKENIZE: Action.CONTINUE}
+    actions = dict.fromkeys(stages_of(prepared=False), Action.DEPENDS) | {
+        Stage.VALIDATE: Action.REUSE,
+        Stage.TOKENIZER: Action.BUILD,
+        Stage.TOKENIZE: Action.CONTINUE,
+    }
     reasons = {
         Stage.VALIDATE: ("found by content",),
         Stage.TOKENIZER: ("vocab_size: 1024 -> 2048", "validate changed"),
@@ -247,6 +256,35 @@ def test_the_plan_shows_actions_reasons_and_numbers() -> None:
     assert_golden_screen("plan_screen.txt", lines)
 
 
+def test_the_plan_shows_what_training_sees_of_each_source() -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "demo",
+            "corpus": {"sources": [{"path": "/w", "name": "web"}, {"path": "/c", "name": "code"}, "/rest"]},
+            "tokenization": {"sequence_length": 256, "by_source": True},
+            "model": {"factory": "package:make"},
+            "training": {
+                "steps": 600,
+                "global_batch_size": 16,
+                "micro_batch_size": 8,
+                "mixture": {"weights": {"web": 2, "code": 1, "source-2": 0}},
+            },
+        }
+    )
+    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    known = training_size(config, train_sequences=9_000, source_sequences={"web": 6_000, "code": 500, "source-2": 2_500})
+    plan = Plan(name="demo", storage_root="/data", stages=stages, size=known)
+    rows = [" ".join(line.split()) for line in plan_screen(plan, config=config) if "source" in line or "epochs" in line]
+    assert rows == [
+        "epochs 1.48 passes over what training.mixture.weights makes an epoch",
+        "source web 66.67% 43,691 / 65,536: 1.07 passes over its 6,000 sequences",
+        "source code 33.33% 21,845 / 65,536: 6.40 passes over its 500 sequences",
+    ]
+    early = plan.model_copy(update={"size": training_size(config)})
+    rows = [" ".join(line.split()) for line in plan_screen(early, config=config) if "source" in line]
+    assert rows[0] == "source web 66.67% of the sequences; how many it has is known once the text is tokenized"
+
+
 def priced(**changes: Any) -> TrainingCost:
     fields: dict[str, Any] = {"gpus": True, "used_s": 1800.0, "left_s": 36_000.0, "budget_s": 28_800.0, "price_per_hour": 2.1}
     return training_cost(**(fields | {"paced_by": "train/demo-0123456789ab"} | changes))
@@ -265,7 +303,9 @@ def test_what_a_plan_says_of_its_price() -> None:
     config = RunConfig.model_validate(
         {"name": "demo", "corpus": {"sources": ["/text"]}, "model": {"factory": "package:make"}, "training": {"epochs": 2.0, "global_batch_size": 16}}
     )
-    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    stages = tuple(
+        PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in stages_of(prepared=False)
+    )
     plan = Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config))
     shown = []
     for name, cost in PRICES.items():
@@ -283,7 +323,7 @@ def test_what_a_plan_says_of_its_price() -> None:
     ],
 )
 def test_what_a_status_says_of_it(cost: TrainingCost, line: str) -> None:
-    stages = [stage_view(stage, StageState.MADE, cost=cost if stage is Stage.TRAIN else None) for stage in Stage]
+    stages = [stage_view(stage, StageState.MADE, cost=cost if stage is Stage.TRAIN else None) for stage in stages_of(prepared=False)]
     assert f"  {line}" in status_screen(run_view(tuple(stages), RunState.FINISHED))
 
 
@@ -291,14 +331,16 @@ def test_what_a_status_says_of_it(cost: TrainingCost, line: str) -> None:
     ("scripts", "end"),
     [
         ({Stage.TRAIN: "#!/bin/bash\nexit $code\n", Stage.EXPORT: "x"}, ["", "#!/bin/bash", "exit $code"]),
-        ({Stage.EXPORT: "x", Stage.EVALUATE: "y"}, ["", "batch scripts of export, evaluate: --json"]),
+        ({Stage.EXPORT: "x", Stage.EVALUATE: "y"}, ["", "what is submitted for export, evaluate: --json"]),
     ],
 )
 def test_a_plan_ends_in_the_trainings_script_which_can_be_copied(scripts: dict[Stage, str], end: list[str]) -> None:
     config = RunConfig.model_validate(
         {"name": "demo", "corpus": {"sources": ["/text"]}, "model": {"factory": "package:make"}, "training": {"epochs": 2.0, "global_batch_size": 16}}
     )
-    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    stages = tuple(
+        PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in stages_of(prepared=False)
+    )
     lines = plan_screen(Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config), scripts=scripts), config=config)
     assert lines[-len(end) :] == end
 
@@ -307,7 +349,9 @@ def test_the_plan_of_a_model_known_to_its_code_only() -> None:
     config = RunConfig.model_validate(
         {"name": "demo", "corpus": {"sources": ["/text"]}, "model": {"factory": "package:make"}, "training": {"epochs": 2.0, "global_batch_size": 16}}
     )
-    stages = tuple(PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in Stage)
+    stages = tuple(
+        PlannedStage(stage=stage, action=Action.BUILD, key="", fingerprint="", reasons=("not made yet",)) for stage in stages_of(prepared=False)
+    )
     lines = plan_screen(Plan(name="demo", storage_root="/data", stages=stages, size=training_size(config)), config=config)
     assert any("known once the text is tokenized" in line for line in lines)
     assert any("known to the model's own code only" in line for line in lines)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.prefect_lab import PrefectLab, prefect_serving, wait_until
-from tests.fakes.slurm_deployment import ON_SLURM, POOL, QUICK, deploy_flow, jobs_of, processes_of, said, start, working
+from tests.fakes.prefect_lab import PrefectLab, prefect_serving, processes_of, wait_until
+from tests.fakes.slurm_deployment import ON_SLURM, POOL, QUICK, deploy_flow, jobs_of, said, start, working
 from tests.fakes.tiny_pipeline import ROOT, make_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from tests.fakes.mlflow_server import mlflow_serving
-from tests.fakes.prefect_lab import PrefectLab, prefect_serving, wait_until
+from tests.fakes.prefect_lab import PrefectLab, prefect_serving, processes_of, wait_until
 from tests.fakes.server_process import free_port
-from tests.fakes.slurm_deployment import ON_SLURM, QUICK, deploy_flow, jobs_of, processes_of, said, start, working
+from tests.fakes.slurm_deployment import ON_SLURM, QUICK, deploy_flow, jobs_of, said, start, working
 from tests.fakes.tiny_pipeline import Project, make_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.exhaustive, pytest.mark.usefixtures("slurm_cluster")]

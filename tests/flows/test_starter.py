@@ -111,7 +111,7 @@ def test_every_rank_gets_work(project: Path, cluster: str) -> None:
     [
         ("local", ["headrace plan my.yaml", "headrace run my.yaml"]),
         ("slurm", ["headrace plan my.yaml", "headrace doctor my.yaml", "headrace run my.yaml"]),
-        ("kubernetes", ["headrace plan my.yaml", "headrace doctor my.yaml"]),
+        ("kubernetes", ["headrace plan my.yaml", "headrace doctor my.yaml", "headrace run my.yaml"]),
     ],
 )
 def test_the_next_commands_are_those_that_work(project: Path, cluster: str, commands: list[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from tasks.tokenize.megatron import open_manifest
 from tasks.tokenize.shard_reader import ShardReader
 from tasks.train.data import BatchSource, TrainingBatches
+from tasks.train.order import GlobalOrder
 from tests.benchmarks.contestants.measuring import BATCH, STEP, evict, measured, summary
 
 
@@ -22,7 +23,8 @@ def main() -> None:
     def work() -> list[Any]:
         manifest = open_manifest(folder)
         source = BatchSource(ShardReader(manifest, folder=folder, split="train"), manifest=manifest, split="train")
-        batches = TrainingBatches(source, global_batch_size=STEP, micro_batch_size=BATCH, seed=1234, rank=0, world_size=1)
+        order = GlobalOrder(source.num_sequences, 1234)
+        batches = TrainingBatches(source, order=order, global_batch_size=STEP, micro_batch_size=BATCH, rank=0, world_size=1)
         kept = [keep(batch.tokens) for step in range(source.num_sequences // STEP) for batch in batches.at(step)]
         batches.close()
         return kept

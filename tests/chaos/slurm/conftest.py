@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.execution_config import ClusterConfig
+from schemas.cluster_config import ClusterConfig
 from tests.chaos.slurm_trouble import (
     LOST_AFTER_S,
     MAIN,

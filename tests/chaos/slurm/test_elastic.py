@@ -9,9 +9,9 @@ import pytest
 from cluster.acts import read_acts
 from cluster.attempt import list_attempts, read_exit, read_heartbeats, read_spec
 from cluster.elastic import reduction
+from cluster.job_view import JobView
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
-from cluster.supervisor import JobView
 from schemas.act import ActKind
 from schemas.attempt import Cause
 from schemas.checkpoint import TrainingState
@@ -19,6 +19,7 @@ from schemas.gang_shape import GangShape
 from schemas.job import ElasticLimits
 from tasks.train.checkpoint.commit import CheckpointStore
 from tasks.train.consumed import prescribed
+from tasks.train.order import GlobalOrder
 from tests.chaos.injector import Faults
 from tests.chaos.live_training import LiveTraining, tiny_config
 from tests.chaos.slurm_trouble import MakeJob, repair, slurm, starts, went_through
@@ -110,7 +111,7 @@ def test_a_training_uses_every_sequence_once_whatever_nodes_it_has(cluster: Any,
     assert commit is not None
     assert commit.world_size == 2
     state = TrainingState.model_validate_json((store.folder(commit) / "state.json").read_bytes())
-    assert state.consumed == prescribed(150, num_sequences=61, global_batch_size=recipe.global_batch_size, seed=recipe.seed)
+    assert state.consumed == prescribed(150, order=GlobalOrder(61, recipe.seed), global_batch_size=recipe.global_batch_size)
     acts = read_acts(training.storage, training.layout)
     assert [(act.kind, act.world_size) for act in acts] == [(ActKind.RESIZED, 1), (ActKind.RESIZED, 2)]
     assert draft.summary["acts"] == [str(act) for act in acts], "what the model is tagged with"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cluster.attempt import read_submitted
-from cluster.supervisor import JobView
+from cluster.job_view import JobView
 from schemas.attempt import Cause
+from schemas.cluster_config import ClusterConfig
 from schemas.errors import ConfigError
-from schemas.execution_config import ClusterConfig
 from tests.chaos.slurm_trouble import (
     MakeJob,
     Shims,

@@ -1,6 +1,6 @@
-"""The peer of `recovery`: ranks that do nothing but an all-reduce a step; rank 1 kills itself in its first life.
+"""Peers of `recovery`: ranks that do nothing but an all-reduce a step; rank 1 kills itself in its first life.
 
-torchrun --standalone --nproc-per-node=2 --max-restarts=1 recovery_torchrun.py FOLDER
+torchrun | ft_launcher --standalone --nproc-per-node=2 --max-restarts=1 recovery_ranks.py FOLDER
 """
 
 import json
