@@ -236,9 +236,10 @@ class SlurmTestCluster:
             "SchedulerParameters": "bf_interval=1,sched_interval=1",
             "ReturnToService": 2,
             "SlurmctldTimeout": 10,
-            "SlurmdTimeout": 6,
-            "MessageTimeout": 5,
-            "BatchStartTimeout": 10,
+            # Long enough that a busy machine's pause is no dead node: Slurm would fail the node's jobs.
+            "SlurmdTimeout": 20,
+            "MessageTimeout": 10,
+            "BatchStartTimeout": 60,
             "UnkillableStepTimeout": 120,
             "InactiveLimit": 0,
             "KillWait": 10,

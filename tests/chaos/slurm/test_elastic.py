@@ -37,7 +37,7 @@ class Scarcity:
         self._cluster, self._storage, self._layout = cluster, storage, layout
         self._next: list[tuple[int, Callable[[JobView], bool], Callable[[], None]]] = [
             (0, lambda view: view.committed_step >= 5, self.take_away),
-            (2, lambda view: view.step >= self.committed + 3, self.give_back),
+            (2, lambda view: _own_step(view) >= self.committed + 3, self.give_back),
         ]
         self.committed = 0
         """Newest committed step when the nodes were taken."""
@@ -64,12 +64,17 @@ class Scarcity:
         slurm("scancel", "--signal=TERM", f"--name={read_spec(self._storage, self._layout.attempt('', 2)).key}")
 
 
+def _own_step(view: JobView) -> int:
+    """The newest step that this attempt's ranks say: the view's own is the earlier attempt's until they speak."""
+    return max((rank.step for beat in view.heartbeats for rank in beat.ranks), default=0)
+
+
 def went_down_and_up(storage: Storage, layout: ArtifactLayout) -> None:
     """Four attempts on 2, 2 (never begun), 1 and 2 nodes."""
     attempts = [layout.attempt("", number) for number in list_attempts(storage, layout, step_name="")]
     specs, records = [read_spec(storage, attempt) for attempt in attempts], [read_exit(storage, attempt) for attempt in attempts]
     assert [spec.num_nodes for spec in specs] == [2, 2, 1, 2]
-    assert [record and record.cause for record in records[1:]] == [Cause.QUEUE, Cause.PREEMPTION, Cause.FINISHED]
+    assert [record and record.cause for record in records[1:]] == [Cause.QUEUE, Cause.PREEMPTION, Cause.FINISHED], records
     assert [len({beat.host for beat in read_heartbeats(storage, attempt)}) for attempt in attempts] == [2, 0, 1, 2]
     assert reduction(specs[2]) == "1 of 2 nodes since attempt 2: the queue did not give 2 nodes within 4 s"
 
