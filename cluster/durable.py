@@ -56,20 +56,25 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Creates `path` with `data` and fsyncs it. Raises FileExistsError, and OSError for a failed fsync: never trust such a file."""
+def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
+    """Creates `path` with all pieces, one after the other, and fsyncs it.
+
+    Raises:
+        OSError: FileExistsError, and any other also for a failed fsync: never trust such a file.
+    """
     descriptor = _create(path)
     try:
         share(path)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def stream_durably(path: Path, buffer: memoryview, *, size: int, is_read_soon: bool = False) -> str:
+def stream_durably(path: Path, buffer: memoryview, *, size: int) -> str:
     """Creates `path` with the first `size` bytes of `buffer`, fsyncs it, and returns their xxh3-128, hex.
 
     Blocks go to the disk directly, past the page cache, where the file system allows it: at the disk's own speed, and without copying
@@ -79,7 +84,6 @@ def stream_durably(path: Path, buffer: memoryview, *, size: int, is_read_soon: b
         path: a new file.
         buffer: page-aligned memory, a multiple of `ALIGNMENT` long; what follows the first `size` bytes is not kept.
         size: bytes of the file.
-        is_read_soon: on this machine, so that it is worth a copy in the page cache: then blocks go through it.
 
     Raises:
         OSError: also for a failed fsync. What there is of the file then is worth nothing.
@@ -87,7 +91,7 @@ def stream_durably(path: Path, buffer: memoryview, *, size: int, is_read_soon: b
     hashing = _Hashing(buffer[:size])
     hashing.start()
     try:
-        descriptor = _create(path, flags=0 if is_read_soon else getattr(os, "O_DIRECT", 0))
+        descriptor = _create(path, flags=getattr(os, "O_DIRECT", 0))
         try:
             share(path)
             _write_blocks(descriptor, buffer, size=size)

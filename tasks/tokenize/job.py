@@ -32,7 +32,7 @@ from tasks.tokenize.loading import loaded
 from tasks.tokenize.packing import PackedShard
 from tasks.tokenize.reuse import Donor, Reuse
 from tasks.tokenize.shadow import ShadowCheck, shadow_bytes
-from tasks.tokenize.shard_file import ShardMemory, write_shard
+from tasks.tokenize.shard_file import write_shard
 from tasks.tokenizer.corpus import Corpus
 from tasks.tokenizer.engine import Engine
 
@@ -50,7 +50,6 @@ class _Group:
     shadow: ShadowCheck
     conversations: ConversationEncoder | None
     reuse: Reuse
-    memory: ShardMemory = field(default_factory=ShardMemory)
     done_bytes: int = 0
     shards: list[Shard] = field(default_factory=list)
     reused: int = 0
@@ -165,7 +164,6 @@ def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position:
             lengths=packed.lengths,
             starts=packed.starts,
             learned=packed.learned,
-            memory=work.memory,
         )
         entry = publish_file(temporary, final, xxh3=written.xxh3)
     except AlreadyExistsError as error:

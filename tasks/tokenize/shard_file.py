@@ -18,7 +18,6 @@ Decoding a shard of uint16 ids elsewhere (`<u4` for uint32; the facts are the JS
     starts    np.flatnonzero(np.unpackbits(np.frombuffer(row, "u1"), bitorder="little"))  # of one row of the column
 """
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cluster.durable import stream_durably
+from cluster.durable import write_durably
 from schemas.canonical import canonical_json
-from schemas.errors import VerificationError
+from tasks.tokenize.parquet_frame import Framed, framed
 
 COLUMN = "ids"
 LENGTHS_COLUMN = "tokens"
@@ -38,12 +37,6 @@ STARTS_COLUMN = "starts"
 LEARNED_COLUMN = "learned"
 MAX_PAYLOAD_BYTES = (1 << 31) - (1 << 20)
 """A page states its size as a signed 32-bit number; a mebibyte is left for its header."""
-_MOST_GROWTH = 1.25
-"""What levels and a compression that does not compress can make of values."""
-_HEADERS_BYTES = 1 << 20
-"""Of pages, and the footer without its key-value metadata."""
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-"""Of memory: shared memory, which is Python's default, comes in small pages only."""
 METADATA_KEY = "headrace"
 """One key whose value is canonical JSON: pyarrow promises no order among several, and equal rows must give equal bytes."""
 
@@ -64,20 +57,6 @@ class WrittenShard:
     """First byte of the marks of tokens that are learned; 0 in the `list` layout, or without them."""
 
 
-class ShardMemory:
-    """Page-aligned memory in which one shard after the other is put together: giving it back in between would cost as much as the copying."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=_PRIVATE)
-
-    def of_size(self, size: int) -> memoryview:
-        """Returns at least `size` bytes, whole pages. What earlier calls returned must not be in use any more."""
-        if size > len(self._memory):
-            self._memory = mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, flags=_PRIVATE)
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        return memoryview(self._memory)
-
-
 def write_shard(
     path: Path,
     rows: npt.NDArray[Any],
@@ -87,7 +66,6 @@ def write_shard(
     lengths: npt.NDArray[np.int32] | None = None,
     starts: npt.NDArray[np.uint8] | None = None,
     learned: npt.NDArray[np.uint8] | None = None,
-    memory: ShardMemory | None = None,
 ) -> WrittenShard:
     """Writes a shard to the new file `path`, durably.
 
@@ -99,56 +77,47 @@ def write_shard(
         lengths: tokens of each row before its padding [R], where they are to be stored.
         starts: marks of document starts, a bit for each token [R, ceil(L / 8)], where they are to be stored.
         learned: marks of tokens that training learns, likewise.
-        memory: where it is put together; default: memory of its own.
 
     Raises:
-        VerificationError: the file does not hold the values as one piece; this version of pyarrow lays pages out differently.
         OSError: it cannot be written. What there is of the file then is worth nothing.
     """
-    import pyarrow as pa
-
-    rows = np.ascontiguousarray(rows)
-    stored: dict[str, npt.NDArray[Any]] = {COLUMN: rows}
-    columns = {COLUMN: _fixed(rows) if layout == "fixed" else _lists(rows)}
+    columns: dict[str, npt.NDArray[Any]] = {COLUMN: np.ascontiguousarray(rows)}
     if lengths is not None:
-        stored[LENGTHS_COLUMN] = np.ascontiguousarray(lengths, dtype="<i4")
-        columns[LENGTHS_COLUMN] = pa.array(stored[LENGTHS_COLUMN])
+        columns[LENGTHS_COLUMN] = np.ascontiguousarray(lengths, dtype="<i4")
     for name, marks in ((STARTS_COLUMN, starts), (LEARNED_COLUMN, learned)):
         if marks is not None:
-            stored[name] = np.ascontiguousarray(marks)
-            columns[name] = _fixed(stored[name])
-    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
-    table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
-    metadata = canonical_json(facts).decode()
-    room = sum(values.nbytes for values in stored.values()) * _MOST_GROWTH + len(metadata) + _HEADERS_BYTES
-    content = (memory or ShardMemory()).of_size(int(room))
-    size = _render(content, table, is_fixed=layout == "fixed", metadata=metadata)
-    found = _find_payloads(content[:size], stored, path=path) if layout == "fixed" else {}
-    xxh3 = stream_durably(path, content, size=size, is_read_soon=True)  # by training
-    return WrittenShard(xxh3, *(found.get(name, 0) for name in (COLUMN, LENGTHS_COLUMN, STARTS_COLUMN, LEARNED_COLUMN)))
+            columns[name] = np.ascontiguousarray(marks)
+    metadata = {METADATA_KEY: canonical_json(facts).decode()}
+    file = framed(columns, metadata=metadata) if layout == "fixed" else Framed((_lists_file(columns, metadata=metadata),), {})
+    write_durably(path, *file.pieces)
+    state = xxhash.xxh3_128()
+    for piece in file.pieces:
+        state.update(piece)
+    return WrittenShard(state.hexdigest(), *(file.offsets.get(name, 0) for name in (COLUMN, LENGTHS_COLUMN, STARTS_COLUMN, LEARNED_COLUMN)))
 
 
-def _render(content: memoryview, table: Any, *, is_fixed: bool, metadata: str) -> int:
-    """Lays an Arrow table out as a Parquet file at the beginning of `content`, and returns the file's size."""
+def _lists_file(columns: Mapping[str, npt.NDArray[Any]], *, metadata: Mapping[str, str]) -> memoryview:
+    """Returns a Parquet file whose ids are lists of numbers, compressed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-    if is_fixed:
-        options = {"compression": "none", "data_page_size": MAX_PAYLOAD_BYTES + 1, "max_rows_per_page": table.num_rows}
-    with pa.FixedSizeBufferWriter(pa.py_buffer(content)) as sink:
-        with pq.ParquetWriter(
-            sink, table.schema, use_dictionary=False, write_statistics=False, write_page_checksum=True, store_schema=False, **options
-        ) as writer:
-            writer.write_table(table, row_group_size=table.num_rows)
-            writer.add_key_value_metadata({METADATA_KEY: metadata})
-        return int(sink.tell())
+    arrays = {name: _lists(values) if name == COLUMN else _plain(values) for name, values in columns.items()}
+    fields = [pa.field(name, array.type, nullable=False) for name, array in arrays.items()]
+    table = pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields))
+    sink = pa.BufferOutputStream()
+    options: dict[str, Any] = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True, "store_schema": False}
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", compression_level=1, **options) as writer:
+        writer.write_table(table, row_group_size=table.num_rows)
+        writer.add_key_value_metadata(metadata)
+    return memoryview(sink.getvalue())
 
 
-def _fixed(values: npt.NDArray[Any]) -> Any:
-    """Returns an Arrow column of fixed-size binary values, one for each row of `values` [R, …]."""
+def _plain(values: npt.NDArray[Any]) -> Any:
+    """Returns an Arrow column of numbers [R], or of fixed-size binary values, one for each row of `values` [R, …]."""
     import pyarrow as pa
 
+    if values.ndim == 1:
+        return pa.array(values)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values[0].nbytes), len(values), [None, pa.py_buffer(values)])
 
 
@@ -160,27 +129,3 @@ def _lists(rows: npt.NDArray[Any]) -> Any:
     kind = pa.list_(pa.field("element", pa.from_numpy_dtype(rows.dtype), nullable=False))
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * length)
     return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)), type=kind)
-
-
-def _find_payloads(content: memoryview, stored: Mapping[str, npt.NDArray[Any]], *, path: Path) -> dict[str, int]:
-    """Returns where in the file that is to become `path` the values of each column start.
-
-    All are compared with what the file holds: by hash, which is ten times as fast as byte by byte.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(pa.BufferReader(content)) as parquet:
-        groups, first = parquet.metadata.num_row_groups, parquet.metadata.row_group(0)
-        chunks = {chunk.path_in_schema: chunk for chunk in map(first.column, range(first.num_columns))}
-    found: dict[str, int] = {}
-    for name, values in stored.items():
-        begin = chunks[name].data_page_offset
-        end = begin + chunks[name].total_compressed_size
-        start = end - values.nbytes
-        same = xxhash.xxh3_128_digest(content[max(0, start) : end]) == xxhash.xxh3_128_digest(values.data)
-        if groups != 1 or start <= begin or not same:
-            finding = f"{path}: {groups} row groups, pages of {name} from {begin} to {end}, and its values are not one piece before byte {end}"
-            raise VerificationError((finding,), subject="token shard", mend="use the pinned pyarrow, or tokenization.layout: list")
-        found[name] = int(start)
-    return found

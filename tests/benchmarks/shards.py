@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster.storage import file_entry, hash_file
 from schemas.manifest import Shard, ShardManifest
-from tasks.tokenize.shard_file import ShardMemory, write_shard
+from tasks.tokenize.shard_file import write_shard
 from tasks.tokenize.shard_reader import ShardReader
 from tasks.tokenizer.engine import GigatokenEngine
 from tests.benchmarks import tokenizing
@@ -28,7 +28,6 @@ from tests.benchmarks.harness import Outcome, Sample, interleave, timed, version
 
 GOAL_WRITE, GOAL_READ, GOAL_BITS = 8.0, 15.0, 16.1
 LENGTH, ROWS_PER_FILE = 1024, 8192
-_MEMORY = ShardMemory()
 Rows = np.ndarray[Any, Any]
 
 
@@ -96,7 +95,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _write_ours(path: Path, rows: Rows) -> None:
-    write_shard(path, rows, layout="fixed", facts={}, memory=_MEMORY)
+    write_shard(path, rows, layout="fixed", facts={})
 
 
 def _read_ours(folder: Path) -> Iterator[Rows]:

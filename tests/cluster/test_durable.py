@@ -51,8 +51,7 @@ def test_elsewhere_the_umask_stands(tmp_path: Path, mode: int) -> None:
     assert {found[1:10].replace("s", "-").replace("S", "-") for found in fill(root).values()} == {"rw-------", "rwx------"}
 
 
-@pytest.mark.parametrize("is_read_soon", [False, True])
-def test_what_is_read_soon_stays_in_memory_and_other_files_go_past_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_soon: bool) -> None:
+def test_streams_go_past_the_page_cache_and_other_files_stay_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, real = dict[str, int](), os.open
 
     def noting(path: Path, flags: int, mode: int = 0o777) -> int:
@@ -61,7 +60,18 @@ def test_what_is_read_soon_stays_in_memory_and_other_files_go_past_it(tmp_path: 
 
     monkeypatch.setattr(os, "open", noting)
     content = mmap.mmap(-1, mmap.PAGESIZE)
-    content[:5] = b"shard"
-    stream_durably(tmp_path / "file", memoryview(content), size=5, is_read_soon=is_read_soon)
-    assert (tmp_path / "file").read_bytes() == b"shard"
-    assert bool(opened["file"] & os.O_DIRECT) is not is_read_soon
+    content[:5] = b"state"
+    stream_durably(tmp_path / "streamed", memoryview(content), size=5)
+    write_durably(tmp_path / "written", b"sh", memoryview(b"a"), b"", b"rd")
+    assert (tmp_path / "streamed").read_bytes() == b"state"
+    assert (tmp_path / "written").read_bytes() == b"shard"
+    assert opened["streamed"] & os.O_DIRECT
+    assert not opened["written"] & os.O_DIRECT
+
+
+def test_what_the_system_takes_in_part_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:3]))
+    write_durably(tmp_path / "file", b"0123456", b"789")
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
