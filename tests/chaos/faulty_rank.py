@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.agent.pulse import own_pulse
 from cluster.layout import ArtifactLayout
 from tasks.entry import RankTask, rank_main
 from tests.chaos import faulty_files
@@ -41,7 +42,8 @@ PLACES: dict[Point, tuple[str, str, str]] = {
 }
 """Point → module, class, method. `at` is given the step, `begin` the state."""
 
-_PATIENCE_S = 4.0
+_PATIENCE_S = 60.0
+"""Of a step that waits for a checkpoint: storage may be slow, and the rank gives signs of life meanwhile."""
 _HEADROOM_BYTES = 64 << 20
 _TOO_MUCH = 1 << 34
 
@@ -104,6 +106,7 @@ class Injector:
     def _await_checkpoint(self) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while self._paced and self._is_writing() and time.monotonic() < deadline:
+            own_pulse().beat()
             time.sleep(0.002)
 
     def _is_writing(self) -> bool:
@@ -144,8 +147,10 @@ class Injector:
         match fault.kind:
             case Kind.PAUSE:
                 self._struck.pause(number, most_s=fault.seconds)
+            case Kind.HOLD:
+                self._struck.pause(number, most_s=fault.seconds, meanwhile=own_pulse().beat)
             case Kind.SLOW:
-                time.sleep(fault.seconds)
+                time.sleep(0.0 if self._struck.may_go(number) else fault.seconds)
             case Kind.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
             case Kind.STOP:

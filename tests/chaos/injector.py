@@ -48,6 +48,7 @@ class Kind(StrEnum):
     BAD_GRADIENT = "bad gradient"
     FLIP = "flip"
     PAUSE = "pause"
+    HOLD = "hold"
     SLOW = "slow"
     RESET = "reset"
     TAKE_PORT = "take port"
@@ -83,7 +84,7 @@ class Fault:
     call: str = ""
     """Of `FILES`: open, write, fsync, link, read or list."""
     seconds: float = 0.0
-    """Of `FILES` with `sleep`, `SLOW`, `HOLD_GIL`, `PAUSE`: how long, at most."""
+    """Of `FILES` with `sleep`, `SLOW`, `HOLD_GIL`, `PAUSE`, `HOLD`: how long, at most."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,15 @@ class Faults:
         return self._with(Fault(Kind.KILL, rank, ANY, point, after_s=after_s, once_struck=len(self.faults) - 1))
 
     def pause(self, *, rank: int, at_step: int, point: Point = Point.DATA) -> "Faults":
-        """Waits there until the test lets it go on (`LiveTraining.meanwhile`), a minute at most."""
+        """Waits there for a minute, without a sign of life."""
         return self._with(Fault(Kind.PAUSE, rank, at_step, point, seconds=60.0))
 
+    def hold(self, *, rank: int, at_step: int, point: Point = Point.DATA) -> "Faults":
+        """Waits there until the test lets it go on (`LiveTraining.meanwhile`), a minute at most. It gives signs of life: this is no hang."""
+        return self._with(Fault(Kind.HOLD, rank, at_step, point, seconds=60.0))
+
     def slow_steps(self, *, seconds: float, rank: int = 0) -> "Faults":
-        """Every step takes so much longer: as long as steps of real models."""
+        """Every step takes so much longer, as long as steps of real models, until the test lets it go on (`Struck.let_go`)."""
         return self._with(Fault(Kind.SLOW, rank, times=0, seconds=seconds))
 
     def stop(self, *, rank: int, at_step: int, point: Point = Point.DATA) -> "Faults":

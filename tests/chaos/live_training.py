@@ -109,7 +109,7 @@ class LiveTraining:
 
     @contextlib.contextmanager
     def meanwhile(self, acts: Mapping[int, Callable[[], None]], *, timeout_s: float = 90.0) -> Iterator[None]:
-        """While its body runs, does something from outside once a fault, by its number, has struck; then lets a paused rank go on."""
+        """While its body runs, does something from outside once a fault, by its number, has struck; then lets a rank that it holds go on."""
         ending = threading.Event()
 
         def act_when_due() -> None:

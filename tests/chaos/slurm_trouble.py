@@ -18,7 +18,7 @@ from cluster.attempt import read_exit, read_spec
 from cluster.epoch import newest_epoch, read_epoch
 from cluster.job_view import JobView
 from cluster.launchers.slurm import SlurmLauncher
-from cluster.launchers.slurm_queue import call
+from cluster.launchers.slurm_queue import ANSWER_S, call
 from schemas.attempt import ExitRecord
 from schemas.cluster_config import ClusterConfig, ClusterKind
 from schemas.exit_code import ExitCode
@@ -38,7 +38,8 @@ SAVED_AFTER_S = 3.0
 """A controller that dies sooner after a submission has not saved it, and forgets the job."""
 
 MakeJob = Callable[..., LiveJob]
-_ANSWER_S = 3.0
+SOON_S = 3.0
+"""When a command that hangs on purpose is given up."""
 _ACTIVE = "PENDING,RUNNING,SUSPENDED,COMPLETING,CONFIGURING"
 
 _SHIM = """#!/bin/bash
@@ -73,9 +74,9 @@ sys.exit(int(record.exit_code))
 """
 
 
-def slurm_job(request: JobSpec, *, cluster: ClusterConfig = MAIN, patience_s: float = 120.0) -> LiveJob:
-    """Returns the job for the tests' cluster. A command that does not answer is given up soon."""
-    return LiveJob(request, launcher=SlurmLauncher(cluster, run=partial(call, answer_s=_ANSWER_S)), patience_s=patience_s)
+def slurm_job(request: JobSpec, *, cluster: ClusterConfig = MAIN, patience_s: float = 120.0, answer_s: float = ANSWER_S) -> LiveJob:
+    """Returns the job for the tests' cluster. `answer_s`: when a command that does not answer is given up."""
+    return LiveJob(request, launcher=SlurmLauncher(cluster, run=partial(call, answer_s=answer_s)), patience_s=patience_s)
 
 
 @contextmanager
@@ -188,6 +189,11 @@ def is_pending(view: JobView) -> bool:
 
 def works(view: JobView) -> bool:
     return view.committed_step >= 5
+
+
+def own_step(view: JobView) -> int:
+    """The newest step that this attempt's ranks say: the view's own is the earlier attempt's until they speak."""
+    return max((rank.step for beat in view.heartbeats for rank in beat.ranks), default=0)
 
 
 def after(seconds: float) -> Callable[[JobView], bool]:

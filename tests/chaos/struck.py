@@ -1,13 +1,14 @@
 """Which faults have struck, and when: one small file each, in the project's folder of a training, so that every process and every epoch sees it.
 
 `003-0001`: fault 3 struck for the second time; holds seconds since the Unix epoch, and the epoch of the ranks. `003-go`: the test lets
-fault 3's paused rank go on. `entered-e000002-r0001`: rank 1 entered its first step in epoch 2.
+fault 3's rank go on. `entered-e000002-r0001`: rank 1 entered its first step in epoch 2.
 """
 
 import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -48,13 +49,18 @@ class Struck:
         return sorted(float(path.read_text().split()[0]) for path in marks)
 
     def let_go(self, number: int) -> None:
-        """Lets the rank that fault `number` has paused go on."""
+        """Lets the rank that fault `number` holds, or slows, go on."""
         (self.folder / f"{number:03d}-go").touch()
 
-    def pause(self, number: int, *, most_s: float) -> None:
-        """Waits until `let_go`."""
+    def may_go(self, number: int) -> bool:
+        """Whether `let_go` was called for fault `number`."""
+        return (self.folder / f"{number:03d}-go").exists()
+
+    def pause(self, number: int, *, most_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Waits until `let_go`. `meanwhile` is called again and again."""
         deadline = time.monotonic() + most_s
-        while not (self.folder / f"{number:03d}-go").exists() and time.monotonic() < deadline:
+        while not self.may_go(number) and time.monotonic() < deadline:
+            meanwhile()
             time.sleep(0.005)
 
     def enter(self, *, epoch: int, rank: int) -> None:

@@ -40,7 +40,7 @@ def test_a_clock_that_jumps_is_no_hang_and_no_loss(make_training: MakeTraining, 
         new.rename(offset)
 
     with training.meanwhile({0: lambda: jump(_HOUR_S), 1: lambda: jump(-_HOUR_S)}):
-        draft = training.run(Faults().pause(rank=0, at_step=12).pause(rank=1, at_step=27))
+        draft = training.run(Faults().hold(rank=0, at_step=12).hold(rank=1, at_step=27))
     assert draft.content_hash == calm_hash
     assert training.exit_record().exit_code is ExitCode.DONE
     assert (training.attempts, training.incidents()) == ((0,), [])

@@ -35,9 +35,10 @@ def stacks(training: LiveTraining, incident: Incident, rank: int) -> str:
 
 def wake_soon(training: LiveTraining) -> Callable[[], None]:
     def wake() -> None:
-        wait_until(lambda: bool(stopped_ranks(training)))
-        time.sleep(1.0)
-        for process in stopped_ranks(training):
+        stopped = list[psutil.Process]()
+        wait_until(lambda: bool(stopped.extend(stopped_ranks(training)) or stopped))
+        time.sleep(0.5)
+        for process in stopped:  # well before it would be taken for hanging, on a busy machine, too
             process.send_signal(signal.SIGCONT)
 
     return wake

@@ -57,7 +57,7 @@ def test_a_file_system_that_takes_nothing_for_a_while(
     small: LiveTraining, calm_hash: str, spoil: Callable[[Path], None], mend: Callable[[Path], None], says: str
 ) -> None:
     with small.meanwhile({0: lambda: spoil(small.root), 1: lambda: mend(small.root)}):
-        draft = small.run(Faults().pause(rank=0, at_step=9).pause(rank=0, at_step=24))  # late: what was begun before has time to end
+        draft = small.run(Faults().hold(rank=0, at_step=9).hold(rank=0, at_step=24))
     assert draft.content_hash == calm_hash
     assert small.exit_record().exit_code is ExitCode.DONE
     assert (small.attempts, small.incidents()) == ((0,), [])

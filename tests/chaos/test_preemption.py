@@ -31,7 +31,7 @@ def test_while_ranks_start_nothing_is_lost_and_nobody_waits(make_training: MakeT
         wait_until(lambda: not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE)  # the rank is held back until then
 
     with training.meanwhile({0: preempt}):
-        assert training.run(Faults().pause(rank=0, at_step=-1, point=Point.START)).content_hash == calm_hash
+        assert training.run(Faults().hold(rank=0, at_step=-1, point=Point.START)).content_hash == calm_hash
     first = training.exit_record(0)
     assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
     assert [incident.committed_step for incident in first.incidents] == [-1]
@@ -47,7 +47,7 @@ def test_while_a_checkpoint_is_on_its_way_both_are_committed(make_training: Make
     """The checkpoint of step 5 is stuck in a slow file system when the signal comes, in step 7."""
     training = make_training()
     training.paced, training.job_changes = False, {"grace_s": 30.0}
-    faults = Faults().pause(rank=0, at_step=7).slow_fs(rank=0, path="step-00000005", seconds=2.0)
+    faults = Faults().hold(rank=0, at_step=7).slow_fs(rank=0, path="step-00000005", seconds=2.0)
     with training.meanwhile({0: lambda: training.agents()[0].send_signal(signal.SIGUSR1)}):
         assert training.run(faults).content_hash == calm_hash
     first = training.exit_record(0)
@@ -72,7 +72,7 @@ def test_a_signal_to_the_ranks_alone_stops_them_together(make_training: MakeTrai
 
     training.on_view = listen
     with training.meanwhile({0: signal_rank_1}):
-        assert training.run(Faults().pause(rank=0, at_step=11)).content_hash == calm_hash
+        assert training.run(Faults().hold(rank=0, at_step=11)).content_hash == calm_hash
     first = training.exit_record(0)
     assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
     assert [incident.step == incident.committed_step for incident in first.incidents] == [True]

@@ -67,7 +67,7 @@ def test_when_nothing_verifies_it_stops_and_never_begins_again(make_training: Ma
         training.zygote().children()[0].kill()
 
     with training.meanwhile({0: damage_all}):
-        error = training.error(Faults().pause(rank=0, at_step=12))
+        error = training.error(Faults().hold(rank=0, at_step=12))
     assert isinstance(error, VerificationError)
     assert "no checkpoint" in str(error)
     assert training.exit_record().exit_code is ExitCode.VERIFICATION
@@ -115,7 +115,7 @@ def test_lost_permission_is_survived_and_named(make_training: MakeTraining, calm
     checkpoints = training.artifact_dir / "checkpoints"
     acts = {0: lambda: checkpoints.chmod(stat.S_IRUSR | stat.S_IXUSR), 1: lambda: checkpoints.chmod(stat.S_IRWXU)}
     with training.meanwhile(acts):
-        draft = training.run(Faults().pause(rank=0, at_step=7).pause(rank=0, at_step=22))
+        draft = training.run(Faults().hold(rank=0, at_step=7).hold(rank=0, at_step=22))
     assert draft.content_hash == calm_hash
     assert training.incidents() == []
     assert training.commits() == [5, 25, 30, 35, 40]

@@ -30,7 +30,7 @@ Supervise = Callable[[JobSpec], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[LiveJob]:
-    job = LiveJob(gang_request(tmp_path, options={"steps": 100}))
+    job = LiveJob(gang_request(tmp_path))
     yield job
     job.sweep()
 
@@ -51,12 +51,13 @@ def supervise(job: LiveJob) -> Iterator[Supervise]:
 
 
 def test_a_killed_supervisor_is_replaced_and_the_job_adopted(job: LiveJob, supervise: Supervise) -> None:
-    first = supervise(job.request)
+    first = supervise(job.lasting().request)
     wait_until(lambda: len(job.family()) == 4)
     before = {process.pid for process in job.family()}
     first.kill()
     first.wait()
     assert {process.pid for process in job.family()} == before
+    job.let_go()
     record = job.run()
     assert record.exit_code is ExitCode.DONE
     assert job.attempts == (0,)

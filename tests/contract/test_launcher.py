@@ -47,7 +47,7 @@ class Trial:
 
 @pytest.fixture
 def trial(bench: LauncherBench) -> Iterator[Trial]:
-    trial = Trial(bench, steps=400)
+    trial = Trial(bench, lasts=0)
     yield trial
     LiveJob(trial.spec).sweep()
 

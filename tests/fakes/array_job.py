@@ -3,7 +3,8 @@
     python -m tests.fakes.array_job --spec FILE --index I
 
 `options`: item_s, and `faults`, a list of {item, kind, times} with the kinds of `gang_job`. `tell_inputs`, `tell_environment`: what the item sees
-becomes its output. `content_by_epoch`: another start makes other bytes.
+becomes its output. `content_by_epoch`: another start makes other bytes. `waits_below`: items with smaller numbers wait, in the first attempt, until
+they are ended.
 """
 
 import argparse
@@ -33,6 +34,8 @@ def main() -> None:
     for fault in spec.job.options.get("faults", ()):
         if fault["item"] == arguments.index and strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
             strike(fault["kind"])
+    while arguments.index < spec.job.options.get("waits_below", 0) and spec.job.attempt == 0:
+        time.sleep(0.1)
     time.sleep(spec.job.options["item_s"])
     path = output / f"part-{arguments.index:06d}.txt"
     if not path.exists():

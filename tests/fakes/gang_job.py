@@ -7,7 +7,7 @@ rank, of a step before the ranks meet), talk (whether every step prints a line),
 their signs do not tell it, as in a backward pass), and `faults`, a list of {rank, step, kind, times}: kind is `raise`, `raise-late`, `kill`,
 `exit:N`, `oom`, `segv`, `port`, `hang`, `stop`, `gil`, `deadlock`, `compile` (killed while it compiles an operator), or `echo` (answer to
 another's end); it strikes in the first `times` epochs that reach the step (default 1). `compiles`: a step at which every rank compiles an
-operator.
+operator. `lasts`: an attempt, up to which ranks go on beyond the last step until `LiveJob.let_go`; those after it have a few steps left.
 """
 
 import argparse
@@ -29,6 +29,9 @@ from schemas.exit_code import ExitCode
 from schemas.job import TaskSpec
 from schemas.progress import MetricPoint, RankPhase, RankProgress
 
+ENOUGH = "enough"
+"""The file in the artifact's folder that ends a job that `lasts`."""
+
 
 def main() -> None:
     """Runs one rank."""
@@ -43,8 +46,11 @@ def main() -> None:
     stop = _Flag()
     signal.signal(signal.SIGTERM, stop.set)
     print(f"rank {rank} of {os.environ['WORLD_SIZE']} starts epoch {spec.epoch} from {committed}", flush=True)
-    for step in range(max(0, committed) + 1, options["steps"] + 1):
-        _progress(spec, rank, RankPhase.STEPPING, step=step - 1, committed=committed, total=options["steps"])
+    total = max(options["steps"], committed + options["commit_every"]) if "lasts" in options else options["steps"]
+    step, ending = max(0, committed), max(0, committed) >= total
+    while not ending:
+        step += 1
+        _progress(spec, rank, RankPhase.STEPPING, step=step - 1, committed=committed, total=total)
         if step == max(0, committed) + 1:
             record_modules()
         own_pulse().begin_step(step)
@@ -59,30 +65,33 @@ def main() -> None:
         time.sleep(busy_s)
         if not options.get("meet_in_part"):
             own_pulse().finish_part("forward_s", busy_s)
-        stopping = _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank, wants_stop=stop.wanted)
+        lasts = spec.job.attempt <= options.get("lasts", -1) and not (output / ENOUGH).exists()
+        wish = "stop" if stop.wanted else "last" if lasts else "go"
+        wishes = _meet(output / "meetings" / str(spec.epoch) / str(step), rank=rank, wish=wish)
+        stopping, ending = "stop" in wishes, step >= total and "last" not in wishes
         if options.get("meet_in_part"):
             own_pulse().finish_part("backward_s", busy_s)
         if rank == 0:
             point = MetricPoint(step=step, at=time.time(), epoch=spec.epoch, values={"loss": 1.0 / step})
             with (Path(spec.scratch_dir) / "metrics-r0000.jsonl").open("a") as file:
                 file.write(point.model_dump_json() + "\n")
-            if step % options["commit_every"] == 0 or step == options["steps"] or stopping:
+            if step % options["commit_every"] == 0 or ending or stopping:
                 with contextlib.suppress(AlreadyExistsError):
                     storage.create_exclusive(layout.commit(step), json.dumps({"step": step, "epoch": spec.epoch}).encode())
         if step % options["commit_every"] == 0:
             committed = step
         if stopping:
             sys.exit(int(ExitCode.INTERRUPTED))
-    _progress(spec, rank, RankPhase.FINISHED, step=options["steps"], committed=options["steps"], total=options["steps"])
+    _progress(spec, rank, RankPhase.FINISHED, step=step, committed=step, total=total)
 
 
-def _meet(folder: Path, *, rank: int, wants_stop: bool) -> bool:
-    """Waits for all ranks, for ever when one does not come: what a collective operation does. Returns whether any wants to stop."""
+def _meet(folder: Path, *, rank: int, wish: str) -> set[str]:
+    """Waits for all ranks, for ever when one does not come: what a collective operation does. Returns what they wish."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{rank}-{'stop' if wants_stop else 'go'}").touch()
+    (folder / f"{rank}-{wish}").touch()
     while len(present := os.listdir(folder)) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.002)
-    return any(name.endswith("-stop") for name in present)
+    return {name.partition("-")[2] for name in present}
 
 
 def _take_lock() -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from cluster.supervisor import run_job
 from schemas.attempt import ExitRecord
 from schemas.cluster_config import ClusterConfig
 from schemas.job import JobSpec
+from tests.fakes.gang_job import ENOUGH
 
 PATIENCE_S = 60.0
 
@@ -54,6 +56,17 @@ class LiveJob:
                 act()
 
         self._act = once
+
+    def lasting(self, *, through: int = 0) -> "LiveJob":
+        """From now on its ranks take steps until `let_go`, in attempts up to this one: whatever is to happen finds them at work."""
+        self.request = self.request.model_copy(update={"options": {**self.request.options, "lasts": through}})
+        return self
+
+    def let_go(self) -> None:
+        """Lets a job that lasts come to its end. Its storage is a folder."""
+        folder = Path(self.request.storage_root, self.request.artifact_key)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ENOUGH).touch()
 
     def attempt(self, number: int = 0) -> AttemptLayout:
         return self.layout.attempt(self.request.step_name, number)

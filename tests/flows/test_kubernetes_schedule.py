@@ -81,6 +81,11 @@ class Site:
         """The pods that a flow run has had so far."""
         return [pod for pod in self.pods(of_stages=False) if pod["metadata"]["labels"].get("prefect.io/flow-run-id") == flow_run]
 
+    def job_of(self, flow_run: str) -> Json:
+        """The one job of a flow run."""
+        (job,) = [each for each in self.api.get(JOBS)["items"] if each["metadata"]["labels"]["prefect.io/flow-run-id"] == flow_run]
+        return dict(job)
+
     def looked(self, deployment: str, *, done: str) -> list[str]:
         """What the other flow runs of a deployment said, newest first; nothing as long as the newest was skipped."""
         ended = sorted(self.runs(state="COMPLETED", deployment=deployment), key=lambda each: each["end_time"], reverse=True)
@@ -202,9 +207,9 @@ def test_a_schedule_trains_in_pods_and_a_killed_flow_is_replaced_by_one_that_ado
     assert (kinds.count(EventKind.RUN_STARTED), kinds.count(EventKind.RUN_RESUMED), kinds[-1]) == (1, 1, EventKind.RUN_FINISHED)
     assert len(site.training_attempts(run)) == 1, "adopted"
     assert tracked(site) == ["FINISHED"]
-    (job,) = [each for each in site.api.get(JOBS)["items"] if each["metadata"]["labels"]["prefect.io/flow-run-id"] == flow_run["id"]]
-    assert (job["status"]["failed"], job["status"]["succeeded"]) == (1, 1)
-    assert site.pods(of_stages=True) == site.api.get(SERVICES)["items"] == []
+    wait_until(lambda: not (site.pods(of_stages=True) or site.api.get(SERVICES)["items"]), what=site.said)
+    wait_until(lambda: "succeeded" in site.job_of(flow_run["id"])["status"], what=site.said)  # the flow says so before its pod has ended
+    assert (site.job_of(flow_run["id"])["status"]["failed"], site.job_of(flow_run["id"])["status"]["succeeded"]) == (1, 1)
     assert "403" not in (site.folder / "worker.log").read_text()
 
 

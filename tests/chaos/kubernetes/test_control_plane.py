@@ -18,15 +18,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.kubernetes]
 
 exhaustive = pytest.mark.exhaustive
 ROOT = Path(__file__).resolve().parents[3]
-_AWAY_S = 6.0
+_LOST_AFTER_S, _AWAY_S = 10.0, 12.0
 
 
 @exhaustive
 @pytest.mark.parametrize("name", ["kube-apiserver", "etcd"])
 def test_a_control_plane_that_is_away_for_a_while_touches_no_running_job(here: Place, name: str) -> None:
     """Longer than `lost_after`: what nobody can ask about is neither ended nor started again."""
-    job = here.job(options={"steps": 400}, lost_after_s=4.0)
-    back = threading.Timer(_AWAY_S, lambda: here.lab.start(name))
+    job = here.job(lost_after_s=_LOST_AFTER_S).lasting()
+    back = threading.Timer(_AWAY_S, lambda: (here.lab.start(name), job.let_go()))
 
     def take_away() -> None:
         here.lab.kill(name)

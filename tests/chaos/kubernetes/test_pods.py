@@ -31,7 +31,7 @@ def test_a_gang_on_two_machines_meets_works_and_leaves_nothing(here: Place) -> N
 @exhaustive
 @pytest.mark.parametrize("node_rank", [0, 1])
 def test_after_a_machine_has_lost_power_the_next_attempt_runs_on_those_that_are_left(here: Place, node_rank: int) -> None:
-    job, lost = here.job(), list[str]()
+    job, lost = here.job().lasting(), list[str]()
 
     def power_off() -> None:
         lost.append(here.pod(node_rank)["spec"]["nodeName"])
@@ -104,7 +104,7 @@ def evict(here: Place, pod: dict[str, Any]) -> None:
 @pytest.mark.parametrize("node_rank", [0, 1])
 @pytest.mark.parametrize("end", [delete, evict])
 def test_a_pod_that_is_taken_away_commits_and_the_next_attempt_goes_on(here: Place, end: Any, node_rank: int) -> None:
-    job = here.job()
+    job = here.job().lasting()
     job.when(works, lambda: end(here, here.pod(node_rank)))
     went_through(job, job.run(), here, attempts=[0, 1])
     assert {incident.cause for incident in record_of(job, 0).incidents} <= {Cause.PREEMPTION, Cause.NODE}
@@ -112,8 +112,9 @@ def test_a_pod_that_is_taken_away_commits_and_the_next_attempt_goes_on(here: Pla
 
 @exhaustive
 def test_two_supervisors_at_once_make_one_job(here: Place) -> None:
-    first, second = here.job(), here.job()
+    first, second = here.job().lasting(), here.job().lasting()
     thread = threading.Thread(target=second.run)
+    second.when(works, first.let_go)
     first.when(works, thread.start)
     record = first.run()
     thread.join()
@@ -129,11 +130,11 @@ def test_a_supervisor_without_a_memory_adopts(here: Place) -> None:
     def die() -> None:
         raise KilledError
 
-    job = here.job()
+    job, again = here.job().lasting(), here.job().lasting()
     job.when(works, die)
     with pytest.raises(KilledError):
         job.run()
-    again = here.job()
+    again.when(works, again.let_go)
     went_through(again, again.run(), here, attempts=[0])
 
 

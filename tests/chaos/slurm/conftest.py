@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cluster.launchers.slurm_queue import ANSWER_S
 from schemas.cluster_config import ClusterConfig
 from tests.chaos.slurm_trouble import (
     LOST_AFTER_S,
@@ -34,9 +35,9 @@ def make_job(cluster: Any, tmp_path: Path) -> Iterator[MakeJob]:
     """Makes jobs that have ended when the test has."""
     made: list[LiveJob] = []
 
-    def make(*, cluster: ClusterConfig = MAIN, options: dict[str, Any] | None = None, **changes: Any) -> LiveJob:
+    def make(*, cluster: ClusterConfig = MAIN, answer_s: float = ANSWER_S, options: dict[str, Any] | None = None, **changes: Any) -> LiveJob:
         request = gang_request(tmp_path, options={**STEPS, **(options or {})}, **{"lost_after_s": LOST_AFTER_S, **changes})
-        made.append(slurm_job(request, cluster=cluster))
+        made.append(slurm_job(request, cluster=cluster, answer_s=answer_s))
         return made[-1]
 
     yield make

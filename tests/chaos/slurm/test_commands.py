@@ -13,6 +13,7 @@ from schemas.exit_code import ExitCode
 from tests.chaos.slurm_trouble import (
     CPU,
     LOST_AFTER_S,
+    SOON_S,
     MakeJob,
     Shims,
     after,
@@ -36,14 +37,17 @@ exhaustive = pytest.mark.exhaustive
 @exhaustive
 @pytest.mark.parametrize("wish", ["fail", "hang", "lie"])
 def test_a_queue_that_cannot_be_asked_for_a_moment_makes_no_new_attempt(make_job: MakeJob, shims: Shims, wish: str) -> None:
-    """The job waits for longer than `lost_after`, so that any impatience would show."""
-    job = make_job(cluster=CPU)
+    """The job waits for longer than `lost_after`, so that any impatience would show. A lie that lasts as long is believed in the end."""
+    job = make_job(cluster=CPU, answer_s=SOON_S)
     for name in ("sacct", "scancel"):
         shims.let(name, wish)
 
     def trouble() -> None:
         shims.let("squeue", wish)
-        job.when(after(LOST_AFTER_S - 1.0), end_of_trouble)
+        job.when(lambda view: view.state is Life.UNKNOWN, end_of_trouble if wish == "lie" else trouble_goes_on)
+
+    def trouble_goes_on() -> None:
+        job.when(after(LOST_AFTER_S), end_of_trouble)
 
     def end_of_trouble() -> None:
         shims.heal()
@@ -58,8 +62,14 @@ def test_a_queue_that_cannot_be_asked_for_a_moment_makes_no_new_attempt(make_job
 @exhaustive
 @pytest.mark.parametrize("wish", ["fail", "hang", "lie"])
 def test_a_running_job_speaks_for_itself(make_job: MakeJob, shims: Shims, wish: str) -> None:
-    job = make_job(options={"steps": 100})
-    job.when(works, lambda: [shims.let(name, wish) for name in ("squeue", "sacct", "scancel", "sbatch")])
+    job = make_job(answer_s=SOON_S).lasting()
+
+    def trouble() -> None:
+        for name in ("squeue", "sacct", "scancel", "sbatch"):
+            shims.let(name, wish)
+        job.when(after(LOST_AFTER_S), job.let_go)
+
+    job.when(works, trouble)
     record = job.run()
     shims.heal()
     went_through(job, record, attempts=[0])
@@ -68,7 +78,7 @@ def test_a_running_job_speaks_for_itself(make_job: MakeJob, shims: Shims, wish: 
 @exhaustive
 @pytest.mark.parametrize("wish", ["fail", "hang"])
 def test_a_job_that_dies_while_nobody_can_be_asked_is_replaced_once_somebody_can(make_job: MakeJob, shims: Shims, wish: str) -> None:
-    job = make_job(options={"steps": 80})
+    job = make_job(answer_s=SOON_S).lasting()
 
     def die() -> None:
         shims.let("squeue", wish)

@@ -22,12 +22,13 @@ from tasks.train.consumed import prescribed
 from tasks.train.order import GlobalOrder
 from tests.chaos.injector import Faults
 from tests.chaos.live_training import LiveTraining, tiny_config
-from tests.chaos.slurm_trouble import MakeJob, repair, slurm, starts, went_through
+from tests.chaos.slurm_trouble import MakeJob, own_step, repair, slurm, starts, went_through
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 SHAPES = tuple(GangShape(num_nodes=nodes, ranks_per_node=1) for nodes in (2, 1))
-SMALLER_AFTER_S = 4.0
+SMALLER_AFTER_S = 12.0
+"""Long enough for a busy machine to start a job whose nodes are there."""
 
 
 class Scarcity:
@@ -37,7 +38,7 @@ class Scarcity:
         self._cluster, self._storage, self._layout = cluster, storage, layout
         self._next: list[tuple[int, Callable[[JobView], bool], Callable[[], None]]] = [
             (0, lambda view: view.committed_step >= 5, self.take_away),
-            (2, lambda view: _own_step(view) >= self.committed + 3, self.give_back),
+            (2, lambda view: own_step(view) >= self.committed + 3, self.give_back),
         ]
         self.committed = 0
         """Newest committed step when the nodes were taken."""
@@ -64,11 +65,6 @@ class Scarcity:
         slurm("scancel", "--signal=TERM", f"--name={read_spec(self._storage, self._layout.attempt('', 2)).key}")
 
 
-def _own_step(view: JobView) -> int:
-    """The newest step that this attempt's ranks say: the view's own is the earlier attempt's until they speak."""
-    return max((rank.step for beat in view.heartbeats for rank in beat.ranks), default=0)
-
-
 def went_down_and_up(storage: Storage, layout: ArtifactLayout) -> None:
     """Four attempts on 2, 2 (never begun), 1 and 2 nodes."""
     attempts = [layout.attempt("", number) for number in list_attempts(storage, layout, step_name="")]
@@ -76,13 +72,12 @@ def went_down_and_up(storage: Storage, layout: ArtifactLayout) -> None:
     assert [spec.num_nodes for spec in specs] == [2, 2, 1, 2]
     assert [record and record.cause for record in records[1:]] == [Cause.QUEUE, Cause.PREEMPTION, Cause.FINISHED], records
     assert [len({beat.host for beat in read_heartbeats(storage, attempt)}) for attempt in attempts] == [2, 0, 1, 2]
-    assert reduction(specs[2]) == "1 of 2 nodes since attempt 2: the queue did not give 2 nodes within 4 s"
+    assert reduction(specs[2]) == f"1 of 2 nodes since attempt 2: the queue did not give 2 nodes within {SMALLER_AFTER_S:g} s"
 
 
 def test_a_job_goes_on_with_fewer_nodes_and_later_with_all(make_job: MakeJob, cluster: Any) -> None:
     limits = ElasticLimits(shapes=SHAPES, smaller_after_s=SMALLER_AFTER_S)
-    # ten seconds of steps: the nodes must be back before the small attempt is through
-    job = make_job(num_nodes=2, ranks=1, elastic=limits, options={"steps": 500}, lost_after_s=60.0, grace_s=1.0)
+    job = make_job(num_nodes=2, ranks=1, elastic=limits, lost_after_s=60.0, grace_s=1.0).lasting(through=2)
     job.when(Scarcity(cluster, job.storage, job.layout).over, lambda: None)
     record = job.run()
     went_down_and_up(job.storage, job.layout)
@@ -94,16 +89,21 @@ def test_a_job_goes_on_with_fewer_nodes_and_later_with_all(make_job: MakeJob, cl
 def test_a_training_uses_every_sequence_once_whatever_nodes_it_has(cluster: Any, tmp_path: Path) -> None:
     """Real ranks: the state goes over whole at both changes, and each is an act that the model is tagged with."""
     nodes = {"kind": "slurm", "queue": "main", "nodes": 2, "min_nodes": 1, "ranks_per_node": 1, "threads_per_rank": 1}
-    changes = {"training__steps": 150, "restart": {"smaller_after": "4s"}, "cluster": {**nodes, "lost_after_s": 60.0, "grace_s": 10.0}}
+    changes = {
+        "training__steps": 150,
+        "restart": {"smaller_after": f"{SMALLER_AFTER_S:g}s"},
+        "cluster": {**nodes, "lost_after_s": 60.0, "grace_s": 30.0},
+    }
     training = LiveTraining(tmp_path / "training", tiny_config(**changes))
     scarcity = Scarcity(cluster, training.storage, training.layout)
 
     def on_view(view: JobView) -> None:
-        scarcity.over(view)
+        if scarcity.over(view) and view.attempt == 3:
+            training.struck.let_go(0)
 
     training.on_view = on_view
     try:
-        draft = training.run(Faults().slow_steps(seconds=0.05))
+        draft = training.run(Faults().slow_steps(seconds=0.3))  # until all nodes work again
     finally:
         repair(cluster)
         left = training.processes()

@@ -16,7 +16,7 @@ from schemas.exit_code import ExitCode
 from schemas.journal import EventKind, RunFile
 from schemas.stage import Stage
 from tasks.runs import Run
-from tests.chaos.slurm_trouble import CHECKOUT, MakeJob, job_ids, record_of, slurm
+from tests.chaos.slurm_trouble import CHECKOUT, MakeJob, job_ids, own_step, record_of, slurm
 from tests.fakes.child_process import running
 from tests.fakes.live_job import LiveJob
 
@@ -51,7 +51,7 @@ def test_every_line_of_a_rank_is_shown_through_whatever_happens(make_job: MakeJo
         log(2).write_text("")
 
     def reached(epoch: int, step: int) -> Callable[[Any], bool]:
-        return lambda view: bool(view.epoch == epoch and view.step >= step)
+        return lambda view: bool(view.epoch == epoch and own_step(view) >= step)
 
     job.when(reached(1, 35), rename)
     run, output = run_of(job, tmp_path), tmp_path / "followed"

@@ -45,7 +45,7 @@ def lose_node(job: LiveJob, cluster: Any, node_rank: int, *, tell_slurm: bool) -
 def test_after_a_node_has_lost_power_the_next_attempt_runs_on_those_that_are_left(
     make_job: MakeJob, cluster: Any, node_rank: int, tell_slurm: bool
 ) -> None:
-    job, lost = make_job(num_nodes=2, ranks=1, options={"steps": 60}, lost_after_s=60.0, grace_s=1.0), []
+    job, lost = make_job(num_nodes=2, ranks=1, lost_after_s=60.0, grace_s=1.0).lasting(), []
     job.when(works, lambda: lost.append(lose_node(job, cluster, node_rank, tell_slurm=tell_slurm)))
     went_through(job, job.run(), attempts=[0, 1])
     causes = {incident.cause for incident in record_of(job, 0).incidents}
@@ -59,19 +59,19 @@ def test_after_a_node_has_lost_power_the_next_attempt_runs_on_those_that_are_lef
 @exhaustive
 def test_ranks_that_wait_for_those_of_a_lost_node_do_not_hang(make_job: MakeJob, cluster: Any) -> None:
     """They are where the lost ones were when these gave their last sign, and wait for longer than a hang takes until Slurm knows of the loss."""
-    options = {"steps": 5, "step_s": 3.0, "commit_every": 1, "meet_in_part": True}
-    job = make_job(num_nodes=2, ranks=1, options=options, lost_after_s=60.0, grace_s=1.0)
+    options = {"steps": 5, "step_s": 3.0, "later_step_s": 0.1, "commit_every": 1, "meet_in_part": True}
+    job = make_job(num_nodes=2, ranks=1, options=options, lost_after_s=60.0, grace_s=1.0).lasting()
     job.when(lambda view: view.committed_step >= 2, lambda: job.when(after(1.5), lambda: lose_node(job, cluster, 1, tell_slurm=False)))
     went_through(job, job.run(), attempts=[0, 1])
     assert Cause.HANG not in {incident.cause for incident in record_of(job, 0).incidents}
 
 
 def test_a_controller_that_dies_and_comes_back_does_not_touch_a_running_job(make_job: MakeJob, cluster: Any) -> None:
-    job = make_job(options={"steps": 120})
+    job = make_job().lasting()
 
     def kill() -> None:
         cluster.kill("slurmctld")
-        job.when(after(1.0), lambda: cluster.start("slurmctld"))
+        job.when(after(1.0), lambda: (cluster.start("slurmctld"), job.let_go()))
 
     job.when(works, lambda: job.when(after(SAVED_AFTER_S), kill))
     went_through(job, job.run(), attempts=[0])
@@ -80,10 +80,11 @@ def test_a_controller_that_dies_and_comes_back_does_not_touch_a_running_job(make
 
 @exhaustive
 def test_a_job_ends_without_the_controller(make_job: MakeJob, cluster: Any) -> None:
-    job = make_job(options={"steps": 120})
-    job.when(works, lambda: job.when(after(SAVED_AFTER_S), lambda: cluster.kill("slurmctld")))
+    job = make_job().lasting()
+    job.when(works, lambda: job.when(after(SAVED_AFTER_S), lambda: (cluster.kill("slurmctld"), job.let_go())))
     record = job.run()
     cluster.start("slurmctld")
+    wait_until(cluster.healthy)
     went_through(job, record, attempts=[0])
 
 
@@ -129,7 +130,7 @@ def lost_before(job: LiveJob, host: str, *, attempt: int) -> None:
 
 @pytest.mark.parametrize(("num_nodes", "hosts"), [(2, {"node2", "node3"}), (3, {"node1", "node2", "node3"})], ids=["enough others", "too few others"])
 def test_a_node_that_was_lost_twice_is_avoided_where_there_are_others(make_job: MakeJob, num_nodes: int, hosts: set[str]) -> None:
-    job = make_job(num_nodes=num_nodes, ranks=1, options={"steps": 5})
+    job = make_job(num_nodes=num_nodes, ranks=1, options={"steps": 5}, lost_after_s=60.0)
     for attempt in range(2):
         lost_before(job, "node1", attempt=attempt)
     record = job.run()

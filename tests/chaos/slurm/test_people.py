@@ -1,5 +1,8 @@
 """What people do to jobs: cancel, requeue, hold, suspend."""
 
+import contextlib
+
+import psutil
 import pytest
 
 from cluster.attempt import read_verdict
@@ -28,7 +31,7 @@ exhaustive = pytest.mark.exhaustive
 
 @pytest.mark.parametrize("num_nodes", [1, pytest.param(2, marks=exhaustive)])
 def test_who_cancels_a_running_job_wants_it_to_end(make_job: MakeJob, num_nodes: int) -> None:
-    job = make_job(num_nodes=num_nodes, ranks=1)
+    job = make_job(num_nodes=num_nodes, ranks=1, lost_after_s=60.0).lasting()
     job.when(works, lambda: slurm("scancel", *job_ids(job)))
     record = job.run()
     assert record.exit_code is ExitCode.INTERRUPTED
@@ -53,11 +56,14 @@ def test_who_cancels_a_waiting_job_wants_it_to_end(make_job: MakeJob) -> None:
 
 @exhaustive
 def test_a_cancelled_job_whose_agents_had_no_time_for_a_word_is_known_by_slurm(make_job: MakeJob) -> None:
-    job = make_job(num_nodes=2, ranks=1, options={"step_s": 3.0, "commit_every": 1})
+    job = make_job(num_nodes=2, ranks=1, options={"step_s": 3.0, "commit_every": 1}, lost_after_s=60.0)
 
     def cancel() -> None:
+        family = job.family()  # looked for beforehand: a rank that has heard needs no longer than the rest of its step
         slurm("scancel", *job_ids(job))
-        job.sweep()  # as Slurm does itself after its KillWait
+        for process in family:  # as Slurm does itself after its KillWait
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     job.when(lambda view: view.committed_step >= 1, cancel)
     record = job.run()
@@ -67,11 +73,12 @@ def test_a_cancelled_job_whose_agents_had_no_time_for_a_word_is_known_by_slurm(m
 
 
 def test_slurm_does_not_start_a_job_again_by_itself(make_job: MakeJob) -> None:
-    job = make_job()
+    job = make_job().lasting()
 
     def requeue() -> None:
         with pytest.raises(AssertionError, match="disabled"):
             slurm("scontrol", "requeue", *job_ids(job))
+        job.let_go()
 
     job.when(works, requeue)
     went_through(job, job.run(), attempts=[0])
@@ -79,7 +86,7 @@ def test_slurm_does_not_start_a_job_again_by_itself(make_job: MakeJob) -> None:
 
 @exhaustive
 def test_a_job_that_is_put_back_into_the_queue_by_force_is_continued_by_a_new_attempt(make_job: MakeJob) -> None:
-    job = make_job(options={"steps": 80})
+    job = make_job().lasting()
 
     def requeue() -> None:
         (job_id,) = job_ids(job)
@@ -110,12 +117,15 @@ def test_a_job_on_hold_is_waited_for(make_job: MakeJob) -> None:
 @exhaustive
 @pytest.mark.parametrize(("num_nodes", "lost_after_s"), [(1, LOST_AFTER_S), (2, 60.0)])
 def test_a_suspended_job_goes_on_where_it_was(make_job: MakeJob, num_nodes: int, lost_after_s: float) -> None:
-    job = make_job(num_nodes=num_nodes, ranks=1, lost_after_s=lost_after_s)
+    job = make_job(num_nodes=num_nodes, ranks=1, lost_after_s=lost_after_s).lasting()
 
     def suspend() -> None:
         slurm("scontrol", "suspend", *job_ids(job))
-        job.when(after(LOST_AFTER_S + 4.0), lambda: slurm("scontrol", "resume", *job_ids(job)))
+        job.when(lambda view: view.job is not None and view.job.told == "SUSPENDED", lambda: job.when(after(LOST_AFTER_S + 1.0), resume))
+
+    def resume() -> None:
+        slurm("scontrol", "resume", *job_ids(job))
+        job.let_go()
 
     job.when(works, suspend)
     went_through(job, job.run(), attempts=[0])
-    assert any(view.job is not None and view.job.told == "SUSPENDED" for view in job.views)

@@ -8,10 +8,12 @@ import pytest
 
 from cluster.attempt import read_submitted
 from cluster.job_view import JobView
+from cluster.launchers.slurm_queue import ANSWER_S
 from schemas.attempt import Cause
 from schemas.cluster_config import ClusterConfig
 from schemas.errors import ConfigError
 from tests.chaos.slurm_trouble import (
+    SOON_S,
     MakeJob,
     Shims,
     job_ids,
@@ -38,7 +40,7 @@ exhaustive = pytest.mark.exhaustive
     ],
 )
 def test_whatever_sbatch_says_one_job_takes_effect(make_job: MakeJob, shims: Shims, wish: str, jobs: int) -> None:
-    job = make_job(lost_after_s=30.0)
+    job = make_job(lost_after_s=30.0, answer_s=SOON_S if "hang" in wish else ANSWER_S)
     shims.let("sbatch", wish, once=True)
     record = job.run()
     went_through(job, record, attempts=[0])
@@ -53,7 +55,7 @@ def test_a_submission_that_arrives_late_starts_nothing(make_job: MakeJob, shims:
     job = make_job()
     shims.let("sbatch", "take-late", once=True)
     if when is not None:
-        job.when(when, shims.arrive)
+        job.lasting().when(when, lambda: (shims.arrive(), job.let_go()))
     record = job.run()
     if when is None:
         shims.arrive()

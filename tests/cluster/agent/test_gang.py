@@ -34,10 +34,6 @@ def gang(tmp_path: Path) -> Iterator[Callable[..., LiveJob]]:
         job.sweep()
 
 
-LONG = {"steps": 400, "later_step_s": 0.0}
-"""Ten seconds, so that it is under way when something happens to it, on a slow machine, too; what is left after a restart is quick."""
-
-
 def is_live(process: psutil.Process) -> bool:
     """Whether it runs: a process that nobody has waited for does not."""
     try:
@@ -134,12 +130,13 @@ def test_a_second_kill_while_recovering(gang: Callable[..., LiveJob]) -> None:
 
 
 def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
-    job = gang(**LONG)
+    job = gang().lasting()
 
     def kill_zygote() -> None:
         [agent] = job.agents()
         [zygote] = agent.children()
         zygote.kill()
+        job.when(lambda view: view.epoch == 1, job.let_go)
 
     job.when(lambda view: view.step >= 5, kill_zygote)
     record = job.run()
@@ -149,7 +146,7 @@ def test_a_killed_zygote_costs_a_restart(gang: Callable[..., LiveJob]) -> None:
 
 
 def test_a_killed_agent_leaves_no_orphan_and_a_new_attempt_goes_on(gang: Callable[..., LiveJob]) -> None:
-    job = gang(**LONG)
+    job = gang().lasting()
     family: list[psutil.Process] = []
 
     def kill_agent() -> None:
@@ -172,7 +169,7 @@ def test_a_killed_agent_leaves_no_orphan_and_a_new_attempt_goes_on(gang: Callabl
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_preempted_agent_lets_ranks_commit_and_the_next_attempt_goes_on(gang: Callable[..., LiveJob], number: signal.Signals) -> None:
-    job = gang(steps=60)
+    job = gang().lasting()
     job.when(lambda view: view.step >= 5, lambda: os.kill(job.agents()[0].pid, number))
     record = job.run()
     first = read_exit(job.storage, job.attempt(0))
@@ -189,7 +186,7 @@ def test_a_preempted_agent_lets_ranks_commit_and_the_next_attempt_goes_on(gang: 
 
 
 def test_a_cancelled_job_is_not_taken_for_a_preempted_one(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=400)
+    job = gang().lasting()
     wished: list[bool] = []
     job.when(lambda view: view.step >= 5, lambda: wished.append(True))
     record = job.run(stop_requested=lambda: bool(wished))
@@ -200,7 +197,7 @@ def test_a_cancelled_job_is_not_taken_for_a_preempted_one(gang: Callable[..., Li
 
 
 def test_ranks_that_are_asked_by_a_signal_of_their_own_commit_and_the_next_attempt_goes_on(gang: Callable[..., LiveJob]) -> None:
-    job = gang(steps=60)
+    job = gang().lasting()
 
     def ask_all() -> None:
         for rank in (0, 1):
@@ -251,7 +248,7 @@ def test_two_nodes_restart_together_and_name_the_rank(gang: Callable[..., LiveJo
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_node_ends_the_attempt_and_the_next_goes_on(gang: Callable[..., LiveJob], victim: int) -> None:
     """Node 0's agent is known to be dead from the process table; node 1's is missed by node 0 after a while of silence."""
-    job = gang(num_nodes=2, ranks=1, **LONG, changes={"lost_after_s": 3.0})
+    job = gang(num_nodes=2, ranks=1, changes={"lost_after_s": 10.0}).lasting()
 
     def kill_agent() -> None:
         agents = {agent.cmdline()[agent.cmdline().index("--node-rank") + 1]: agent for agent in job.agents()}

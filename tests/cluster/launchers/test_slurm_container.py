@@ -66,7 +66,7 @@ def test_ranks_see_the_image_and_what_they_need_and_nothing_else(make_job: MakeJ
 def test_a_job_in_containers_commits_when_it_is_asked_to_end_and_the_next_goes_on(
     make_job: MakeJob, tmp_path: Path, runtime: ContainerRuntime
 ) -> None:
-    job = make_job(gang_request(tmp_path, ranks=1, num_nodes=2, options={"steps": 60, "step_s": 0.05, "commit_every": 1000}), runtime)
+    job = make_job(gang_request(tmp_path, ranks=1, num_nodes=2, options={"step_s": 0.05, "commit_every": 1000}), runtime).lasting()
     job.when(lambda view: view.step >= 5, lambda: slurm("scancel", "--signal=TERM", *job_ids(job)))
     record = job.run()
     assert record.exit_code is ExitCode.DONE, record.message
