@@ -33,7 +33,7 @@ from cluster.verdict import KNOWN, verdict_on
 from cluster.withdrawal import QueueWatch
 from schemas.attempt import CancelRequest, Cause, Claim, ExitRecord
 from schemas.canonical import canonical_json
-from schemas.errors import InterruptedRunError, UnreachableError
+from schemas.errors import ConfigError, InterruptedRunError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import JobKind, JobSpec
 
@@ -91,6 +91,25 @@ def cancel_attempt(storage: Storage, attempt: AttemptLayout, *, key: str, launch
     with contextlib.suppress(AlreadyExistsError):  # asked before
         storage.create_exclusive(attempt.cancel, canonical_json(CancelRequest(reason=reason, at=time.time())))
     launcher.cancel(key)
+
+
+def clear_up(storage: Storage, layout: ArtifactLayout, *, step_name: str, launcher: Callable[[], Launcher]) -> None:
+    """Lets go of what a job whose work is done may have left with its launcher: who saw it through may have died before. Never raises for a launcher.
+
+    Args:
+        storage: shared storage.
+        layout: the job's artifact.
+        step_name: the job's step; empty: a gang.
+        launcher: returns that of the job; asked only when there is something to let go.
+    """
+    numbers = list_attempts(storage, layout, step_name=step_name)
+    if not numbers:
+        return
+    key = read_spec(storage, layout.attempt(step_name, numbers[-1])).key
+    try:
+        launcher().release(key)
+    except (ConfigError, UnreachableError) as error:
+        logger.warning("what job %s may have left is not removed: %s", key, error)
 
 
 class _Supervision:

@@ -91,7 +91,7 @@ class JobSpec(Frozen):
     threads_per_rank: int = 1
     """Compute threads of each process."""
     preload: tuple[str, ...] = ()
-    """Modules that the zygote of a gang imports before it forks ranks. Importing them must not compute."""
+    """Modules that the zygote imports before it forks ranks or items. Importing them must not compute."""
     loader: str = ""
     """`module:function` that the zygote of an array calls with the file of a task spec, before it forks items; empty: none. It must neither
     compute nor start a thread; what it raises, items find out by themselves."""

@@ -16,7 +16,7 @@ from cluster.lease import PATIENCE_S, Lease
 from cluster.mirror import Mirror, cache_folder
 from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, Storage
-from cluster.supervisor import run_job
+from cluster.supervisor import clear_up, run_job
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
@@ -142,8 +142,19 @@ class Work:
         self._publish(self.layout.plan(plan.step_name), canonical_json(plan), name=f"{plan.step_name}-plan.json")
         if any(not self.storage.exists(self.layout.item(plan.step_name, item.index)) for item in plan.items):
             shape = array_shape(self.config, self.stage, step_name=plan.step_name, num_items=len(plan.items), cores=cores_here())
-            place = self._place(reads)
-            self._run(job_request(self.config, place=place, shape=shape, module=module, cores=cores_here(), loader=loader, options=options))
+            request = job_request(
+                self.config,
+                place=self._place(reads),
+                shape=shape,
+                module=module,
+                cores=cores_here(),
+                preload=(module,) if len(plan.items) > 1 else (),  # its imports take longer than an item of some megabytes
+                loader=loader,
+                options=options,
+            )
+            self._run(request)
+        else:
+            self.clear_up(plan.step_name)
         records = [ItemRecord.model_validate_json(self.storage.read(self.layout.item(plan.step_name, item.index))) for item in plan.items]
         return tuple(records)
 
@@ -171,6 +182,12 @@ class Work:
         request = job_request(self.config, place=self._place(), shape=shape, module=module, cores=cores_here(), preload=preload, options=options)
         refuse_spent(self.storage, request)
         return self._run(request, is_complete=is_complete)
+
+    def clear_up(self, step_name: str = "") -> None:
+        """Removes what an earlier start's job, whose work is done, may have left on its cluster. `step_name`: of an array; empty: a gang."""
+        from cluster.launchers import launcher_for
+
+        clear_up(self.storage, self.layout, step_name=step_name, launcher=lambda: launcher_for(self.config))
 
     def _place(self, reads: Iterable[FileRead] = ()) -> JobPlace:
         return JobPlace(

@@ -51,6 +51,7 @@ def run_program(request: Fork) -> None:
     answer_with_stacks()
     logging.getLogger().handlers.clear()
     sys.argv = [request.module, *request.argv]
+    sys.modules.pop(request.module, None)  # a zygote may have imported it for what it imports; it runs as `__main__`
     try:
         runpy.run_module(request.module, run_name="__main__", alter_sys=True)
     except Exception as error:  # noqa: BLE001  # outermost edge of the program

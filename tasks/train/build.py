@@ -68,6 +68,8 @@ def build(work: Work) -> Draft:
             is_complete=lambda: _final_commit(work, total_steps) is not None,
         )
         final = _final_commit(work, total_steps)
+    else:
+        work.clear_up()
     if final is None:
         finding = f"{work.layout.commit(total_steps)}: missing or damaged, though the job ended well"
         raise VerificationError((finding,), subject=work.key, mend="headrace resume writes it again")

@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 
-from cluster.launchers.protocol import JobReport, JobState
+from cluster.launchers.protocol import JobReport, JobState, Launcher
 from cluster.liveness import Silence
 from cluster.remains import Remains
 from cluster.submission import Patience
+from cluster.supervisor import clear_up
 from schemas.attempt import Cause
+from schemas.errors import UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import JobKind, JobSpec
 from schemas.progress import Heartbeat
 from tests.fakes.job_request import gang_request
-from tests.fakes.scripted_job import ScriptedJob, ends
+from tests.fakes.scripted_job import LAYOUT, ScriptedJob, ends
 from tests.fakes.scripted_launcher import ScriptedLauncher, StillClock
 
 BROKEN = JobReport(JobState.RUNNING, broken="pod 1: Evicted")
@@ -115,3 +117,19 @@ def test_who_comes_after_one_that_died_before_it_had_cleared_up_does_so(tmp_path
     stage.launcher.released.clear()
     stage.run()
     assert stage.launcher.released == [stage.launcher.submitted[0].key]
+
+
+def test_a_job_whose_work_is_done_is_cleared_up_without_another_look_at_it(tmp_path: Path) -> None:
+    stage = ScriptedJob(tmp_path)
+    step_name = stage.request.step_name
+    clear_up(stage.storage, LAYOUT, step_name=step_name, launcher=unreachable)  # nothing was ever submitted: nobody is asked
+    stage.launcher.scripts = [ends(stage)]
+    stage.run()
+    stage.launcher.released.clear()
+    clear_up(stage.storage, LAYOUT, step_name=step_name, launcher=lambda: stage.launcher)
+    assert stage.launcher.released == [stage.launcher.submitted[0].key]
+    clear_up(stage.storage, LAYOUT, step_name=step_name, launcher=unreachable)  # the work is done all the same
+
+
+def unreachable() -> Launcher:
+    raise UnreachableError("no cluster here")

@@ -73,6 +73,18 @@ def test_processes_run_with_their_environment_log_and_folder(nursery: Nursery, t
     assert (tmp_path / "plain.log").read_text() == f"hello from plain hi {tmp_path}\n"
 
 
+def test_a_program_that_was_imported_ahead_runs_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "rehearsed.py").write_text("import colorsys, sys\nif __name__ == '__main__':\n    print('rehearsed' in sys.modules)\n")
+    env = compute_environment({**os.environ, "PYTHONPATH": str(tmp_path)}, extra={}, project_dir=str(tmp_path), threads=1, python=sys.executable)
+    nursery = Nursery(preload=("rehearsed",), env=env, cwd=str(tmp_path), log=tmp_path / "zygote.log")
+    try:
+        nursery.start(Program(name="item 1", module="rehearsed", argv=(), env={}, log=tmp_path / "item.log"))
+        [end] = nursery.wait(30.0)
+    finally:
+        nursery.close()
+    assert (end.status, (tmp_path / "item.log").read_text()) == (0, "False\n")
+
+
 def test_signals_that_a_scheduler_sends_to_every_process_do_not_end_the_zygote(nursery: Nursery, tmp_path: Path) -> None:
     """With it would end all ranks, in the middle of their last checkpoint."""
     pid = nursery.start(program(tmp_path, "sleep"))

@@ -57,6 +57,7 @@ class GangWork:
         self.output_dir = gang.artifact_dir
         self.notes: list[str] = []
         self.gangs: list[Mapping[str, Any]] = []
+        self.cleared = 0
 
     def made(self, *files: FileEntry) -> Path:
         folder: Path = self.output_dir
@@ -76,6 +77,9 @@ class GangWork:
         except AlreadyExistsError:
             assert self.storage.read(f"{self.key}/{name}") == data
         return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
+
+    def clear_up(self) -> None:
+        self.cleared += 1
 
     def run_gang(self, **request: Any) -> None:
         self.gangs.append(request)
@@ -115,7 +119,9 @@ def test_a_job_that_ended_well_is_complete_only_while_its_final_checkpoint_verif
     (work.output_dir / draft.summary["checkpoint"] / "state.json").write_bytes(b"")
     assert not request["is_complete"](), "so the supervisor starts another attempt"
     assert build(work).content_hash == draft.content_hash  # type: ignore[arg-type]
-    assert gang.starts == 2
+    assert (gang.starts, work.cleared) == (2, 0)
+    build(work)  # type: ignore[arg-type]
+    assert (gang.starts, work.cleared) == (2, 1), "who saw the job through may have died before it had cleared up"
 
 
 def test_a_pretrained_model_of_other_content_is_another_trajectory(make_config: MakeConfig, inputs: Any, tmp_path: Path) -> None:
