@@ -75,6 +75,7 @@ def run(task: ItemTask) -> ItemOutcome:
         engine=shared.engine,
         shadow=ShadowCheck(
             shared.reference,
+            engine=shared.engine,
             documents=wanted,
             of=sum(file.documents for file in files),
             most_bytes=shadow_bytes(

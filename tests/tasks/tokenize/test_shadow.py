@@ -34,7 +34,7 @@ def encoded(texts: Sequence[str]) -> Encoded:
 def checked(texts: Sequence[str], *, documents: int, most_bytes: int, batch: int = 7) -> list[str]:
     """Shows a check all texts, some at a time, and returns those that it encoded."""
     reference = Letters()
-    check = ShadowCheck(reference, documents=documents, of=len(texts), most_bytes=most_bytes)  # type: ignore[arg-type]
+    check = ShadowCheck(reference, engine=Letters(), documents=documents, of=len(texts), most_bytes=most_bytes)  # type: ignore[arg-type]
     for first in range(0, len(texts), batch):
         show(check, texts[first : first + batch])
     assert check.checked == len(reference.seen)
@@ -73,6 +73,19 @@ def test_documents_are_spread_over_the_whole_group_however_few_there_are() -> No
     assert checked(texts, documents=0, most_bytes=1000) == []
 
 
+def test_of_a_document_that_memory_would_not_hold_the_beginning_is_checked() -> None:
+    long = "水" * 300_000
+    assert checked([long, long + "x"], documents=2, most_bytes=10) == ["水" * (256 * KIBIBYTE // 3)]
+
+    class Wrong(Letters):
+        def encode(self, texts: list[str]) -> Encoded:
+            return encoded([text[:-1] + "x" for text in texts])
+
+    check = ShadowCheck(Letters(), engine=Wrong(), documents=1, of=1, most_bytes=10)  # type: ignore[arg-type]
+    with pytest.raises(VerificationError, match=r"the beginning of document .*: token 87380 is"):
+        show(check, [long])
+
+
 def test_a_long_document_does_not_take_the_place_of_many_and_one_is_always_checked() -> None:
     assert checked(["a" * 900, *["b" * 50] * 19], documents=20, most_bytes=200) == ["b" * 50] * 4
     assert checked(["a" * 900, "b" * 800], documents=2, most_bytes=1) == ["b" * 800]
@@ -81,7 +94,7 @@ def test_a_long_document_does_not_take_the_place_of_many_and_one_is_always_check
 
 def test_a_differing_id_is_found_in_whatever_batch_it_is() -> None:
     texts = [f"{number:08d}" for number in range(30)]
-    check = ShadowCheck(Letters(), documents=30, of=30, most_bytes=240)  # type: ignore[arg-type]
+    check = ShadowCheck(Letters(), engine=Letters(), documents=30, of=30, most_bytes=240)  # type: ignore[arg-type]
     show(check, texts[:10])
     wrong = encoded(texts[10:])
     wrong.ids[8 * 5] ^= 1
