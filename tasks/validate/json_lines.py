@@ -5,9 +5,11 @@ value between any two, then each line is exactly one JSON value: nothing can beg
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 import orjson
+import pyarrow as pa
 
 from tasks.validate.lines import RefusedLine
 from tasks.validate.problem import Problem, Reason
@@ -19,41 +21,49 @@ _DIGITS = b"%d" % _NUMBER
 _JOINT = b",%s," % _DIGITS
 _LINES_PER_PART = 256
 """Lines that are tried together once a run of lines turned out to be irregular."""
+_CACHED_BYTES = 1 << 17
+"""Lines that are parsed at once: their objects stay in the processor's cache until they are columns."""
 
 
-def json_batches(run: bytes, *, first_row: int, text_column: str) -> Iterator[Batch]:
-    """Yields the records of a run of lines (`lines.line_runs`)."""
+def json_batches(run: bytes, *, first_row: int, text_column: str, as_fields: bool = False) -> Iterator[Batch]:
+    """Yields the records of a run of lines (`lines.line_runs`). `as_fields`: whether columns are to have their fields, since rules ask for them."""
     if isinstance(run, RefusedLine):
         yield [json_record(run, row=first_row)]
-    elif columns := json_columns(run, first_row=first_row, text_column=text_column):
+    elif columns := json_columns(run, first_row=first_row, text_column=text_column, as_fields=as_fields):
         yield columns
     else:
         lines = run.split(b"\n")
         for start in range(0, len(lines), _LINES_PER_PART):
             part = lines[start : start + _LINES_PER_PART]
-            columns = json_columns(b"\n".join(part), first_row=first_row + start, text_column=text_column) if len(part) < len(lines) else None
-            yield columns or [json_record(line, row=row) for row, line in enumerate(part, start=first_row + start)]
+            joined, row = b"\n".join(part), first_row + start
+            columns = json_columns(joined, first_row=row, text_column=text_column, as_fields=as_fields) if len(part) < len(lines) else None
+            yield columns or [json_record(line, row=row) for row, line in enumerate(part, start=row)]
 
 
-def json_columns(run: bytes, *, first_row: int, text_column: str) -> Columns | None:
-    """Returns the records of a run of lines as columns; None unless every line is one JSON object that can be stored."""
-    objects = _objects(run)
-    if objects is None:
-        return None
-    try:
-        texts = [each.pop(text_column, None) for each in objects]
-    except (AttributeError, TypeError):  # some JSON value that is no object
-        return None
-    irregular: Sequence[int] = ()
-    try:
-        data = list(map(str.encode, texts))  # type: ignore[arg-type]  # anything else raises
-    except TypeError:
-        irregular = [index for index, text in enumerate(texts) if type(text) is not str]
-        for index in irregular:
-            texts[index] = ""
-        data = list(map(str.encode, texts))  # type: ignore[arg-type]
-    if (extras := json_column(objects, were_json=True)) is None:
-        return None
+def json_columns(run: bytes, *, first_row: int, text_column: str, as_fields: bool = False) -> Columns | None:
+    """Returns the records of a run of lines as columns; None unless every line is one JSON object that can be stored. Args: see `json_batches`."""
+    data: list[bytes] = []
+    irregular: list[int] = []
+    extras: list[pa.StringArray] = []
+    fields: list[dict[str, object]] = []
+    for part in _parts_of(run):
+        if (objects := _objects(part)) is None:
+            return None
+        try:
+            texts = list(map(dict.pop, objects, repeat(text_column), repeat(None)))
+        except TypeError:  # some JSON value that is no object
+            return None
+        try:
+            encoded = list(map(str.encode, texts))  # type: ignore[arg-type]  # anything else raises
+        except TypeError:
+            irregular += [index for index, text in enumerate(texts, start=len(data)) if type(text) is not str]
+            encoded = [text.encode() if type(text) is str else b"" for text in texts]
+        if (extra := json_column(objects, were_json=True)) is None:
+            return None
+        data += encoded
+        extras.append(extra)
+        if as_fields:
+            fields += objects
     column, chars = columns_of(data)
 
     def records(positions: Sequence[int]) -> list[Record]:
@@ -61,18 +71,37 @@ def json_columns(run: bytes, *, first_row: int, text_column: str) -> Columns | N
         ends = np.concatenate(([-1], feeds, [len(run)]))
         return [json_record(run[ends[index] + 1 : ends[index + 1]], row=first_row + index) for index in positions]
 
-    return Columns(first_row=first_row, data=data, texts=column, chars=chars, extras=extras, irregular=irregular, records=records, fields=objects)
+    return Columns(
+        first_row=first_row,
+        data=data,
+        texts=column,
+        chars=chars,
+        extras=pa.concat_arrays(extras),
+        irregular=irregular,
+        records=records,
+        fields=fields if as_fields else None,
+    )
+
+
+def _parts_of(run: bytes) -> Iterator[bytes]:
+    """Yields the lines of a run some at a time."""
+    start = 0
+    while (end := run.find(b"\n", start + _CACHED_BYTES)) >= 0:
+        yield run[start:end]
+        start = end + 1
+    yield run[start:]
 
 
 def _objects(run: bytes) -> list[dict[str, object]] | None:
     """Returns the JSON value of each line; None unless each of them is one."""
     if _DIGITS in run:
         return None
+    joined = run.replace(b"\n", _JOINT)
+    num_joints = (len(joined) - len(run)) // (len(_JOINT) - 1)
     try:
-        values = orjson.loads(b"[" + run.replace(b"\n", _JOINT) + b"]")
+        values = orjson.loads(b"[" + joined + b"]")
     except orjson.JSONDecodeError:
         return None
-    num_joints = run.count(b"\n")
     if len(values) != 2 * num_joints + 1 or values[1::2].count(_NUMBER) != num_joints:
         return None
     objects: list[dict[str, object]] = values[::2]

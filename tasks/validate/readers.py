@@ -73,7 +73,7 @@ def _read_jsonl(file: HashingFile, reading: Reading) -> Iterator[Batch]:
     row = 1
     try:
         for run in reading.decoding.line_runs(blocks(file, compression=reading.compression)):
-            for batch in json_batches(run, first_row=row, text_column=reading.text_column):
+            for batch in json_batches(run, first_row=row, text_column=reading.text_column, as_fields=reading.has_required_columns):
                 yield batch
                 row += len(batch)
     except (DamagedStreamError, UnknownEncodingError) as end:

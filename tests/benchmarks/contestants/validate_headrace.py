@@ -5,12 +5,14 @@ Usage: SOURCE_PATTERN OUT_FOLDER
 
 import shutil
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import DataVerdictError
 from schemas.manifest import CorpusManifest
 from schemas.stage import Stage
+from tasks.store import Identity
 from tasks.validate import judge
 from tasks.validate.build import build
 from tests.benchmarks.contestants.measuring import measured, peak_mb
@@ -19,6 +21,11 @@ from tests.fakes.in_process_work import InProcessWork, config_with
 
 class _Work(InProcessWork):
     """The stage's work with a folder for the cache of file hashes."""
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the artifact is; like the stage's own work, it hashes the raw files for it once."""
+        return super().identity
 
     @property
     def state_dir(self) -> Path:

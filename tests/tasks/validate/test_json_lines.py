@@ -51,12 +51,13 @@ def as_column(columns: Columns, index: int) -> tuple[Any, ...]:
     return (columns.texts[index].as_py(), None if extra is None else extra.encode())
 
 
-@given(lines=st.lists(LINES, min_size=1, max_size=30), part=st.integers(1, 8))
+@given(lines=st.lists(LINES, min_size=1, max_size=30), part=st.integers(1, 8), cached_bytes=st.sampled_from([0, 20, 100, 1 << 17]))
 @settings(max_examples=150, deadline=None)
-def test_lines_together_are_lines_one_by_one(lines: list[bytes], part: int) -> None:
+def test_lines_together_are_lines_one_by_one(lines: list[bytes], part: int, cached_bytes: int) -> None:
     run = b"\n".join(lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_lines, "_LINES_PER_PART", part)
+        patch.setattr(json_lines, "_CACHED_BYTES", cached_bytes)
         row = 1
         for batch in json_batches(run, first_row=1, text_column="text"):
             for index in range(len(batch)):
