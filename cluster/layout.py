@@ -6,7 +6,7 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         record.json                               written last: the artifact is done
         plan.json, {step_name}-plan.json          frozen plans
         items/{step_name}-000012.json             one record per finished work item
-        carried/06b05ab6…                         raw files that pods do not see, while `validate` scans them
+        carried/06b05ab6…                         raw files that its machines do not see, while `validate` scans
         leases/000001.…                           who writes this artifact
         attempts/{step_name}-0000/                one submission
             spec.json submission.txt submitted.json claim.json cancel.json exit.json verdict.json

@@ -1,4 +1,4 @@
-"""Storage that is neither a folder nor S3, as far as fsspec reaches it: objects alone, which compute cannot open. The only user of fsspec."""
+"""Storage that is neither a folder nor S3, as far as fsspec reaches it: objects alone, which compute cannot open."""
 
 import contextlib
 import errno

@@ -30,8 +30,18 @@ _TAKEN_CODES = frozenset({"PreconditionFailed", "412"})
 class S3Requests:
     """Requests about one bucket. Safe to use from several threads."""
 
-    def __init__(self, bucket: str, *, url: str, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Args: bucket: its name. url: the storage root, for people. sleep: waits between two tries. Asks the server nothing yet."""
+    def __init__(
+        self, bucket: str, *, url: str, key: str = "storage.root", rights: str = _RIGHTS, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Asks the server nothing yet.
+
+        Args:
+            bucket: its name.
+            url: the storage root, for people.
+            key: the recipe's, that names the bucket.
+            rights: what to give an identity that is refused.
+            sleep: waits between two tries.
+        """
         import s3fs
         from aiohttp import ClientError as NetworkError
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
@@ -39,6 +49,7 @@ class S3Requests:
         from botocore.parsers import ResponseParserError
 
         self._bucket, self._url, self._sleep = bucket, url, sleep
+        self._key, self._rights = key, rights
         self._refusal = ClientError
         self._lost = (NoConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError, NetworkError, ConnectionError, TimeoutError)
         self._failures = (OSError, BotoCoreError, ClientError, ResponseParserError, NetworkError)
@@ -126,10 +137,10 @@ class S3Requests:
         said = f"{type(error).__name__}: {error}" + (f" ({code})" if code else "")
         what, why = hide_secrets(what, text=self._url), hide_secrets(said, text=self._url)
         if code == "NoSuchBucket":
-            mend = "create it, or correct storage.root or the endpoint"
+            mend = f"create it, or correct {self._key} or the endpoint"
             return UnreachableError(f"{what}: the bucket {self._bucket!r} does not exist", why=why, mend=mend)
         if isinstance(error, PermissionError):
-            return UnreachableError(f"{what}: access is denied", why=why, mend=_RIGHTS)
+            return UnreachableError(f"{what}: access is denied", why=why, mend=self._rights)
         if "credentials" in said.lower():
             return UnreachableError(f"{what}: no credentials", why=why, mend="set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         times = f", {tries} times" if tries > 1 else ""

@@ -1,6 +1,7 @@
 """`headrace doctor`: looks at this machine and its cluster, changes nothing, and says for each finding how to mend it.
 
-Each check is a function that returns findings. Those of storage are in `flows.checkup_storage`, those of clusters in modules of their own.
+Each check is a function that returns findings. Those of storage are in `flows.checkup_storage`, those of remote text in
+`flows.checkup_sources`, those of clusters in modules of their own.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from flows.checkup_shapes import PROCESS_BYTES, check_shapes
+from flows.checkup_sources import check_sources
 from flows.checkup_storage import check_disk, check_file_system, check_object_storage, check_sharing, check_storage
 from flows.figure import of_bytes
 from flows.finding import Finding, finding
@@ -70,7 +72,7 @@ def findings_of(loaded: LoadedRecipe | None, kind: ClusterKind | None = None) ->
     else:
         findings += check_object_storage(root)
     findings += [*check_storage(state, subject="state"), *check_file_system(state, subject="state", is_shared=kind is ClusterKind.SLURM)]
-    findings += check_shapes(config) if config is not None else []
+    findings += [*check_sources(config), *check_shapes(config)] if config is not None else []
     if kind is ClusterKind.SLURM:
         from flows.checkup_slurm import slurm_findings
 

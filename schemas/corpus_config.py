@@ -40,10 +40,11 @@ EncodingName = Literal[
 
 
 class SourceConfig(Frozen):
-    """One input: a file, a glob, or a folder. A plain string in a recipe is short for `{path: …}`."""
+    """One input: a file, a glob, or a folder, here or behind a URL. A plain string in a recipe is short for `{path: …}`."""
 
     path: str = Field(min_length=1)
-    """File, glob or folder; relative paths start at the recipe's project folder. `${python:stdlib}` is the running Python's standard library."""
+    """File, glob or folder; relative paths start at the recipe's project folder. Or a URL of one (`s3://bucket/raw/`, `https://host/file.jsonl.zst`),
+    which only the machine that runs `headrace` reads. `${python:stdlib}` is the running Python's standard library."""
     name: Name | None = None
     """Name under which the documents are counted and evaluated. Default: `source-N`, N being the position in the list."""
     format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
@@ -86,6 +87,12 @@ class RulesConfig(Frozen):
     """Verdict *fail* when the number of records changed by more than this share against the previous accepted corpus. `null`: not judged."""
     min_documents: int = Field(default=1, ge=1)
     """Verdict *fail* with fewer accepted documents than this."""
+
+    @model_validator(mode="after")
+    def _some_length_is_allowed(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars ({self.min_chars}) is above max_chars ({self.max_chars}), so no document could be accepted")
+        return self
 
 
 class SplitConfig(Frozen):

@@ -24,6 +24,7 @@ from schemas.diagnosis import diagnose
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.override import ORIGIN, apply_override, parse_overrides
 from schemas.reference import plain_password, reference_problems, resolve_machine
+from schemas.source_url import SOURCE_KEYS, URL, holds_secret, is_remote, url_problem
 from schemas.warning import warnings_of
 from schemas.yaml_text import Document, Location, dotted, parse_yaml, shorten
 
@@ -44,7 +45,6 @@ _PATH_KEYS = tuple(
 _INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|corpus\.preparation\.decontamination\.files\.\d+|tokenizer\.path|model\.pretrained")
 _VERBATIM_KEYS = re.compile(r"(cluster\.(.*\.)?setup|cluster\.extra_directives|evaluation\.prompts|tracking\.sample_prompt)(\..*)?")
 """Text for shells, schedulers and models, where `${…}` is not ours."""
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MAX_BYTES = 1_000_000
 
 
@@ -196,7 +196,7 @@ def _anchor(data: Any, location: Location, *, base: Path) -> Any:
         if dotted(at) == "tracking.mlflow_uri":
             file = text.removeprefix("sqlite:///")
             return text if file == text or file.startswith("/") else f"sqlite:///{absolute(file, base=base)}"
-        if _URL.match(text) or "${" in text:
+        if URL.match(text) or "${" in text:
             return text
         return str(absolute(text, base=base))
 
@@ -206,7 +206,7 @@ def _anchor(data: Any, location: Location, *, base: Path) -> Any:
 def _anchor_defaults(config: RunConfig, *, base: Path) -> RunConfig:
     """Returns `config` with the default folders, which no text names, made absolute too."""
     root, state = config.storage.root, config.state
-    anchored_root = root if _URL.match(root) or "${" in root else str(absolute(root, base=base))
+    anchored_root = root if URL.match(root) or "${" in root else str(absolute(root, base=base))
     return config.model_copy(update={"storage": config.storage.model_copy(update={"root": anchored_root}), "state": str(absolute(state, base=base))})
 
 
@@ -256,8 +256,10 @@ def _value_problems(data: Mapping[str, Any]) -> list[Problem]:
         key = dotted(location)
         if not _VERBATIM_KEYS.fullmatch(key):
             problems.extend(reference_problems(key, text))
-            masked = plain_password(text)
-            if masked:
+            if SOURCE_KEYS.fullmatch(key) and is_remote(text):
+                if message := url_problem(text):
+                    problems.append(Problem(key=key, value="" if holds_secret(text) else repr(text), message=message))
+            elif masked := plain_password(text):
                 problems.append(Problem(key=key, value="", message="holds a password in plain, which would be stored with the run", nearest=masked))
         return text
 
@@ -274,7 +276,7 @@ def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
 
     def judge(text: str, location: Location) -> str:
         key = dotted(location)
-        is_local = not (_URL.match(text) or "${" in text or re.search(r"[*?\[]", text))
+        is_local = not (URL.match(text) or "${" in text or re.search(r"[*?\[]", text))
         if _INPUT_KEYS.fullmatch(key) and text and is_local and not Path(text).exists():
             problems.append(Problem(key=key, value=repr(text), message="does not exist", nearest=_nearest_file(Path(text))))
         return text

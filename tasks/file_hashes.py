@@ -1,4 +1,5 @@
-"""Content hashes of raw input files, cached by (path, size, mtime, ctime, inode) in `{state}/file-hashes.sqlite`.
+"""Content hashes of raw input files, cached in `{state}/file-hashes.sqlite`: local ones by (path, size, mtime, ctime, inode), remote ones by
+(URL, size, identity).
 
 A hint for `run` and `plan`: the validate stage hashes the very bytes it parses, and `verify` ignores the cache.
 """
@@ -6,23 +7,29 @@ A hint for `run` and `plan`: the validate stage hashes the very bytes it parses,
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cluster.remote_files import RemoteFile, RemoteFiles
 from cluster.storage import hash_file
+from schemas.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _YOUNG_NS = 2_000_000_000
 """A file changed within this time before it was hashed may change again without a new time stamp; it is not cached."""
+_YOUNG_S = 60.0
+"""The same where only a server's clock tells, in whole seconds perhaps, and nobody knows how far it is from this one."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS file_hashes (
     path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, xxh3 TEXT
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS remote_hashes (url TEXT PRIMARY KEY, size INTEGER, identity TEXT, xxh3 TEXT) WITHOUT ROWID;
 """
 
 
@@ -36,9 +43,20 @@ class FileHashes:
         self._connection = self._connect()
         self._known: dict[str, tuple[int, int, int, int, str]] | None = None
         self._new: dict[str, tuple[int, int, int, int, str]] = {}
+        self._remote, self._lock = RemoteFiles(), threading.Lock()
 
-    def hash(self, path: Path) -> str:
-        """Returns the hash of a regular file; raises UnsafeFileError for anything else, OSError when it cannot be read."""
+    def hash(self, file: Path | RemoteFile) -> str:
+        """Returns the hash of a file; of remote ones in any thread, and then it is remembered at once: it may have taken an hour.
+
+        Raises:
+            UnsafeFileError: a local one that is not regular.
+            OSError: a local one cannot be read.
+            InputError: a remote one is gone or changed, since it was listed or meanwhile.
+            UnreachableError: the server of a remote one refuses, or does not answer.
+        """
+        return self._of_remote(file) if isinstance(file, RemoteFile) else self._of_local(file)
+
+    def _of_local(self, path: Path) -> str:
         status = os.stat(path, follow_symlinks=False)
         key, stamp = str(path), (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         known = self._load().get(key)
@@ -50,6 +68,26 @@ class FileHashes:
             self._new[key] = (*stamp, digest)
             self._load()[key] = (*stamp, digest)
         return digest
+
+    def _of_remote(self, file: RemoteFile) -> str:
+        known = self._ask("SELECT xxh3 FROM remote_hashes WHERE url = ? AND size = ? AND identity = ?", file.url, file.size, file.identity)
+        if known and file.identity:
+            return str(known[0][0])
+        fetched = self._remote.fetch(file.url)
+        if fetched.file.size != file.size:
+            raise InputError(f"{file.url}: changed since it was listed", mend="run again once nobody writes there")
+        if fetched.file == file and file.identity and time.time() - file.modified_at > _YOUNG_S:
+            self._ask("INSERT OR REPLACE INTO remote_hashes VALUES (?, ?, ?, ?)", file.url, file.size, file.identity, fetched.xxh3)
+        return fetched.xxh3
+
+    def _ask(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        """Returns the rows of an answer, none when the database cannot be used."""
+        try:
+            with self._lock, self._connection:
+                return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            logger.warning("%s: %s", self._database, error)
+            return []
 
     def close(self) -> None:
         """Writes what was learnt and closes the database. A cache that cannot be written is no failure of the run."""
@@ -91,7 +129,7 @@ class FileHashes:
 
 
 def _opened(database: Path | str) -> sqlite3.Connection:
-    connection = sqlite3.connect(database, timeout=30)
+    connection = sqlite3.connect(database, timeout=30, check_same_thread=False)  # one thread at a time
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute(_SCHEMA)
+    connection.executescript(_SCHEMA)
     return connection

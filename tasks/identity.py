@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cluster.remote_files import RemoteFile
 from schemas.artifact import FileEntry, content_hash_of
 from schemas.canonical import hash_of
 from schemas.config import RunConfig
@@ -11,8 +12,8 @@ from schemas.stage import Stage
 from tasks.outside_inputs import training_entries
 from tasks.store import Identity
 
-HashFile = Callable[[Path], str]
-"""Returns the xxh3-128 of a local file."""
+HashFile = Callable[[Path | RemoteFile], str]
+"""Returns the xxh3-128 of a file, hex."""
 
 
 def identity_of(stage: Stage, *, config: RunConfig, inputs: Mapping[Stage, str], hash_file: HashFile, project_dir: Path | None = None) -> Identity:
@@ -25,6 +26,7 @@ def identity_of(stage: Stage, *, config: RunConfig, inputs: Mapping[Stage, str],
 
     Raises:
         InputError: a raw input is missing or cannot be read.
+        UnreachableError: the server of a remote one refuses, or does not answer.
         ConfigError: the source of `model.factory` cannot be found.
     """
     hashes = {source.value: inputs[source] for source in config.inputs_of(stage)} | _outside_inputs(stage, config=config, hash_file=hash_file)

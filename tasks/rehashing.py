@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.layout import BOOKKEEPING
+from cluster.remote_files import RemoteFiles
 from cluster.s3_storage import S3Storage
 from cluster.storage import TEMPORARY_PREFIX, Storage, hash_file, path_below
 from schemas.artifact import FileEntry
-from schemas.errors import InputError, UnsafeFileError
+from schemas.errors import HeadraceError, InputError, UnsafeFileError
 from schemas.frozen import Frozen
 from schemas.manifest import InputFile
+from schemas.source_url import is_remote
 from tasks.store import Store
 
 _AT_A_TIME = 4
@@ -39,7 +41,15 @@ class Walk:
     findings: list[str] = field(default_factory=list)
     artifacts: list[VerifiedArtifact] = field(default_factory=list)
 
-    def hashed(self, key: str, entries: Iterable[tuple[Path, FileEntry | InputFile]]) -> None:
+    def hashed_raw(self, key: str, files: Iterable[InputFile]) -> None:
+        """Hashes raw files, where they lie or as they come from their servers, and books them under `key`."""
+        remote, found = RemoteFiles(), tuple(files)
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="verify") as pool:
+            for findings in pool.map(lambda file: _raw_damage(remote, file), found):
+                self.findings.extend(findings)
+        self.artifacts.append(VerifiedArtifact(key=key, files=len(found), bytes=sum(file.size for file in found)))
+
+    def hashed(self, key: str, entries: Iterable[tuple[Path, FileEntry]]) -> None:
         """Hashes files against their entries and books them under `key`."""
         files, total = 0, 0
         for path, entry in entries:
@@ -117,6 +127,17 @@ def _stored_damage(storage: S3Storage, key: str, entry: FileEntry) -> tuple[str,
         return () if storage.hash(name) == entry.xxh3 else (f"{place}: its content is not what was committed",)
     except FileNotFoundError:
         return (f"{place}: missing",)
+
+
+def _raw_damage(remote: RemoteFiles, file: InputFile) -> tuple[str, ...]:
+    """Returns what is wrong with one raw file, naming it."""
+    if not is_remote(file.path):
+        return tuple(_damage(Path(file.path), file))
+    try:
+        fetched = remote.fetch(file.path)
+    except HeadraceError as error:
+        return (error.what,)
+    return () if fetched.xxh3 == file.xxh3 else (f"{file.path}: its content is not what was committed",)
 
 
 def _damage(path: Path, entry: FileEntry | InputFile) -> Iterator[str]:

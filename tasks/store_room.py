@@ -4,13 +4,14 @@ What is needed is estimated from above, and said as a warning; the run is refuse
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.quota import Ask, Room, rooms_of
 from schemas.config import RunConfig
 from schemas.plan import Action, PlannedStage
 from schemas.sizing import TrainingSize
+from schemas.source_url import is_remote
 from schemas.stage import Stage
 from tasks.validate.sources import plan_inputs
 
@@ -66,8 +67,11 @@ def judge_room(
     made = [stage.stage for stage in planned if stage.action is not Action.REUSE]
     if not made or folder is None:
         return RoomVerdict()
-    text_bytes = _text_bytes(config, planned)
-    needs = {stage: _need_of(stage, config=config, size=size, text_bytes=text_bytes, present_bytes=present_bytes) for stage in made}
+    text = _text_of(config, planned)
+    needs = {stage: _need_of(stage, config=config, size=size, text_bytes=text.num_bytes, present_bytes=present_bytes) for stage in made}
+    if (need := needs.get(Stage.VALIDATE)) is not None:
+        fetched = {"num_bytes": need.num_bytes + text.fetched_bytes, "num_inodes": need.num_inodes + text.fetched_files}
+        needs[Stage.VALIDATE] = replace(need, **fetched)
     return judge(needs, rooms_of(folder, ask=ask))
 
 
@@ -96,7 +100,8 @@ def _need_of(stage: Stage, *, config: RunConfig, size: TrainingSize, text_bytes:
         case Stage.VALIDATE | Stage.PREPARE:
             return Need(text_bytes + _SMALL_BYTES, num_inodes=8 * groups + 2 * _SMALL_INODES)
         case Stage.TOKENIZE:
-            tokens, width = text_bytes // _BYTES_PER_TOKEN, 2 if config.tokenizer.vocab_size <= 1 << 16 else 4
+            num_ids = size.model.vocab_size if size.model is not None else config.tokenizer.vocab_size
+            tokens, width = text_bytes // _BYTES_PER_TOKEN, 2 if num_ids <= 1 << 16 else 4
             shards = tokens // (config.tokenization.sequence_length * config.tokenization.sequences_per_shard)
             return Need(tokens * width + _SMALL_BYTES, num_inodes=8 * groups + shards + _SMALL_INODES)
         case Stage.TRAIN:
@@ -119,13 +124,27 @@ def _need_of_training(size: TrainingSize, *, present_bytes: int) -> Need:
     )
 
 
-def _text_bytes(config: RunConfig, planned: Sequence[PlannedStage]) -> int:
-    """Returns the bytes of all text: counted where it was validated, else estimated from the sizes of its files."""
+@dataclass(frozen=True)
+class _Text:
+    """All text."""
+
+    num_bytes: int
+    """Of texts, without compression."""
+    fetched_bytes: int = 0
+    """Of remote files, as they lie in the store while they are scanned."""
+    fetched_files: int = 0
+    """How many those are."""
+
+
+def _text_of(config: RunConfig, planned: Sequence[PlannedStage]) -> _Text:
+    """Returns how much text there is: counted where it was validated, else estimated from the sizes of its files."""
     known = next((stage.summary.get("text_bytes") for stage in planned if stage.stage is Stage.VALIDATE), None)
     if known is not None:
-        return int(known)
+        return _Text(int(known))
     inputs = plan_inputs(config, lambda _: "")  # sizes alone
-    return sum(file.size * (_EXPANSION if file.path.endswith(_COMPRESSED) else 1) for file in inputs)
+    text_bytes = sum(file.size * (_EXPANSION if file.path.endswith(_COMPRESSED) else 1) for file in inputs)
+    fetched = [file.size for file in inputs if is_remote(file.path)]
+    return _Text(text_bytes, fetched_bytes=sum(fetched), fetched_files=len(fetched))
 
 
 def _shown(count: int, what: str) -> str:

@@ -11,6 +11,7 @@ from cluster.launchers import machines_see
 from cluster.launchers.kubernetes_request import has_credentials
 from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
+from schemas.source_url import is_remote
 from schemas.stage import Stage
 
 
@@ -63,7 +64,8 @@ def _unseen_files(config: RunConfig, *, is_bucket: bool, project_dir: Path, made
 def _files(config: RunConfig, *, project_dir: Path) -> Iterator[tuple[str, str, Stage]]:
     """Yields what processes of stages open besides artifacts: the key that names it, where it lies here, and the stage."""
     for index, source in enumerate(config.corpus.sources):
-        yield f"corpus.sources.{index}", source.path, Stage.VALIDATE
+        if not is_remote(source.path):  # fetched by the machine that decides
+            yield f"corpus.sources.{index}", source.path, Stage.VALIDATE
     for index, path in enumerate(config.corpus.preparation.decontamination.files):
         yield f"corpus.preparation.decontamination.files.{index}", path, Stage.PREPARE
     if config.tokenizer.path is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from schemas.config import RunConfig
 from schemas.corpus_config import SourceConfig
+from schemas.source_url import is_remote
 from tasks.validate.sources import find_files, is_entered
 
 _GLOB = re.compile(r"[*?\[]")
@@ -49,7 +50,9 @@ def witnesses_of(config: RunConfig) -> Witnesses | None:
 
 
 def _add_source(seen: Witnesses, source: SourceConfig, *, name: str) -> bool:
-    """Adds a source's files, and the folders that are listed for them; False when links to folders make it unsure which those are."""
+    """Adds a source's files, and the folders that are listed for them; False when they are remote, or links to folders leave doubt which they are."""
+    if is_remote(source.path):  # only its server can tell
+        return False
     files = find_files(source, name=name)
     seen.entries.update(str(file.path) for file in files)
     path = Path(source.path.removeprefix("file://"))

@@ -12,7 +12,8 @@ from schemas.artifact import ArtifactRecord, FileEntry, content_hash_of
 from schemas.errors import DataVerdictError, InputError, VerificationError
 from schemas.frozen import thaw
 from schemas.job import FileRead, WorkItem, WorkPlan
-from schemas.manifest import CorpusManifest, CorpusPlan, raw_hash
+from schemas.manifest import CorpusGroup, CorpusManifest, CorpusPlan, InputFile, raw_hash
+from schemas.source_url import is_remote
 from schemas.stage import Stage
 from tasks.carrying import carry_unseen, drop_carried
 from tasks.file_hashes import FileHashes
@@ -25,7 +26,7 @@ from tasks.validate.figures.sampling import Sampling, sampling_of
 from tasks.validate.grouping import plan_groups
 from tasks.validate.job import FIND_REPEATS, PLAN_NAME, REMOVE_REPEATS, SCAN
 from tasks.validate.report.publish import publish_report
-from tasks.validate.reuse import SCANS, facts_of, find_donors
+from tasks.validate.reuse import SCANS, facts_of, find_donors, is_offered
 from tasks.validate.sample import merge_samples
 from tasks.validate.scan import ScanOutput
 from tasks.validate.sources import plan_inputs
@@ -90,7 +91,7 @@ def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, donors: Sequence[st
         WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group.index:04d}", num_files=len(group.inputs))
         for index, group in enumerate(plan.groups)
     )
-    raw = carry_unseen(work, {index: group.inputs for index, group in enumerate(plan.groups)}, step_name=SCAN)
+    raw = carry_unseen(work, _read_by_items(work, plan, donors=donors), step_name=SCAN)
     reads = [FileRead(key=work.key, file=entry), *raw]
     options = {"donors": list(donors)}
     records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE, options=options, reads=reads)
@@ -100,6 +101,16 @@ def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, donors: Sequence[st
         work.note(f"{reused:,} of {len(records):,} groups are taken over from an earlier corpus; their raw files are the same")
     files = tuple(file for record in records for file in record.files if file.path.startswith(SCANS))
     return tuple(ScanOutput.model_validate(thaw(record.output)["scan"]) for record in records), _ScanNotes(files, reused_groups=reused)
+
+
+def _read_by_items(work: Work, plan: CorpusPlan, *, donors: Sequence[str]) -> dict[int, Sequence[InputFile]]:
+    """Returns item → raw files that it reads. Remote ones of a group that will be taken over are not asked for again."""
+
+    def is_taken(group: CorpusGroup) -> bool:
+        is_fetched = work.mirror is None and any(is_remote(file.path) for file in group.inputs)  # from object storage nothing is taken over
+        return is_fetched and is_offered(work.output_dir.parent, group, donors=donors)
+
+    return {index: () if is_taken(group) else group.inputs for index, group in enumerate(plan.groups)}
 
 
 def _refuse_faults(scans: Sequence[ScanOutput]) -> None:

@@ -5,8 +5,9 @@ again. Where compute cannot reach the earlier artifact (another storage), everyt
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 from cluster.layout import ArtifactLayout
 from cluster.storage import Storage
@@ -18,7 +19,7 @@ from schemas.manifest import CorpusGroup, raw_hash
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.entry import ItemTask
-from tasks.recorded_file import verified_bytes
+from tasks.recorded_file import verified_bytes, verified_path
 from tasks.store import Identity, Store
 from tasks.taking_over import take_over
 from tasks.validate.figures.sampling import Sampling
@@ -65,9 +66,36 @@ def take_group(task: ItemTask, group: CorpusGroup, *, donors: Iterable[str]) -> 
     Raises:
         VerificationError: a name is taken by other bytes here.
     """
+    for folder, output in _offers(task.output_dir.parent, group, donors=donors):
+        if take_over(task, files_of(output), folder=folder, subject="accepted corpus"):
+            return output
+    return None
+
+
+def is_offered(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str]) -> bool:
+    """Whether `take_group` will find what it takes: so the group's raw files need not be there. Hashes the files.
+
+    Args:
+        stage_dir: folder of all artifacts of the stage.
+        group: the group.
+        donors: folders in it.
+    """
+    return any(all(_is_sound(folder, file) for file in files_of(output)) for folder, output in _offers(stage_dir, group, donors=donors))
+
+
+def _is_sound(folder: Path, entry: FileEntry) -> bool:
+    try:
+        verified_path(folder, entry, subject="accepted corpus")
+    except VerificationError:
+        return False
+    return True
+
+
+def _offers(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str]) -> Iterator[tuple[Path, ScanOutput]]:
+    """Yields the earlier corpora that were made of the same raw files, as far as this group goes: their folders, and what is in them."""
     wanted = raw_hash(group.inputs)
     for donor in donors:
-        folder = task.output_dir.parent / donor
+        folder = stage_dir / donor
         try:
             record = ArtifactRecord.from_bytes((folder.parent / ArtifactLayout(donor).record).read_bytes())
             entry = next((file for file in record.files if file.path == scan_name(group.index)), None)
@@ -77,9 +105,8 @@ def take_group(task: ItemTask, group: CorpusGroup, *, donors: Iterable[str]) -> 
         except (FileNotFoundError, SealBrokenError, VerificationError) as error:
             logger.info("no groups are taken from %s: %s", folder, error)
             continue
-        if scan.raw == wanted and take_over(task, files_of(scan.output), folder=folder, subject="accepted corpus"):
-            return scan.output
-    return None
+        if scan.raw == wanted:
+            yield folder, scan.output
 
 
 def files_of(output: ScanOutput) -> tuple[FileEntry, ...]:

@@ -5,29 +5,32 @@ Reads no content itself and imports nothing heavy: `plan` runs it in millisecond
 
 import fnmatch
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
+from cluster.remote_files import RemoteFile
 from schemas.config import RunConfig
 from schemas.corpus_config import SourceConfig
 from schemas.errors import InputError, MissingTextError
 from schemas.manifest import InputFile
+from schemas.source_url import is_glob, is_remote
+from tasks.validate.remote_sources import find_all_remote
 
 Format = Literal["jsonl", "parquet", "csv", "text"]
 Compression = Literal["none", "gzip", "zstd"]
 
-HashFile = Callable[[Path], str]
-"""Returns the xxh3-128 of a local file, hex."""
+HashFile = Callable[[Path | RemoteFile], str]
+"""Returns the xxh3-128 of a file, hex. From several threads at a time for remote ones."""
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-_GLOB = re.compile(r"[*?\[]")
 _SHOWN_PROBLEMS = 20
+_AT_A_TIME = 4
+"""Remote files that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,15 @@ def plan_inputs(config: RunConfig, hash_file: HashFile) -> tuple[InputFile, ...]
 
     Raises:
         MissingTextError: a source does not exist, or matches nothing.
-        InputError: a source holds links that leave it, or a file cannot be read. All problems of a source at once.
+        InputError: a source holds links that leave it, or a file cannot be read. All problems of a source, and all of remote ones, at once.
+        UnreachableError: the server of a source refuses, or does not answer.
     """
-    inputs = []
+    inputs: list[InputFile] = []
+    remote = find_all_remote(config, is_selected=is_selected)
     for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
+        if name in remote:
+            inputs += _hashed(name, remote[name], hash_file=hash_file)
+            continue
         subject = source.path
         try:
             for found in find_files(source, name=name):
@@ -67,20 +75,28 @@ def plan_inputs(config: RunConfig, hash_file: HashFile) -> tuple[InputFile, ...]
     return tuple(inputs)
 
 
+def _hashed(name: str, found: Mapping[str, RemoteFile], *, hash_file: HashFile) -> list[InputFile]:
+    """Returns the files of a remote source, of which several are hashed at a time: that reads them. `found`: by relative path."""
+    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="hash") as pool:
+        digests = list(pool.map(hash_file, found.values()))
+    files = zip(found.items(), digests, strict=True)
+    return [InputFile(source=name, path=file.url, relative_path=relative, size=file.size, xxh3=digest) for (relative, file), digest in files]
+
+
 def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
-    """Returns the files of one source, sorted by relative path. Names that begin with a dot are left out, as a shell's `*` does.
+    """Returns the files of one source on this machine, sorted by relative path. Names that begin with a dot are left out, as a shell's `*` does.
 
     Raises:
         MissingTextError: nothing is there.
         InputError: something is there that Headrace refuses to read.
     """
     path = _local_path(source.path, name=name)
-    if _GLOB.search(source.path) and not path.exists():
+    if is_glob(source.path) and not path.exists():
         root = Path(*_fixed_part(path))
         names = _matches(path, root=root)
     elif path.is_dir():
         root = path
-        names = [relative for relative in _walk(root, source) if _selected(relative, source)]
+        names = [relative for relative in _walk(root, source) if is_selected(relative, source)]
     elif path.exists():
         return _checked([(path.resolve(), path.name)], root=path.resolve().parent, name=name)
     else:
@@ -122,13 +138,8 @@ def _without_compression(path: str) -> str:
 
 def _local_path(path: str, *, name: str) -> Path:
     """Returns the path of a source on this machine. Raises InputError for URLs of other kinds."""
-    scheme = urlsplit(path).scheme
-    if scheme not in ("", "file"):
-        raise InputError(
-            f"source {name!r}: {path!r} is not on this machine",
-            why=f"raw text is read from local or mounted paths; {scheme}:// would need credentials on every compute node",
-            mend="mount it, or copy it to a folder, and name that in corpus.sources",
-        )
+    if is_remote(path):
+        raise InputError(f"{name}: a URL is not on this machine", mend="name a folder with some of the text here, then the URL in corpus.sources")
     return Path(path.removeprefix("file://")).absolute()
 
 
@@ -136,7 +147,7 @@ def _fixed_part(pattern: Path) -> tuple[str, ...]:
     """Returns the leading parts of a glob that hold no wildcard."""
     parts: list[str] = []
     for part in pattern.parts[:-1]:
-        if _GLOB.search(part):
+        if is_glob(part):
             break
         parts.append(part)
     return tuple(parts)
@@ -176,8 +187,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _selected(relative: str, source: SourceConfig) -> bool:
-    """Whether a folder's file is to be read. `*` in patterns crosses folders."""
+def is_selected(relative: str, source: SourceConfig) -> bool:
+    """Whether a folder's file, by its relative path, is to be read. `*` in patterns crosses folders."""
     return any(fnmatch.fnmatchcase(relative, pattern) for pattern in source.include) and not any(
         fnmatch.fnmatchcase(relative, pattern) for pattern in source.exclude
     )

@@ -88,7 +88,7 @@ def test_only_task_modules_and_flows_import_prefect() -> None:
     ("library", "owners"),
     [
         ("mlflow", {"tasks/tracking.py", "tasks/mlflow_connection.py", "tasks/mlflow_registry.py", "tasks/register/served_model.py"}),
-        ("fsspec", {"cluster/object_storage.py"}),
+        ("fsspec", {"cluster/object_storage.py", "cluster/fsspec_files.py"}),
         ("s3fs", {"cluster/s3_requests.py"}),
     ],
 )

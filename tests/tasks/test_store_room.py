@@ -8,10 +8,15 @@ import pytest
 
 from cluster.quota import Room
 from schemas.config import RunConfig
+from schemas.corpus_config import SourceConfig
+from schemas.plan import Action, PlannedStage
+from schemas.sizing import training_size
 from schemas.stage import Stage
+from tasks import store_room
 from tasks.planning import make_plan
 from tasks.store_room import Need, judge
 from tests.fakes.in_process_work import config_with
+from tests.fakes.remote_text import InMemory
 
 GB = 10**9
 
@@ -61,6 +66,21 @@ def configured(tmp_path: Path, root: Path) -> RunConfig:
 def test_a_plan_on_an_ordinary_disk_says_nothing(tmp_path: Path) -> None:
     plan = make_plan(configured(tmp_path, tmp_path / "data"))
     assert (plan.warnings, plan.lacks_room) == ((), "")
+
+
+def test_remote_text_needs_room_for_itself_while_it_is_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, config = InMemory(), configured(tmp_path, tmp_path / "data")
+    place.put("a.txt", bytes(1_000_000))
+    (tmp_path / "text" / "a.txt").write_bytes(bytes(1_000_000))
+    remote = config.model_copy(update={"corpus": config.corpus.model_copy(update={"sources": (SourceConfig(path=place.url),)})})
+    planned = [PlannedStage(stage=Stage.VALIDATE, action=Action.BUILD, key="", fingerprint="", reasons=())]
+
+    def warned(config: RunConfig, *, free: int) -> bool:
+        monkeypatch.setattr(store_room, "rooms_of", lambda *_, **__: [Room("a disk", free_bytes=free, free_inodes=None)])
+        return bool(store_room.judge_room(config, planned, size=training_size(config), folder=tmp_path).warnings)
+
+    assert [warned(each, free=11_500_000) for each in (config, remote)] == [False, True]
+    assert not warned(remote, free=12_500_000)
 
 
 @pytest.fixture

@@ -27,6 +27,12 @@ def test_a_bucket_carries_the_text_and_nobody_carries_credentials() -> None:
     assert missed("/mnt/data", kubernetes={"volumes": [{"mount": "/home/me", "claim": "home"}]}) == []
 
 
+def test_text_behind_a_url_is_fetched_for_pods_wherever_artifacts_lie() -> None:
+    corpus = {"sources": ["s3://texts/raw/", "https://example.org/a.jsonl"]}
+    assert missed("/mnt/data", corpus=corpus) == []
+    assert missed(BUCKET, corpus=corpus, kubernetes={"secrets": ["storage"]}) == []
+
+
 def test_files_besides_text_are_named_by_the_stage_that_opens_them() -> None:
     tokenizer = {"path": "/home/me/tokenizer", "end_of_text": "</s>"}
     decontamination = {"preparation": {"decontamination": {"ngram": 13, "files": ["/home/me/test.txt"]}}}
