@@ -11,7 +11,7 @@ import typer
 
 from flows.shards_commands import shards
 from flows.store_commands import store
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, storage_failure
 from schemas.exit_code import ExitCode
 from schemas.stage import Stage
 
@@ -120,7 +120,7 @@ def run(recipe: RecipeArgument, assignments: SetOption = None, from_stage: FromO
     Examples:
       headrace run infra/recipes/demo_cpu.yaml
       headrace run my.yaml --set training.steps=50
-      headrace run my.yaml --set 'corpus.sources=["docs.jsonl.gz"]' --set storage.root=/data/headrace
+      headrace run my.yaml --set 'corpus.sources=["docs.jsonl.gz", "s3://bucket/raw/"]' --set storage.root=/data/headrace
       headrace run my.yaml --from train
     """  # noqa: D301
     from flows.piloting import run_recipe
@@ -362,15 +362,14 @@ def main() -> None:
     """Runs the command line and ends the process with one of the documented exit codes."""
     try:
         app()
-    except HeadraceError as error:
-        from flows.terminal import show_error
-
-        show_error(error, as_json="--json" in sys.argv[1:])
-        sys.exit(int(error.exit_code))
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.CTRL_C))
     except Exception as error:  # noqa: BLE001  # the process's outermost edge: nobody should have to read a traceback
-        from flows.terminal import show_bug
+        from flows.terminal import show_bug, show_error
 
+        told = storage_failure(error) if isinstance(error, OSError) else error
+        if isinstance(told, HeadraceError):
+            show_error(told, as_json="--json" in sys.argv[1:])
+            sys.exit(int(told.exit_code))
         show_bug(error)
         sys.exit(int(ExitCode.BUG))

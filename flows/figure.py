@@ -131,15 +131,16 @@ def items_line(job: JobProgress) -> str:
     return ", ".join(parts)
 
 
-def incident_line(incident: Mapping[str, Any]) -> str:
-    """Returns `rank 1 killed at step 402, running again after 1.9 s, 4 steps redone`."""
+def incident_line(incident: Mapping[str, Any], *, stage: Stage = Stage.TRAIN) -> str:
+    """Returns `rank 1 killed at step 402, running again after 1.9 s, 4 steps redone`. Of another stage, what is committed are items."""
     rank, step, committed = int(incident.get("rank", -1)), int(incident.get("step", -1)), int(incident.get("committed_step", -1))
     who = str(incident.get("item") or (f"rank {rank}" if rank >= 0 else "the job"))
     at = f" at step {step}" if step >= 0 else ""
     if incident.get("cause") == "queue":
         return f"{next(iter(incident.get('evidence', ())), 'its nodes were not to be had')}: the next attempt asks for fewer"
     if incident.get("decision") == "stop" and _goes_on(incident):
-        return f"{who} {_verb(str(incident.get('cause')))}{at}; step {max(0, committed)} is committed"
+        kept = f"step {max(0, committed)} is committed" if stage is Stage.TRAIN else f"{max(0, committed)} items are kept"
+        return f"{who} {_verb(str(incident.get('cause')))}{at}; {kept}"
     if incident.get("decision") == "stop":
         return f"{who} {_verb(str(incident.get('cause')))}{at}; stopped: {incident.get('reason')}"
     recovered = float(incident.get("recovered_after_s", -1.0))

@@ -20,6 +20,7 @@ from schemas.exit_code import ExitCode
 from schemas.frozen import thaw
 from schemas.journal import Event, EventKind
 from schemas.progress import RankPhase
+from schemas.stage import Stage
 from schemas.view import JobProgress
 from tasks.runs import Run
 from tasks.views import job_progress
@@ -74,7 +75,7 @@ def event_line(event: Event) -> str:
             stopped = event.figures.get("exit_code") in (ExitCode.INTERRUPTED, ExitCode.CTRL_C)
             return f"{stage} {'stopped' if stopped else 'failed'}"
         case EventKind.INCIDENT:
-            return f"{stage} {incident_line(thaw(event.figures))}"
+            return f"{stage} {incident_line(thaw(event.figures), stage=event.stage or Stage.TRAIN)}"
         case EventKind.NOTE:
             return f"{stage} {event.message}"
         case _:

@@ -46,7 +46,9 @@ def export(
 @shards.command("import")
 def import_(
     prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="Path of PREFIX.bin and PREFIX.idx.", show_default=False)],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="FILE", help="The tokenizer.json that made the ids.", show_default=False)],
+    tokenizer: Annotated[
+        Path, typer.Option("--tokenizer", metavar="PATH", help="The tokenizer.json that made the ids, or its folder.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder for shards and manifest.", show_default=False)],
     end_of_text: Annotated[str, typer.Option("--end-of-text", metavar="TOKEN", help="The tokenizer's token between documents.")] = "<|endoftext|>",
     sequence_length: Annotated[int, typer.Option("--sequence-length", min=8, help="Tokens of a sequence.")] = 1024,

@@ -173,7 +173,11 @@ def storage_failure(error: OSError) -> UnreachableError | None:
     why = _STORAGE_FAILURES.get(error.errno or 0)
     if why is None:
         return None
-    return UnreachableError(f"{error.filename or 'storage'}: {error.strerror}", why=why, mend="free space or restore access, then headrace resume")
+    return UnreachableError(
+        f"{error.filename or 'storage'}: {error.strerror}",
+        why=why,
+        mend="free space or restore access, then the same command again, or headrace resume",
+    )
 
 
 class InterruptedRunError(HeadraceError):

@@ -7,6 +7,7 @@ Opens JSON and looks at names and first bytes; never loads weights, never runs c
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.storage import hash_file, looks_like_pickle, walk_files
 from schemas.artifact import FileEntry
@@ -17,17 +18,20 @@ from tasks.factory_source import source_files
 _ADAPTER = "adapter_config.json"
 
 
-def check_tokenizer(config: RunConfig) -> None:
-    """Refuses an existing tokenizer that cannot be used, or whose ids the model cannot take. Nothing to check when one is trained.
+def check_tokenizer(config: RunConfig) -> int | None:
+    """Returns how many ids an existing tokenizer has; None where one is trained.
+
+    Refuses one that cannot be used, or whose ids the model cannot take; and a chat template that conversations cannot use.
 
     Raises:
-        InputError: it is missing, cannot be loaded, or lacks `tokenizer.end_of_text`.
+        InputError: it is missing, cannot be loaded, or lacks `tokenizer.end_of_text`; or conversations have no chat template that can be used.
         UnsafeFileError: a pickle, or a link that leaves its folder.
         ConfigError: the model has fewer ids, or fewer positions than a sequence has tokens.
     """
     path = config.tokenizer.path
     if path is None:
-        return
+        _check_template(config, {})
+        return None
     from tasks.tokenizer.engine import facts_of
     from tasks.tokenizer.existing import read_existing
     from tasks.train.compatibility import check_compatibility
@@ -35,6 +39,19 @@ def check_tokenizer(config: RunConfig) -> None:
     existing = read_existing(Path(path), own_template=config.tokenizer.chat_template is not None)
     facts = facts_of(existing.tokenizer_json, end_of_text=config.tokenizer.end_of_text, subject=f"the tokenizer {path}")
     check_compatibility(config.model, vocab_size=facts.vocab_size, sequence_length=config.tokenization.sequence_length)
+    _check_template(config, existing.config)
+    return facts.vocab_size
+
+
+def _check_template(config: RunConfig, existing: Mapping[str, Any]) -> None:
+    """Refuses a chat template that is missing where there are conversations, or cannot be used. `existing`: the given `tokenizer_config.json`."""
+    if not config.corpus.conversations:
+        return
+    from tasks.tokenize.conversation import ChatTemplate
+    from tasks.tokenizer.folder import tokenizer_config
+
+    tokenizer = config.tokenizer
+    ChatTemplate.of_tokenizer(tokenizer_config(existing, end_of_text=tokenizer.end_of_text, chat_template=tokenizer.chat_template))
 
 
 def check_pretrained(config: RunConfig) -> None:

@@ -75,16 +75,16 @@ def make_plan(
     if raw is not None:
         planned = [_with_raw_changes(stage, raw, store=store, config=config) for stage in planned]
     _check_from(from_stage, planned, config=config)
-    _check_outside_inputs(config, planned, project_dir=project_dir)
+    vocab_size = _check_outside_inputs(config, planned, project_dir=project_dir)
+    if (tokenizer := found.get(Stage.TOKENIZER)) is not None:
+        vocab_size = tokenizer.summary.get("vocab_size")
     _check_inputs(store, config=config, planned=planned, found=found)
     shards = found.get(Stage.TOKENIZE)
     known = thaw(shards.summary) if shards is not None else {}
     by_source = known.get("sequences_by_source")
     if config.training.mixture is not None and shards is not None:
         check_mixture(config.training.mixture, by_source or {})
-    size = training_size(
-        config, vocab_size=known.get("vocab_size"), train_sequences=known.get("sequences", {}).get("train"), source_sequences=by_source
-    )
+    size = training_size(config, vocab_size=vocab_size, train_sequences=known.get("sequences", {}).get("train"), source_sequences=by_source)
     training = next(stage for stage in planned if stage.stage is Stage.TRAIN)
     cost = planned_cost(config, storage=store.storage, stage=training, size=size, alike=alike)
     over_budget = (f"{cost.objection}: it will stop there, and go on under a larger budget",) if cost is not None and cost.objection else ()
@@ -204,13 +204,16 @@ def _planned(identity: Identity, action: Action, key: str, reasons: tuple[str, .
     return PlannedStage(stage=identity.stage, action=action, key=key, fingerprint=identity.fingerprint, reasons=reasons, summary=dict(summary or {}))
 
 
-def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage], *, project_dir: Path | None) -> None:
-    """Refuses at once what the stages that are to be made would refuse later, perhaps after hours."""
+def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage], *, project_dir: Path | None) -> int | None:
+    """Refuses at once what the stages that are to be made would refuse later, perhaps after hours.
+
+    Returns how many ids the existing tokenizer has; None without one, or where it is taken over already.
+    """
     made = {stage.stage for stage in planned if stage.action is not Action.REUSE}
-    if Stage.TOKENIZER in made:
-        check_tokenizer(config)
+    vocab_size = check_tokenizer(config) if Stage.TOKENIZER in made else None
     if Stage.TRAIN in made:
         training_files(config, project_dir=project_dir)
+    return vocab_size
 
 
 def _check_inputs(store: Store, *, config: RunConfig, planned: list[PlannedStage], found: Mapping[Stage, ArtifactRecord]) -> None:

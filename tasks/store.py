@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cluster.layout import ArtifactLayout, artifact_key, parse_artifact_folder
 from cluster.storage import AlreadyExistsError, Storage, hash_file, path_below
@@ -167,11 +167,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
     for key in sorted({*old, *new}):
         path = f"{prefix}{key}"
         before, after = old.get(key), new.get(key)
+        if _are_sections(before) and _are_sections(after) and len(before) == len(after):  # of sources, say: one by one
+            before, after = ({str(place): section for place, section in enumerate(sections)} for sections in (before, after))
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines.extend(differences(before, after, prefix=f"{path}."))
         elif _plain(before) != _plain(after):
             lines.append(f"{path}: {_plain(before)} -> {_plain(after)}")
     return tuple(lines)
+
+
+def _are_sections(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    return isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value)
 
 
 def _plain(value: Any) -> str:

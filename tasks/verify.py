@@ -33,8 +33,8 @@ def verify_model(storage: Storage, model: str) -> VerifyReport:
     """Returns what was hashed and every damage found, from `model` back to the raw files.
 
     Args:
-        model: an artifact's folder (`register/demo-0123456789ab`), a run id, a model name, `NAME/VERSION` or `NAME@ALIAS`,
-            the last three with or without `models:/`.
+        model: an artifact's folder (`register/demo-0123456789ab`, or its path on this machine), a run id, a model name, `NAME/VERSION` or
+            `NAME@ALIAS`, the last three with or without `models:/`.
 
     Raises:
         InputError: nothing fits `model`.
@@ -62,6 +62,8 @@ def verify_model(storage: Storage, model: str) -> VerifyReport:
 
 def resolve(storage: Storage, model: str) -> str:
     """Returns the folder of the artifact that `model` names; the newest one where several fit. Raises InputError."""
+    if (key := _key_of_path(storage, model)) is not None:
+        return key
     name = model.removeprefix("models:/").rstrip("/")
     if not is_below(name):
         raise InputError(f"{model!r} names no model", why="a model is NAME, NAME@ALIAS, NAME/VERSION, a run, or an artifact's folder")
@@ -94,6 +96,16 @@ def resolve(storage: Storage, model: str) -> str:
             mend="headrace status lists runs; --storage names another storage root",
         )
     return max(found, key=lambda record: record.provenance.created_at).key
+
+
+def _key_of_path(storage: Storage, path: str) -> str | None:
+    """Returns the key of an artifact whose folder is named as it lies on this machine, as a shell completes it; None when `path` is none."""
+    folder = Path(path).resolve()
+    key = "/".join(folder.parts[-2:])
+    if not (is_below(key) and parse_artifact_folder(folder.name)):
+        return None
+    local = storage.local_path(key)
+    return key if local is not None and local.resolve() == folder and storage.exists(ArtifactLayout(key).record) else None
 
 
 def _version_of_alias(storage: Storage, model_name: str, *, alias: str) -> str:
@@ -184,7 +196,7 @@ def _verify_raw(walk: Walk, record: ArtifactRecord) -> None:
         manifest = CorpusManifest.model_validate_json(walk.store.storage.read(f"{record.key}/manifest.json"))
     except (OSError, ValueError, UnsafeFileError):
         return  # the manifest is one of the record's files: its damage is found there
-    walk.hashed("raw", ((Path(file.path), file) for file in manifest.inputs))
+    walk.hashed_raw("raw", manifest.inputs)
     if record.outside.get("raw") != raw_hash(manifest.inputs):
         walk.findings.append(f"{record.key}/manifest.json: its list of raw files is not what the corpus was made from")
 

@@ -227,9 +227,10 @@ def _array_rate(items: Sequence[WorkItem], beats: Sequence[Heartbeat], *, alive:
 def _left_s(items: Sequence[WorkItem], array: ArrayRate | None) -> float:
     """Returns how long an array needs yet, at the pace it has; -1: not known, also when all is read and something is made of it.
 
-    One item alone promises nothing, unless it reads files one after the other: a tokenizer is trained once its text is read.
+    Less than a hundredth of the text says little of the rest: it may have been one small item beside a large one. One item alone promises
+    nothing, unless it reads files one after the other: a tokenizer is trained once its text is read.
     """
     is_even = len(items) > 1 or any(item.num_files for item in items)
-    if array is None or not is_even or array.bytes_per_s <= 0 or array.bytes_done >= array.bytes_total:
+    if array is None or not is_even or array.bytes_per_s <= 0 or not array.bytes_total / 100 <= array.bytes_done < array.bytes_total:
         return -1.0
     return (array.bytes_total - array.bytes_done) / array.bytes_per_s

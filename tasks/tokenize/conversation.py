@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import numpy.typing as npt
 from schemas.errors import InputError, VerificationError
 from schemas.frozen import Frozen
 from tasks.tokenizer.engine import Encoded, load_tokenizer
+
+if TYPE_CHECKING:
+    from jinja2.ext import Extension
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
@@ -67,15 +70,20 @@ class ChatTemplate(Frozen):
         return _GENERATION.search(self.source) is not None
 
     def check(self) -> None:
-        """Raises InputError when it is no Jinja."""
-        from jinja2 import TemplateSyntaxError
-        from transformers.utils.chat_template_utils import render_jinja_template
+        """Raises InputError when it is no Jinja. Without transformers, whose import takes seconds: a plan asks, too."""
+        from jinja2 import Environment, TemplateSyntaxError
 
         try:
-            render_jinja_template(conversations=[], chat_template=self.source)
+            Environment(extensions=["jinja2.ext.loopcontrols", _generation_tag()]).compile(self.source)  # noqa: S701  # renders nothing
         except TemplateSyntaxError as error:
-            mend = "correct tokenizer.chat_template"
+            mend = "correct tokenizer.chat_template, or the tokenizer's own"
             raise InputError(f"the chat template is no Jinja: line {error.lineno}", why=str(error.message), mend=mend) from error
+
+    def compile(self) -> None:
+        """Compiles it, for this process and those that it forks."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        render_jinja_template(conversations=[], chat_template=self.source)
 
     def render(self, messages: Sequence[Message], *, for_answer: bool = False) -> tuple[str, list[Span]]:
         """Returns the text, and the spans that it marks itself. `for_answer`: end it with what precedes an assistant's answer."""
@@ -85,6 +93,22 @@ class ChatTemplate(Frozen):
         options: dict[str, Any] = {"return_assistant_tokens_mask": marks, "add_generation_prompt": for_answer, **dict(self.tokens)}
         texts, spans = render_jinja_template(conversations=[list(messages)], chat_template=self.source, **options)
         return texts[0], list(spans[0]) if marks else []
+
+
+def _generation_tag() -> "type[Extension]":
+    """Returns the tag by which templates for transformers mark what assistants say."""
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+
+    class GenerationTag(Extension):
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return GenerationTag
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,7 @@ class ConversationEncoder:
 
     def __init__(self, tokenizer_json: bytes, *, template: ChatTemplate) -> None:
         """Args: tokenizer_json: content of a `tokenizer.json`. template: its template."""
-        template.check()  # compiles it, for all forks of this process
+        template.compile()
         self._template = template
         self._tokenizer, self._plain = load_tokenizer(tokenizer_json), load_tokenizer(tokenizer_json)
         for tokenizer in (self._tokenizer, self._plain):

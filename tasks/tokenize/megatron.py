@@ -31,6 +31,7 @@ from tasks.tokenize.packing import PackedShard, Packer, id_dtype
 from tasks.tokenize.shard_file import write_shard
 from tasks.tokenize.shard_reader import ShardReader
 from tasks.tokenizer.engine import Encoded, facts_of
+from tasks.tokenizer.existing import TOKENIZER_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def import_dataset(
 
     Args:
         prefix: path without `.bin` and `.idx`.
-        tokenizer: the `tokenizer.json` that made the ids.
+        tokenizer: the `tokenizer.json` that made the ids, or the folder that holds it.
         end_of_text: its token between documents; put after documents that do not end with it.
         folder: for `shards/` and `manifest.json`; must not hold a manifest yet. Unfinished, it is filled again by the next call.
         split: what the documents are for.
@@ -162,6 +163,7 @@ def import_dataset(
     """
     manifest_path = folder / "manifest.json"
     _refuse_existing(manifest_path)
+    tokenizer = tokenizer / TOKENIZER_NAME if tokenizer.is_dir() else tokenizer
     facts = facts_of(_content(tokenizer), end_of_text=end_of_text, subject=str(tokenizer))
     documents = _Documents.open(prefix)
     about = {

@@ -159,8 +159,8 @@ def limit_threads(num_threads: int) -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
 
 
-def load_tokenizer(tokenizer_json: bytes) -> Any:
-    """Returns the `tokenizers.Tokenizer`. Raises InputError when the bytes are not a `tokenizer.json`."""
+def load_tokenizer(tokenizer_json: bytes, *, subject: str = "tokenizer.json") -> Any:
+    """Returns the `tokenizers.Tokenizer`. Raises InputError, which calls it `subject`, when the bytes are not a `tokenizer.json`."""
     from tokenizers import Tokenizer
 
     try:
@@ -169,7 +169,7 @@ def load_tokenizer(tokenizer_json: bytes) -> Any:
         if not _is_of_library(error):
             raise
         mend = "make it with tokenizers' Tokenizer.save, or transformers' save_pretrained of a fast tokenizer"
-        raise InputError("tokenizer.json cannot be loaded", why=str(error), mend=mend) from error
+        raise InputError(f"{subject} cannot be loaded", why=str(error), mend=mend) from error
 
 
 def choose_engine(tokenizer_json: bytes, *, wanted: Literal["auto", "gigatoken", "huggingface"]) -> EngineChoice:
@@ -236,7 +236,7 @@ def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> Tokeni
     Raises:
         InputError: the tokenizer cannot be loaded, or has no such special token.
     """
-    tokenizer = load_tokenizer(tokenizer_json)
+    tokenizer = load_tokenizer(tokenizer_json, subject=subject)
     if getattr(tokenizer.model, "dropout", None):
         mend = "set model.dropout to null in its tokenizer.json"
         raise InputError(f"{subject} drops merges at random (model.dropout)", why="equal text must give equal ids", mend=mend)

@@ -1,6 +1,7 @@
 """Taking over an existing tokenizer: a `tokenizer.json`, or a folder in Hugging Face layout. Its bytes are kept as they are."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ def read_existing(path: Path, *, own_template: bool = False) -> ExistingTokenize
         own_template: the recipe has a chat template of its own, so those of the folder do not matter.
 
     Raises:
-        InputError: there is no `tokenizer.json`, a file is not what its name says, or the folder holds two chat templates that differ.
+        InputError: there is no `tokenizer.json`, a file cannot be read or is not what its name says, or there are two chat templates that
+            differ.
         UnsafeFileError: a pickle, a link that leaves the folder, or a special file.
     """
     parts = _parts(path)
@@ -118,6 +120,8 @@ def _checked(path: Path) -> Path:
         raise UnsafeFileError(f"{path} is a link to {real}", why="a link must not leave the tokenizer's folder", mend="copy the files: cp -rL")
     if not real.is_file():
         raise UnsafeFileError(f"{path} is not a regular file", why="only regular files are read")
+    if not os.access(real, os.R_OK):
+        raise InputError(f"{path} cannot be read", why="this user may not read it", mend="make it readable, or correct tokenizer.path")
     if real.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path} has {real.stat().st_size:,} bytes", why=f"a tokenizer has at most {_MAX_BYTES:,}", mend="check tokenizer.path")
     return real

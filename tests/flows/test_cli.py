@@ -1,5 +1,6 @@
 """The command line: its commands and flags, its help, its exit codes, and how errors look."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -169,6 +170,17 @@ def test_a_bug_is_told_even_when_nothing_can_be_written(tmp_path: Path, monkeypa
     monkeypatch.setattr(terminal.tempfile, "gettempdir", lambda: str(tmp_path))
     terminal.show_bug(ValueError("odd"))
     assert "ValueError: odd" in capsys.readouterr().err
+
+
+def test_what_the_file_system_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/headrace")
+
+    monkeypatch.setattr(piloting, "run_recipe", refuse)
+    assert call(monkeypatch, "run", "x.yaml") == 9
+    shown = capsys.readouterr().err
+    assert "/data/headrace: Permission denied" in shown
+    assert "bug" not in shown
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

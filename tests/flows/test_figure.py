@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cluster.closing import LEFT_OPEN
 from flows.figure import comparison_lines, incident_line, ledger_line, model_uri, of_bytes, of_count, of_seconds, stage_detail, table
 from schemas.ledger import GoodputLedger, Spent
 from schemas.stage import Stage
@@ -92,6 +93,12 @@ def test_model_uri(figures: dict[str, Any], uri: str) -> None:
 def test_incidents(change: dict[str, Any], line: str) -> None:
     incident = {"rank": 1, "step": 80, "committed_step": 76, "cause": "killed", "decision": "restart", "reason": "", "recovered_after_s": 1.9}
     assert incident_line(incident | change) == line
+
+
+def test_of_items_it_is_said_how_many_are_kept() -> None:
+    incident = {"rank": -1, "step": -1, "committed_step": 6, "cause": "killed", "decision": "stop", "reason": LEFT_OPEN}
+    assert incident_line(incident, stage=Stage.TOKENIZE) == "the job killed; 6 items are kept"
+    assert incident_line(incident) == "the job killed; step 6 is committed"
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,12 @@ def test_pin_then_collect_then_unpin(project: Project, chain: StoredChain) -> No
     assert chain.finished() == set()
 
 
-@pytest.mark.parametrize("form", ["key", "short run name", "whole run name", "last"])
+@pytest.mark.parametrize("form", ["key", "path", "short run name", "whole run name", "last"])
 def test_pins_name_what_people_call_things(project: Project, chain: StoredChain, form: str) -> None:
     record = chain.finish(Stage.VALIDATE)
     run = chain.run([record])
-    name = {"key": record.key, "short run name": run.name, "whole run name": run.layout.run_id, "last": "last"}[form]
+    path = f"{chain.storage.local_path(record.key)}/"
+    name = {"key": record.key, "path": path, "short run name": run.name, "whole run name": run.layout.run_id, "last": "last"}[form]
     assert project.answer("store", "pin", name)["keys"] == [record.key]
     assert project.answer("store", "unpin", name)[0]["subject"] == name
 

@@ -161,5 +161,28 @@ def test_options_without_effect_are_named(project: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("{language: {min_score: 0.9}}", "language.min_score"),
+        ("{quality: {gopher: true, c4_limits: {min_sentences: 2}}}", "quality.c4_limits.min_sentences"),
+        ("{decontamination: {files: [docs]}}", "decontamination.files"),
+        ("{duplicates: {exact: true, threshold: 0.5}}", "duplicates.threshold"),
+    ],
+)
+def test_a_preparation_step_that_is_not_turned_on_is_named(project: Path, section: str, key: str) -> None:
+    (warning,) = load_recipe(write(project, TEXT), [f"corpus.preparation={section}"]).warnings
+    assert warning.startswith(f"corpus.preparation.{key} = ")
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [("{path: docs, format: text, text_column: body}", "text_column"), ("{path: docs, format: parquet, encoding: big5}", "encoding")],
+)
+def test_what_a_format_ignores_is_named(project: Path, source: str, key: str) -> None:
+    (warning,) = load_recipe(write(project, TEXT), [f"corpus.sources=[{source}]"]).warnings
+    assert warning.startswith(f"corpus.sources.0.{key} = ")
+
+
 def test_a_recipe_without_useless_options_has_no_warnings(project: Path) -> None:
     assert load_recipe(write(project, TEXT)).warnings == ()

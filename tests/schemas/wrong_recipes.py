@@ -171,6 +171,7 @@ BROKEN_RULES = (
     Wrong({**TALK, "registration.gate.beat_baselines": True}, "registration.gate.beat_baselines", "True", "false", "no effect with conversations"),
     Wrong({"training.document_attention": "masked"}, "tokenization.boundaries", "", "true", "where documents start"),
     Wrong({"model.config.vocab_size": 512}, "model.config.vocab_size", "512", "", "below tokenizer.vocab_size (2048)"),
+    Wrong({"corpus.rules": {"min_chars": 9, "max_chars": 8}}, "corpus.rules.min_chars", "9", "", "no document could be accepted"),
     Wrong({"corpus.splits": {"validation": 0.6, "test": 0.5}}, "corpus.splits.validation", "0.6", "", "nothing to train on"),
     Wrong({"corpus.sources": [{"path": "docs", "name": "a"}, {"path": "docs", "name": "a"}]}, "corpus.sources", "[{'path'", "", "twice: a"),
     Wrong({"cluster.extra_directives": ["--x"]}, "cluster.extra_directives", "['--x']", "", "kind: slurm"),

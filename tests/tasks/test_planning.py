@@ -9,8 +9,9 @@ import pytest
 from cluster.storage import FileStorage, hash_file
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, InputError
 from schemas.plan import Action, PlannedStage
+from schemas.recipe_config import ModelConfig
 from schemas.stage import Stage
 from tasks.identity import identity_of
 from tasks.planning import make_plan
@@ -19,6 +20,7 @@ from tasks.train.sibling import Trajectory
 from tasks.work import Draft
 from tests.fakes.in_process_work import commit as record_of
 from tests.fakes.in_process_work import config_with
+from tests.fakes.training_artifact import write_tokenizer
 
 
 @pytest.fixture
@@ -108,6 +110,38 @@ def test_code_that_is_not_there_is_said_at_once(config: RunConfig, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"model\.factory = 'hr_planned\.small:make': cannot be found: there is no module 'hr_planned'"):
         make_plan(config, project_dir=tmp_path / "nowhere")
     assert planned(config, tmp_path / "project").action is Action.DEPENDS
+
+
+def test_the_ids_of_a_tokenizer_that_exists_decide_how_large_the_model_is(config: RunConfig, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, ["text"], key="given")
+    config = config.model_copy(
+        update={
+            "tokenizer": config.tokenizer.model_copy(update={"path": str(tmp_path / "given")}),
+            "model": ModelConfig(config={"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64}),
+        }
+    )
+    model = make_plan(config).size.model
+    assert model is not None
+    assert model.vocab_size == 260  # 256 bytes, three merges, the end of text
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "says"),
+    [
+        ({"path": "given"}, "no chat template"),
+        ({"path": "given", "chat_template": "{% if %}"}, "no Jinja"),
+        ({"chat_template": "{{ x }"}, "no Jinja"),
+    ],
+)
+def test_conversations_without_a_usable_template_are_refused_before_any_work(
+    config: RunConfig, tmp_path: Path, tokenizer: dict[str, str], says: str
+) -> None:
+    write_tokenizer(tmp_path, ["text"], key="given")
+    values = config.model_dump(mode="json")
+    values["corpus"]["sources"] = [{"path": str(tmp_path / "text"), "kind": "chat"}]
+    values["tokenizer"] = {key: str(tmp_path / value) if key == "path" else value for key, value in tokenizer.items()}
+    with pytest.raises(InputError, match=says):
+        make_plan(RunConfig.model_validate(values), project_dir=tmp_path / "project")
 
 
 def mixed(config: RunConfig, weights: Mapping[str, float], *, text: Path) -> RunConfig:

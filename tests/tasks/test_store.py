@@ -97,3 +97,11 @@ def test_differences_name_every_field() -> None:
     old = {"training": {"steps": 10, "seed": 1}, "model": {"size": 1}}
     new = {"training": {"steps": 20, "seed": 1}, "model": {"size": 1, "depth": 2}}
     assert differences(old, new) == ("model.depth: null -> 2", "training.steps: 10 -> 20")
+
+
+def test_differences_go_into_lists_of_equal_length() -> None:
+    web, code = {"name": "web", "exclude": []}, {"name": "code", "exclude": []}
+    changed = {"sources": [web, code | {"exclude": ["*.md"]}]}
+    assert differences({"sources": [web, code]}, changed) == ('sources.1.exclude: [] -> ["*.md"]',)
+    (line,) = differences({"sources": [web]}, changed)
+    assert line.startswith("sources: [{")

@@ -84,6 +84,12 @@ def test_nothing_is_promised_before_anything_is_known(scan: Scan) -> None:
     assert items_line(scan.look()) == "scan: 0 of 8 items, 0 B of 800 MB"
 
 
+def test_a_small_item_promises_nothing_about_a_large_one(scan: Scan) -> None:
+    scan.beat(0, items_done=1, bytes_done=11.0, bytes_per_s=3.0)
+    assert scan.look().eta_s == -1.0
+    assert items_line(scan.look()) == "scan: 1 of 8 items, 11 B of 800 MB, 0 files/s, 3 B/s"
+
+
 def test_a_job_that_is_over_has_no_pace(scan: Scan) -> None:
     scan.beat(0, items_done=2, bytes_done=200.0 * MB, bytes_per_s=30.0 * MB)
     end = ExitRecord(key="k", exit_code=ExitCode.DATA_VERDICT, cause=Cause.DATA, message="", epoch=0, incidents=(), ended_at=time.time())

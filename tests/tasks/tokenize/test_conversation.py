@@ -126,6 +126,8 @@ def test_all_conversations_that_a_template_refuses_are_named_at_once(tokenizer_j
         ({"chat_template": [{"name": "tool_use", "template": "x"}]}, "no chat template"),
         ({"chat_template": "{{ strftime_now('%d') }}"}, "reads the clock"),
         ({"chat_template": "{% for %}"}, "no Jinja: line 1"),
+        ({"chat_template": "a\n{% generation %}"}, "no Jinja: line 2"),
+        ({"chat_template": "{{ messages | shout }}"}, "no Jinja: line 1"),
     ],
 )
 def test_a_tokenizer_without_a_usable_template_is_refused(config: dict[str, Any], says_what: str) -> None:

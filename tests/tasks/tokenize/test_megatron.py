@@ -45,10 +45,9 @@ def tokenizer_of(site: Site) -> Path:
 def back(site: Site, prefix: Path, folder: Path, **options: Any) -> ShardManifest:
     return import_dataset(
         prefix,
-        tokenizer=tokenizer_of(site),
         end_of_text=site.end_of_text,
         folder=folder,
-        **({"sequence_length": 32, "sequences_per_shard": 16} | options),
+        **({"tokenizer": tokenizer_of(site), "sequence_length": 32, "sequences_per_shard": 16} | options),
     )
 
 
@@ -75,6 +74,7 @@ def test_rows_come_back_byte_for_byte_when_there_is_one_group(site_at: Any, tmp_
     _, folder = site.manifest()
     export_split(folder, split="train", prefix=tmp_path / "train")
     imported = back(site, tmp_path / "train", tmp_path / "back")
+    assert imported == back(site, tmp_path / "train", tmp_path / "again", tokenizer=tokenizer_of(site).parent)
     own = megatron.open_manifest(folder)
     rows = [
         ShardReader(each, folder=where, split="train").stored(np.arange(each.num_sequences("train")))

@@ -104,6 +104,13 @@ def test_pickles_are_refused(tmp_path: Path, tokenizer_json: bytes, name: str) -
         read_existing(tmp_path / name)
 
 
+def test_a_tokenizer_that_may_not_be_read_is_an_input_error(tmp_path: Path, tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json)
+    monkeypatch.setattr("tasks.tokenizer.existing.os.access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(InputError, match="cannot be read"):
+        read_existing(tmp_path)
+
+
 def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="save_pretrained"):
         read_existing(tmp_path)
@@ -113,7 +120,7 @@ def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": 1}', b"\xff\xfe", b"null"])
 def test_what_is_no_tokenizer_is_an_input_error(content: bytes) -> None:
-    with pytest.raises(InputError, match=r"tokenizer\.json cannot be loaded"):
+    with pytest.raises(InputError, match="it cannot be loaded"):
         facts_of(content, end_of_text="</s>", subject="it")
 
 
