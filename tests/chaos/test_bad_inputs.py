@@ -136,7 +136,7 @@ def test_an_override_that_cannot_be_read_is_said_so(headrace: Call, project: Pro
         ("empty/*.jsonl", "holds no file to read"),
         ("linked", "a symbolic link that leaves the source"),
         ("special", "not a regular file"),
-        ("s3://bucket/docs.jsonl", "is not on this machine"),
+        ("nonsense://host/docs.jsonl", "is no protocol that is known"),
     ],
 )
 def test_text_that_cannot_be_read_is_refused_before_anything_runs(headrace: Call, project: Project, source: str, says: str) -> None:
