@@ -131,7 +131,7 @@ class GigatokenEngine:
         """See `Engine.encode`."""
         if not texts:
             return Encoded(ids=np.empty(0, dtype=np.uint32), offsets=np.zeros(1, dtype=np.int64))
-        return _encoded(self._backend.encode_batch(texts, parallel=True))
+        return _encoded(self._backend.encode_batch(texts, parallel=_has_threads()))
 
     def encode_column(self, texts: "pa.Array") -> Encoded:
         """See `Engine.encode_column`. The column's memory is lent to gigatoken: no text is copied or becomes a Python string."""
@@ -143,7 +143,7 @@ class GigatokenEngine:
         ends = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)  # it refuses 32-bit offsets
         letters = ak.contents.NumpyArray(np.frombuffer(data, dtype=np.uint8), parameters={"__array__": "char"})
         strings = ak.contents.ListOffsetArray(ak.index.Index64(ends), letters, parameters={"__array__": "string"})
-        return _encoded(self._backend.encode_batch(ak.Array(strings), parallel=True))
+        return _encoded(self._backend.encode_batch(ak.Array(strings), parallel=_has_threads()))
 
 
 def _encoded(array: Any) -> Encoded:
@@ -152,6 +152,11 @@ def _encoded(array: Any) -> Encoded:
     offsets = np.asarray(layout.offsets.data, dtype=np.int64)
     ids = np.asarray(layout.content.data, dtype=np.uint32)
     return Encoded(ids=ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
+
+
+def _has_threads() -> bool:
+    """Whether gigatoken's pool has more than one thread. To hand a batch to a pool of one, and take it back, is a copy of all ids."""
+    return os.environ.get("RAYON_NUM_THREADS") != "1"
 
 
 def limit_threads(num_threads: int) -> None:

@@ -73,6 +73,17 @@ def test_a_column_gives_the_ids_of_its_texts(byte_level: bytes, part: slice) -> 
         assert np.array_equal(found.offsets, expected.offsets)
 
 
+def test_one_thread_gives_the_ids_that_many_give(byte_level: bytes, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, found = [*texts * 20, ""], []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("RAYON_NUM_THREADS", threads)
+        engine = GigatokenEngine(byte_level)
+        found += [engine.encode(documents), engine.encode_column(pa.array(documents))]
+    for other in found[1:]:
+        assert np.array_equal(other.ids, found[0].ids)
+        assert np.array_equal(other.offsets, found[0].offsets)
+
+
 def test_added_tokens_that_are_not_special_are_recognised_by_both(byte_level: bytes) -> None:
     description = json.loads(byte_level)
     added = {"id": 300, "content": "water wheel", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
