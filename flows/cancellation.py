@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.3
 
 
-def refuse_foreign(run: Run) -> None:
-    """Raises InputError for a run that another user began."""
+def refuse_foreign(run: Run, *, command: str = "cancel") -> None:
+    """Raises InputError for a run that another user began. `command`: what was called."""
     owner = owner_of(run)
     if owner and not is_own(owner):
         what = f"{run.layout.run_id} is a run of {owner}"
-        raise InputError(what, why="only who began a run stops it", mend=f"ask {owner}, or headrace cancel {run.layout.run_id} --force")
+        raise InputError(what, why="only who began a run stops it", mend=f"ask {owner}, or headrace {command} {run.layout.run_id} --force")
 
 
 def request_cancel(run: Run, *, reason: str) -> tuple[str, ...]:

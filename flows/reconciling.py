@@ -155,7 +155,7 @@ def journal_says(run: Run, *, watch: Watch, now: float) -> Journal:
         return "finished"
     if ends and ends[-1].figures.get("exit_code") not in (ExitCode.INTERRUPTED, ExitCode.CTRL_C):
         return "failed"
-    if run.stop_asked(since=starts[-1].at):
+    if run.stop_asked(since=starts[-1].at) or any(event.kind is EventKind.RUN_GIVEN_UP and event.sequence > starts[-1].sequence for event in events):
         return "stopped"
     return "interrupted" if ends else "open"
 

@@ -88,6 +88,25 @@ def unpin(
     unpin_what(what, force=force, storage=storage, as_json=as_json)
 
 
+@store.command("give-up")
+def give_up(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its short name (demo-7f3a), or `last`.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Also a run that another user began.")] = False,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give up a run that did not finish and never will: it keeps nothing any more. What is still there when it is resumed is used.
+
+    \b
+    Examples:
+      headrace store give-up demo-7f3a
+      headrace store give-up last --json
+    """  # noqa: D301
+    from flows.store_keeping import give_up as given_up
+
+    given_up(name, storage=storage, force=force, as_json=as_json)
+
+
 @store.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; show what would go, and why the rest stays.")] = False,

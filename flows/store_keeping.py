@@ -5,19 +5,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.file_system import NETWORK_FILE_SYSTEMS, file_system_of, mounts_here
+from cluster.process import owner_here
 from cluster.storage import Storage
+from flows.cancellation import refuse_foreign
 from flows.lookup import find_run, find_storage_of_model, storages
 from flows.store_screens import gc_screen, list_screen, use_screen
 from flows.terminal import show, show_json
 from schemas.errors import InputError, UnreachableError, storage_failure
 from schemas.exit_code import ExitCode
+from schemas.journal import EventKind
 from schemas.safe_path import is_below
 from schemas.stage import Stage
+from schemas.view import RunState
 from tasks.store_hygiene.collection import Collector
 from tasks.store_hygiene.listing import list_store
 from tasks.store_hygiene.pin_log import add_pin, find_pins, remove_pin, standing_pins
 from tasks.store_hygiene.roots import keys_of
 from tasks.verify import resolve
+from tasks.views import in_detail, view_of
 
 _SETTLE_S = 75.0
 """On a network file system another machine may see an old state of a folder for a minute (`acdirmax` of nfs(5))."""
@@ -56,6 +61,24 @@ def unpin_what(what: str, *, force: bool, storage: str | None, as_json: bool) ->
         show_json([pin for _, pin in found])
     else:
         show([f"pin {pin.number} ({pin.subject}) is out" for _, pin in found])
+
+
+def give_up(name: str, *, storage: str | None, force: bool, as_json: bool) -> None:
+    """Notes that a run will not go on, so that it keeps nothing. Raises InputError while it works, or for another user's without `force`."""
+    run = find_run(name, storage=storage)
+    view = in_detail(view_of(run), storage=run.storage)
+    if view.state in (RunState.RUNNING, RunState.DETACHED):
+        raise InputError(f"{view.run_id} is {view.state.value}", mend=f"headrace cancel {view.run_id}, then again")
+    if not force:
+        refuse_foreign(run, command="store give-up")
+    if view.state is not RunState.FINISHED:
+        run.append(EventKind.RUN_GIVEN_UP, f"by {owner_here()}")
+    if as_json:
+        show_json(view)
+    elif view.state is RunState.FINISHED:
+        show([f"nothing to do: {view.run_id} is finished"])
+    else:
+        show([f"{view.run_id} is given up: `headrace store gc` removes what only it keeps", f"until then: headrace resume {view.run_id}"])
 
 
 def collect_stores(*, storage: str | None, keep_runs: int, force: bool, dry_run: bool, as_json: bool) -> None:

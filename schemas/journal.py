@@ -20,6 +20,7 @@ class EventKind(StrEnum):
     INCIDENT = "incident"
     RUN_FINISHED = "run finished"
     RUN_FAILED = "run failed"
+    RUN_GIVEN_UP = "run given up"
 
 
 class Event(Frozen):

@@ -22,7 +22,7 @@ from tasks.runs import Pointer, Run, list_runs
 from tasks.store_hygiene.inventory import StoredArtifact
 from tasks.store_hygiene.pin_log import standing_pins
 
-_TURNS = (EventKind.RUN_STARTED, EventKind.RUN_RESUMED, EventKind.RUN_FINISHED, EventKind.RUN_FAILED)
+_TURNS = (EventKind.RUN_STARTED, EventKind.RUN_RESUMED, EventKind.RUN_FINISHED, EventKind.RUN_FAILED, EventKind.RUN_GIVEN_UP)
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,24 @@ def keys_of(run: Run) -> tuple[str, ...]:
 
 def is_finished(events: Iterable[Event]) -> bool:
     """Whether a run is finished, by its journal from the newest event backwards. Pure."""
-    turn = next((event.kind for event in events if event.kind in _TURNS), None)
-    return turn is EventKind.RUN_FINISHED
+    return _turn(events) is EventKind.RUN_FINISHED
+
+
+def _turn(events: Iterable[Event]) -> EventKind | None:
+    """Returns the last that happened to a run as a whole."""
+    return next((event.kind for event in events if event.kind in _TURNS), None)
 
 
 def _why_kept(run: Run, *, is_recent: bool) -> str:
     name = run.layout.run_id
-    if is_recent:
-        return f"used by the recent run {name}"
     if live_holder(run.storage, run.layout.control) is not None:
         return f"used by {name}, which runs"
-    return "" if is_finished(_newest_first(run)) else f"used by the unfinished run {name}"
+    turn = _turn(_newest_first(run))
+    if turn is EventKind.RUN_GIVEN_UP:
+        return ""
+    if is_recent:
+        return f"used by the recent run {name}"
+    return "" if turn is EventKind.RUN_FINISHED else f"used by the unfinished run {name}"
 
 
 def _pointers(run: Run) -> tuple[Pointer, ...]:

@@ -16,7 +16,7 @@ from schemas import errors
 from schemas.exit_code import ExitCode
 from tests.fakes.tiny_pipeline import ROOT
 
-STORE_COMMANDS = {"store ls", "store du", "store pin", "store unpin", "store gc"}
+STORE_COMMANDS = {"store ls", "store du", "store pin", "store unpin", "store give-up", "store gc"}
 COMMANDS = STORE_COMMANDS | {
     *("init", "plan", "run", "status", "logs", "resume", "cancel", "verify", "verify-resume", "rollback", "doctor", "deploy", "demo"),
     *("shards export", "shards import"),
@@ -41,6 +41,7 @@ FLAGS = {
     "store du": {"--storage"},
     "store pin": {"--storage", "--reason"},
     "store unpin": {"--storage", "--force"},
+    "store give-up": {"--storage", "--force"},
     "store gc": {"--storage", "--keep-runs", "--dry-run", "--force"},
 }
 """A recipe says what happens; a new flag must earn its place here."""

@@ -14,6 +14,7 @@ from flows.cancellation import refuse_foreign
 from flows.lookup import remember_storage
 from flows.store_keeping import pin_what
 from schemas.errors import InputError
+from schemas.journal import EventKind
 from schemas.stage import Stage, stages_of
 from tests.fakes.stored_chain import StoredChain
 from tests.fakes.tiny_pipeline import Project, make_project
@@ -57,6 +58,20 @@ def test_a_store_without_artifacts(project: Project) -> None:
     assert project.here("store", "ls").out.splitlines()[1:] == ["no artifacts"]
     assert project.here("store", "du").code == 0
     assert project.here("store", "gc").out.splitlines()[1:] == ["nothing to remove"]
+
+
+def test_a_run_that_will_not_go_on_is_given_up(project: Project, chain: StoredChain) -> None:
+    model = chain.model()
+    run = chain.run(list(model.values()), ended=EventKind.RUN_FAILED)
+    with Lease.take(chain.storage, run.layout.control):
+        held = project.here("store", "give-up", run.layout.run_id)
+    assert (held.code, f"headrace cancel {run.layout.run_id}" in held.err) == (2, True)
+    given = project.here("store", "give-up", run.layout.run_id)
+    assert (given.code, f"headrace resume {run.layout.run_id}" in given.out) == (0, True)
+    removed = project.here("store", "gc", "--keep-runs", "5").out
+    assert all(record.key in removed for record in model.values())
+    finished = chain.run([chain.finish(Stage.VALIDATE, variant="good")])
+    assert "is finished" in project.here("store", "give-up", finished.layout.run_id).out
 
 
 def test_pin_then_collect_then_unpin(project: Project, chain: StoredChain) -> None:

@@ -64,6 +64,19 @@ def test_unfinished_runs_keep_what_they_use(chain: StoredChain, ended: EventKind
     assert chain.finished() == set()
 
 
+def test_a_run_that_is_given_up_keeps_nothing_until_it_is_taken_up_again(chain: StoredChain) -> None:
+    model = chain.model()
+    run = chain.run(list(model.values()), ended=EventKind.RUN_FAILED)
+    run.append(EventKind.RUN_GIVEN_UP)
+    with Lease.take(chain.storage, run.layout.control):
+        assert collect(chain, keep_runs=1).removed == (), "somebody controls it all the same"
+    run.append(EventKind.RUN_RESUMED)
+    assert collect(chain).removed == ()
+    run.append(EventKind.RUN_GIVEN_UP)
+    collect(chain, keep_runs=1)
+    assert chain.finished() == set()
+
+
 def test_a_finished_run_that_is_taken_up_again_keeps_what_it_uses(chain: StoredChain) -> None:
     run = chain.run(list(chain.model().values()))
     run.append(EventKind.RUN_RESUMED)
