@@ -132,6 +132,8 @@ def run(tmp_path: Path) -> Run:
         ((EventKind.RUN_STARTED,), "open"),
         ((EventKind.RUN_STARTED, EventKind.RUN_FINISHED), "finished"),
         ((EventKind.RUN_STARTED, EventKind.RUN_FAILED), "failed"),
+        ((EventKind.RUN_STARTED, EventKind.RUN_GIVEN_UP), "stopped"),
+        ((EventKind.RUN_STARTED, EventKind.RUN_GIVEN_UP, EventKind.RUN_RESUMED), "open"),
         ((EventKind.RUN_STARTED, EventKind.RUN_FAILED, EventKind.RUN_RESUMED), "open"),
         ((EventKind.RUN_STARTED, EventKind.RUN_FAILED, EventKind.RUN_RESUMED, EventKind.RUN_FINISHED), "finished"),
     ],
