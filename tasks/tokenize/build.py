@@ -19,6 +19,7 @@ from tasks.tokenize.decision import decide
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenize.loading import LOADER
 from tasks.tokenize.packing import id_dtype
+from tasks.tokenize.parquet_frame import LAYOUT_OF
 from tasks.tokenize.reuse import find_donors
 from tasks.tokenize.shard_file import MAX_PAYLOAD_BYTES
 from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus
@@ -146,7 +147,7 @@ def _decide(work: Work, tokenizer_entry: FileEntry) -> ShardFacts:
         end_of_text=config.tokenizer.end_of_text,
         end_of_text_id=decided.facts.end_of_text_id,
         tokenizer_hash=work.inputs[Stage.TOKENIZER].content_hash,
-        writer=f"pyarrow {version('pyarrow')}",
+        writer=f"pyarrow {LAYOUT_OF if config.tokenization.layout == 'fixed' else version('pyarrow')}",
         engine=decided.choice.name,
         packing=config.tokenization.packing,
         by_source=config.tokenization.by_source,

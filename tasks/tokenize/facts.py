@@ -26,7 +26,7 @@ class ShardFacts(Frozen):
     tokenizer_hash: str
     """Content hash of the tokenizer artifact."""
     writer: str
-    """Library that writes the Parquet files, with its version: another one lays out other bytes."""
+    """Library whose layout the Parquet files have, with its version: another one lays out other bytes."""
     engine: Literal["gigatoken", "huggingface"]
     """What encodes. Not stated in a shard: both give the same ids, so the same bytes."""
     packing: Literal["concatenate", "best_fit"] = added_later("concatenate")

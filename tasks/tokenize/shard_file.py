@@ -1,8 +1,8 @@
 """Writing one shard: plain Parquet that any reader opens, whose payload can also be mapped.
 
 In the `fixed` layout a row is one non-null `FIXED_LEN_BYTE_ARRAY` of little-endian ids, PLAIN, uncompressed, in one row group and one page, so
-that all rows lie in the file as one piece. Where it starts is found by reading back, and asserted. Bytes are those that pyarrow makes of equal
-rows and facts: they do not depend on who writes them, or when. A shard is put together in memory and hashed there.
+that all rows lie in the file as one piece. That file is put together by `parquet_frame`, of the rows where they are. Equal rows and facts
+give equal bytes, whoever writes them, and when. They are hashed in memory, so that what the disk did to them is found when they are read.
 
 Where the recipe wants them, more columns follow the rows, as much of one piece as they are: `tokens`, a row's tokens before its padding (int32);
 `starts`, a bit for each token of a row, the lowest first, set where a document starts (fixed-size binary); `learned`, the same, set where
