@@ -79,6 +79,7 @@ DEFAULTS: Mapping[str, str] = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the same allocator: one that keeps memory is enough, and Arrow's own takes huge pages for little
     "OMP_WAIT_POLICY": "PASSIVE",  # idle threads that spin take the core from the rank beside them
 }
 """What every compute process gets unless the job's own environment says otherwise."""

@@ -4,9 +4,6 @@ Items are forks of one process that has called `load`, so a node reads and build
 loaded ahead (the zygote died of it, or there is none), an item loads by itself.
 """
 
-import contextlib
-import ctypes
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +22,6 @@ from tasks.tokenizer.engine import Engine, HuggingFaceEngine, limit_threads, ope
 
 LOADER = f"{__name__}:load"
 """What the zygote calls."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's `malloc.h`."""
-_LARGEST_THRESHOLD, _NEVER = 32 << 20, (1 << 31) - 1
-"""glibc takes no higher threshold for memory of its own mapping; and what is free at the end of the heap is never given back."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,6 @@ def load(spec_file: Path) -> None:
     Raises:
         VerificationError: an input is damaged.
     """
-    keep_memory()
     import awkward  # noqa: F401
     import pyarrow.compute
     import pyarrow.parquet  # noqa: F401
@@ -75,7 +66,6 @@ def loaded(spec: TaskSpec, *, config: RunConfig) -> Loaded:
         VerificationError: an input is damaged.
     """
     limit_threads(spec.job.threads_per_rank)
-    keep_memory()
     options = thaw(spec.job.options)
     return _loaded(
         Path(spec.input_dirs[config.corpus_stage]),
@@ -86,20 +76,6 @@ def loaded(spec: TaskSpec, *, config: RunConfig) -> Loaded:
         config.tokenization.shadow_check_documents > 0,
         ChatTemplate.model_validate(options["chat_template"]) if "chat_template" in options else None,
     )
-
-
-def keep_memory() -> None:
-    """Lets Arrow's allocator (mimalloc) and the C library's keep what is freed. Must come before pyarrow is imported; the environment's wish wins.
-
-    Row groups, ids and shards are some 10 MB each and follow each other: given back to the kernel in between, their memory is emptied and
-    mapped anew for each of them, which takes a tenth of all CPU time. The process takes a tenth more memory for it.
-    """
-    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
-    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        with contextlib.suppress(AttributeError):  # a C library without `mallopt` (3)
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-            mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cluster.environment import DEFAULTS
+
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".headrace" / "peers"
 BUSY_LOAD = 0.5
@@ -69,6 +71,11 @@ def timed(work: Callable[[], object]) -> Sample:
     work()
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     return Sample(wall_s=wall, cpu_s=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def in_a_job(env: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a program of ours, as an agent starts it: with our own settings of allocators and threads."""
+    return {**DEFAULTS, **env, "PYTHONPATH": str(ROOT)}
 
 
 def ask_program(argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT, answers: bool = True) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tasks.validate.scan import scan_group
 from tasks.work import Draft
 from tests.benchmarks.data_peers import environment_of, peer_pythons, peer_versions
 from tests.benchmarks.debian_text import CACHE, Text, debian_text
-from tests.benchmarks.harness import Figure, Outcome, Sample, ask_program, interleave, versions_of
+from tests.benchmarks.harness import Figure, Outcome, Sample, ask_program, in_a_job, interleave, versions_of
 from tests.fakes.in_process_work import commit, config_with
 
 GOAL_PEERS, GOAL_ENCODER = 50.0, 0.8
@@ -121,7 +121,7 @@ def _ask(site: Site, name: str, *, pythons: Mapping[str, Path]) -> _Answer:
     out = site.folder / f"out-{name}"
     env = os.environ | _ENV | {"HF_HOME": str(CACHE / "hf")}
     if name == "headrace":
-        argv = (sys.executable, "-m", "tests.benchmarks.contestants.tokenize_headrace", str(site.description), str(out))
+        argv, env = (sys.executable, "-m", "tests.benchmarks.contestants.tokenize_headrace", str(site.description), str(out)), in_a_job(env)
     else:
         python = pythons[environment_of(name)]
         files = site.folder / ("first" if name in PEERS else "all")

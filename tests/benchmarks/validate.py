@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from tests.benchmarks.debian_text import CACHE, debian_text
-from tests.benchmarks.harness import ROOT, Outcome, Sample, ask_program, interleave, versions_of
+from tests.benchmarks.harness import Outcome, Sample, ask_program, in_a_job, interleave, versions_of
 
 GOAL, GOAL_GROWTH = 5.0, 2.0
 _FILE_BYTES = 32_000_000
 _LEAST_CHARS = 20
-_ENV = {"OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT)}
+_ENV = {"OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 _PEER = Path(__file__).parent / "contestants" / "validate_pandas.py"
 KINDS = ("jsonl", "parquet")
 _JUDGING, _STAGE, _GX = "reading and judging", "the whole stage", "GX on pandas"
@@ -72,7 +72,7 @@ def _sample(answer: dict[str, Any]) -> Sample:
 def _ours(corpus: _Corpus, *, program: str = "validate_headrace") -> dict[str, Any]:
     pattern = str(corpus.folder / f"*.{corpus.kind}")
     argv = (sys.executable, "-m", f"tests.benchmarks.contestants.{program}", pattern, str(CACHE / "validate" / "out"))
-    return ask_program(argv, env=os.environ | _ENV)
+    return ask_program(argv, env=in_a_job(os.environ | _ENV))
 
 
 def _gx(corpus: _Corpus) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from schemas.config import RunConfig
 from schemas.manifest import ShardManifest
 from schemas.stage import Stage
 from tasks.tokenize.build import build
-from tasks.tokenize.loading import keep_memory
 from tests.benchmarks.contestants.measuring import hash_of, measured
 from tests.fakes.in_process_work import InProcessWork
 
@@ -26,7 +25,6 @@ def main() -> None:
     root, key = Path(site["root"]), f"tokenize/bench-{os.getpid():012d}"
     inputs = {stage: ArtifactRecord.model_validate(site[name]) for stage, name in ((Stage.VALIDATE, "corpus"), (Stage.TOKENIZER, "tokenizer"))}
     work = InProcessWork(root, Stage.TOKENIZE, RunConfig.model_validate(site["config"]), inputs, key=key)
-    keep_memory()
     import awkward  # noqa: F401  # off the clock, as what the peers import
     import gigatoken.gigatoken_rs  # noqa: F401
     import pyarrow.parquet  # noqa: F401
