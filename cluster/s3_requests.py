@@ -75,6 +75,10 @@ class S3Requests:
         path = f"{self._bucket}/{name}"
         return bytes(self.repeated(lambda: self._fs.cat_file(path, start=start, end=stop, max_concurrency=1), about=name))
 
+    def copy(self, source: str, target: str) -> None:
+        """Copies an object of any size within the bucket, on the server. Raises as `call`."""
+        self.repeated(lambda: self._fs.cp_file(f"{self._bucket}/{source}", f"{self._bucket}/{target}"), about=source)
+
     def pages(self, prefix: str, **more: Any) -> Iterator[dict[str, Any]]:
         """Yields the pages of a listing of what begins with `prefix`."""
         token: dict[str, str] = {}

@@ -42,7 +42,8 @@ def plan_screen(plan: Plan, *, config: RunConfig, warnings: Sequence[str] = ()) 
     rows = []
     for stage in plan.stages:
         detail = stage_detail(stage.stage, stage.summary)
-        first, *others = [*([detail] if detail else []), *stage.reasons] if stage.action is not Action.REUSE else [detail or "found by content"]
+        reasons = stage.reasons[1:] if stage.action is Action.REUSE and detail else stage.reasons  # it goes without saying: "found by content"
+        first, *others = [*([detail] if detail else []), *reasons]
         rows.append((stage.stage.value, stage.action.value, first))
         rows += [("", "", other) for other in others]
     lines += [f"  {line}" for line in table(rows)]

@@ -1,7 +1,7 @@
 """The recipe's `corpus` section: the raw text, how it is read, what it must satisfy, and how it is split."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -70,6 +70,9 @@ class SourceConfig(Frozen):
 
 class RulesConfig(Frozen):
     """What a document must satisfy; what does not is quarantined with file, row, reason and excerpt."""
+
+    OF_THE_WHOLE: ClassVar[frozenset[str]] = frozenset({"max_quarantined_share", "max_record_drift", "min_documents"})
+    """The rules that the whole corpus must satisfy: the verdict depends on them, and no document does."""
 
     required_columns: Annotated[Mapping[str, Literal["string", "integer", "number", "boolean"]], *ReadOnly] = Field(default_factory=dict)
     """Columns that each record must have besides the text, with their types (jsonl, parquet, csv)."""

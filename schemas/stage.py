@@ -21,6 +21,11 @@ class Stage(StrEnum):
         return _VERSIONS[self]
 
     @property
+    def is_shared(self) -> bool:
+        """Whether recipes of other names take over what the stage made: text and tokens are the same for all, a model belongs to its recipe."""
+        return self in _SHARED
+
+    @property
     def following(self) -> tuple["Stage", ...]:
         """This stage and all after it."""
         stages = tuple(Stage)
@@ -49,5 +54,7 @@ _INPUTS: dict[Stage, tuple[Stage | None, ...]] = {
     Stage.EVALUATE: (_CORPUS, Stage.TOKENIZE, Stage.EXPORT),
     Stage.REGISTER: (Stage.EXPORT, Stage.EVALUATE),
 }
+
+_SHARED = frozenset((Stage.VALIDATE, Stage.PREPARE, Stage.TOKENIZER, Stage.TOKENIZE))
 
 _VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)

@@ -120,7 +120,8 @@ def _plan_stage(identity: Identity, *, store: Store, found: dict[Stage, Artifact
     stage, record = identity.stage, store.find(identity)
     if record is not None and not rebuild:
         found[stage] = record
-        return _planned(identity, Action.REUSE, record.key, ("found by content",), summary=thaw(record.summary))
+        maker = () if record.name == identity.name else (f"made under the recipe name {record.name}",)
+        return _planned(identity, Action.REUSE, record.key, ("found by content", *maker), summary=thaw(record.summary))
     key = store.place(identity, rebuild=rebuild)
     if record is not None:
         assert from_stage is not None

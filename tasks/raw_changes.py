@@ -58,8 +58,8 @@ def raw_changes(config: RunConfig, identity: Identity, *, hash_file: HashFile, s
     inputs = plan_inputs(config, hash_file)
     now = plan_groups(inputs, group_bytes=config.corpus.group_bytes, source_names=config.corpus.source_names)
     then = CorpusPlan.model_validate_json(verified_object(storage, earlier.key, entry_of(earlier, _PLAN_NAME)))
-    is_alike = earlier.summary.get("facts") == facts_of(identity, sampling=sampling_of(now.raw_bytes))
-    return replace(differences(then, now), reused=is_alike and storage.local_path(earlier.key) is not None)
+    is_alike = earlier.summary.get("facts") == facts_of(identity.recipe, sampling=sampling_of(now.raw_bytes))
+    return replace(differences(then, now), reused=is_alike)
 
 
 def differences(then: CorpusPlan, now: CorpusPlan) -> RawChanges:

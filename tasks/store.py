@@ -53,10 +53,12 @@ class Store:
     def find(self, identity: Identity) -> ArtifactRecord | None:
         """Returns the finished artifact of this identity, the latest rebuild first, or None.
 
+        Of text and tokens, also one that a recipe of another name made; one of this name comes first.
+
         Raises:
             VerificationError: its record is damaged.
         """
-        for key in reversed(self._folders(identity)):
+        for key in reversed(self._folders(identity, of_others=identity.stage.is_shared)):
             if self.storage.exists(ArtifactLayout(key).record):
                 record = self.read(key)
                 if record.fingerprint == identity.fingerprint:  # folders carry 48 bits of it
@@ -144,14 +146,14 @@ class Store:
                     logger.warning("%s", error)
         return tuple(sorted(records, key=lambda record: record.provenance.created_at, reverse=True))
 
-    def _folders(self, identity: Identity) -> list[str]:
-        """The folders of this identity that exist, oldest rebuild first."""
+    def _folders(self, identity: Identity, *, of_others: bool = False) -> list[str]:
+        """The folders of this identity that exist, oldest rebuild first. `of_others`: before them, those under other recipes' names."""
         found = []
         for folder in self.storage.names(identity.stage.value):
-            parsed = parse_artifact_folder(folder)
-            if parsed is not None and parsed[:2] == (identity.name, identity.fingerprint[:FINGERPRINT_CHARS]):
-                found.append((parsed[2], f"{identity.stage.value}/{folder}"))
-        return [key for _, key in sorted(found)]
+            name, digits, rebuild = parse_artifact_folder(folder) or ("", "", 0)
+            if digits == identity.fingerprint[:FINGERPRINT_CHARS] and (of_others or name == identity.name):
+                found.append((name == identity.name, rebuild, f"{identity.stage.value}/{folder}"))
+        return [key for _, _, key in sorted(found)]
 
 
 def _is_intact(path: Path, entry: FileEntry) -> bool:

@@ -1,17 +1,87 @@
-"""Files that an earlier artifact has already, given their names in the one in the making: reuse saves time and changes no byte."""
+"""Files that an earlier artifact has already, given their names in the one in the making: reuse saves time and changes no byte.
+
+On a folder an item links what it takes over. In object storage the control half finishes the item before it is run: the server copies.
+"""
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from cluster.layout import parse_artifact_folder
+from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, hash_file, link_exclusive, make_folder, publish_file
 from schemas.artifact import FileEntry
-from schemas.errors import VerificationError
+from schemas.canonical import canonical_json
+from schemas.errors import InterruptedRunError, VerificationError
+from schemas.job import ItemRecord
 from tasks.entry import ItemTask
 from tasks.recorded_file import verified_path
 
+if TYPE_CHECKING:  # what decides; items import this module, too
+    from tasks.work import Work
+
 logger = logging.getLogger(__name__)
+
+_AT_A_TIME = 16
+"""Items whose files a server copies at once."""
+BEFORE_ALL_STARTS = -1
+"""Epoch of an item that no start of a job made."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What an earlier artifact has of an item that is to be made."""
+
+    index: int
+    """The item."""
+    key: str
+    """The earlier artifact's folder."""
+    files: tuple[FileEntry, ...]
+    """What the item would make, under the same names."""
+    output: Mapping[str, Any]
+    """What the item would say of it."""
+
+
+def finish_items(work: "Work", offers: Iterable[Offer], *, step_name: str) -> None:
+    """Finishes items in object storage from what earlier artifacts have: nothing is brought to a node, computed or sent. On a folder items do it.
+
+    Bytes are not looked at, as they go from the server to the server; whoever reads them later does. So a rebuild takes nothing over.
+
+    Args:
+        work: the artifact in the making.
+        offers: of items, by any number of artifacts.
+        step_name: of the items.
+
+    Raises:
+        UnreachableError: storage fails.
+        InterruptedRunError: somebody wishes a stop; what was copied stays for the next start.
+    """
+    storage, (_, _, rebuild) = work.storage, parse_artifact_folder(work.key.rpartition("/")[2]) or ("", "", 0)
+    if not isinstance(storage, S3Storage) or rebuild:
+        return
+    done = frozenset(storage.names(work.layout.items))
+    due: dict[str, list[Offer]] = {}
+    for offer in offers:
+        name = work.layout.item(step_name, offer.index)
+        if name.rpartition("/")[2] not in done:
+            due.setdefault(name, []).append(offer)
+
+    def finish(name: str, found: Iterable[Offer]) -> None:
+        for offer in found:
+            if work.bench.stop_requested():
+                raise InterruptedRunError(f"stopped before {work.stage.value}, as asked", mend="headrace resume goes on")
+            if all(storage.copy(f"{offer.key}/{entry.path}", f"{work.key}/{entry.path}", size=entry.size) for entry in offer.files):
+                record = ItemRecord(index=offer.index, epoch=BEFORE_ALL_STARTS, files=offer.files, output=dict(offer.output))
+                storage.create_exclusive(name, canonical_json(record))
+                return
+            logger.warning("%s: made again, not taken over: %s has not all of it any more", name, offer.key)
+
+    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="copy") as pool:
+        list(pool.map(finish, due.keys(), due.values()))
 
 
 def take_over(task: ItemTask, entries: Iterable[FileEntry], *, folder: Path, subject: str) -> bool:

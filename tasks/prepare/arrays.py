@@ -14,7 +14,8 @@ from tasks.prepare.filtering import FilterOutput
 from tasks.prepare.held_out import IndexOutput
 from tasks.prepare.job import FILTER, FIND_DUPLICATES, INDEX, REMOVE_DUPLICATES
 from tasks.prepare.removal import RemovalOutput
-from tasks.prepare.reuse import Donor
+from tasks.prepare.reuse import Donor, filter_offers, removal_offers
+from tasks.taking_over import finish_items
 from tasks.tokenizer.corpus import Corpus
 from tasks.work import Work
 
@@ -59,6 +60,7 @@ class Arrays:
     def filter(self, *, index: Sequence[FileEntry], donors: Sequence[Donor]) -> tuple[tuple[FilterOutput, ...], int]:
         """Returns what the steps made of every group, in order, and how many groups were taken over."""
         groups = self.groups
+        finish_items(self.work, filter_offers(self.work.storage, groups, donors=donors), step_name=FILTER)
         items = [WorkItem(index=at, weight_bytes=_bytes_of(files), label=f"g{group:04d}") for at, (group, files) in enumerate(groups.items())]
         reads = [FileRead(key=self.work.key, file=file) for file in index]
         reads += [FileRead(key=self._source, file=file.file, item=at) for at, files in enumerate(groups.values()) for file in files]
@@ -89,6 +91,8 @@ class Arrays:
         concerned = [each for each in filtered if each.absent or (found is not None and each.group in found.groups)]
         if found is None or not concerned:
             return {}
+        groups = {group: files for group, files in self.groups.items() if group in {each.group for each in concerned}}
+        finish_items(self.work, removal_offers(self.work.storage, groups, donors=donors, listed=found.listed), step_name=REMOVE_DUPLICATES)
         items = [WorkItem(index=at, weight_bytes=_bytes_of(each.accepted), label=f"g{each.group:04d}") for at, each in enumerate(concerned)]
         options = {
             "groups": [each.model_dump(mode="json") for each in concerned],
@@ -99,6 +103,7 @@ class Arrays:
         reads = [FileRead(key=self.work.key, file=entry) for entry in own]
         for at, each in enumerate(concerned):
             reads += [FileRead(key=self.work.key, file=file.file, item=at) for file in each.accepted if file.split not in each.absent]
+            reads += [FileRead(key=self._source, file=file.file, item=at) for file in groups[each.group] if each.absent]  # what was not taken over
         records = self._run(REMOVE_DUPLICATES, items, options={**options, **_shared(index, donors)}, reads=reads)
         removals = [RemovalOutput.model_validate(removal) for record in records if (removal := thaw(record.output)["removal"]) is not None]
         return {removal.group: removal for removal in removals}

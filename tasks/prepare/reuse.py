@@ -1,12 +1,12 @@
 """Groups that an earlier artifact has already: equal documents, equal steps and equal texts to compare with give equal files, byte for byte.
 
-The control half names earlier artifacts; a group's items take from them what fits and do the rest. Where compute cannot reach them (another
-storage), everything is done anew: reuse saves time and changes nothing.
+The control half names earlier artifacts; a group's items take from them what fits and do the rest. In object storage the control half itself takes
+over.
 """
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +24,9 @@ from schemas.stage import Stage
 from tasks.entry import ItemTask
 from tasks.prepare.filtering import FilterOutput
 from tasks.prepare.removal import RemovalOutput
-from tasks.recorded_file import verified_bytes
+from tasks.recorded_file import verified_bytes, verified_object
 from tasks.store import Identity, Store
-from tasks.taking_over import take_over
+from tasks.taking_over import Offer, take_over
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,27 @@ class GroupRecord(Frozen):
     """Hash of what was listed for removal; null without."""
     removal: RemovalOutput | None = None
     """What was removed of it as duplicates; null without."""
+
+    @property
+    def absent(self) -> tuple[Split, ...]:
+        """The splits whose files are there without their duplicates alone."""
+        return self.removal.splits if self.removal is not None else ()
+
+    @property
+    def filtered_files(self) -> tuple[FileEntry, ...]:
+        """What the steps made of the group and is there."""
+        files = [file.file for file in self.filtered.accepted if file.split not in self.absent]
+        return (*files, *(entry for entry in (self.filtered.quarantine, self.filtered.signatures) if entry is not None))
+
+    @property
+    def filtered_as_present(self) -> FilterOutput:
+        """What the steps made of the group, saying which of its files are not there."""
+        return self.filtered.model_copy(update={"absent": self.absent})
+
+    @property
+    def removal_files(self) -> tuple[FileEntry, ...]:
+        """The files without duplicates, and the duplicates."""
+        return (*(file.file for file in self.removal.accepted), self.removal.quarantine) if self.removal is not None else ()
 
 
 class PreparedGroups(Frozen):
@@ -90,6 +111,44 @@ def find_donors(storage: Storage, identity: Identity, *, facts: str) -> tuple[Do
     return tuple(donors[:_MOST_DONORS])
 
 
+def filter_offers(storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, donors: Iterable[Donor]) -> Iterator[Offer]:
+    """Yields what the steps made of groups in earlier artifacts, from whatever storage. `groups`: their accepted files, in the order of items."""
+    for key, records in _records(storage, donors):
+        for index, (group, files) in enumerate(groups.items()):
+            record = records.get(group)
+            if record is not None and record.read == _read_by(files):
+                output = {"filtered": record.filtered_as_present.model_dump(mode="json"), "reused": True}
+                yield Offer(index=index, key=key, files=record.filtered_files, output=output)
+
+
+def removal_offers(
+    storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, donors: Iterable[Donor], listed: Mapping[int, str]
+) -> Iterator[Offer]:
+    """Yields groups without their duplicates; see `filter_offers`. `listed`: by group the hash of what is to be removed of it."""
+    for key, records in _records(storage, donors):
+        for index, (group, files) in enumerate(groups.items()):
+            record = records.get(group)
+            if record is None or record.removal is None or record.read != _read_by(files) or record.listed != listed.get(group):
+                continue
+            yield Offer(index=index, key=key, files=record.removal_files, output={"removal": record.removal.model_dump(mode="json")})
+
+
+def _records(storage: Storage, donors: Iterable[Donor]) -> Iterator[tuple[str, dict[int, GroupRecord]]]:
+    """Yields the folders of earlier artifacts, and how their groups were made."""
+    for donor in donors:
+        key = f"{Stage.PREPARE.value}/{donor.folder}"
+        try:
+            groups = PreparedGroups.model_validate_json(verified_object(storage, key, donor.groups)).groups
+        except VerificationError as error:
+            logger.info("no groups are taken from %s: %s", key, error)
+            continue
+        yield key, {record.filtered.group: record for record in groups}
+
+
+def _read_by(files: Iterable[AcceptedFile]) -> dict[Split, str]:
+    return {file.split: file.file.xxh3 for file in files}
+
+
 @dataclass(frozen=True)
 class Reuse:
     """What an earlier artifact has of one group that is made of the same documents."""
@@ -107,7 +166,7 @@ class Reuse:
             donors: newest first.
             accepted: the group's files as they are to be read.
         """
-        read = {file.split: file.file.xxh3 for file in accepted}
+        read = _read_by(accepted)
         for donor in donors:
             folder = task.output_dir.parent / donor.folder
             try:
@@ -120,24 +179,16 @@ class Reuse:
                     return cls(task=task, folder=folder, record=GroupRecord.model_validate(group))
         return None
 
-    @property
-    def absent(self) -> tuple[Split, ...]:
-        """The splits whose files the donor has without their duplicates alone."""
-        return self.record.removal.splits if self.record.removal is not None else ()
-
     def take_filtered(self) -> FilterOutput | None:
         """Publishes what the steps made of the group, but for `absent` splits; None when a file is damaged."""
-        filtered = self.record.filtered
-        files = [file.file for file in filtered.accepted if file.split not in self.absent]
-        files += [entry for entry in (filtered.quarantine, filtered.signatures) if entry is not None]
-        return filtered.model_copy(update={"absent": self.absent}) if self._take(files) else None
+        return self.record.filtered_as_present if self._take(self.record.filtered_files) else None
 
     def take_removal(self, listed: str | None) -> RemovalOutput | None:
         """Publishes the group without its duplicates; None when others were listed, or a file is damaged."""
         removal = self.record.removal
         if removal is None or self.record.listed != listed:
             return None
-        return removal if self._take([*(file.file for file in removal.accepted), removal.quarantine]) else None
+        return removal if self._take(self.record.removal_files) else None
 
     def _take(self, files: Iterable[FileEntry]) -> bool:
         """Whether all of the files could be given their names here: nothing is, when one is damaged."""

@@ -76,7 +76,7 @@ def _reach(known: Mapping[str, StoredArtifact], wanted: Iterable[tuple[str, str]
 
 
 def _suspected_inputs(artifact: StoredArtifact, artifacts: Iterable[StoredArtifact]) -> tuple[str, ...]:
-    """Returns what an artifact may have been made from whose record cannot be read: all of its name and of the stages before it."""
+    """Returns what an artifact may have been made from whose record cannot be read: all of the stages before it, models only of its name."""
     if artifact.state is not ArtifactState.DAMAGED:
         return ()
     before: set[Stage] = set()
@@ -85,4 +85,4 @@ def _suspected_inputs(artifact: StoredArtifact, artifacts: Iterable[StoredArtifa
         stage = todo.pop()
         before.add(stage)
         todo += inputs_of(stage, prepared=True)
-    return tuple(other.key for other in artifacts if other.stage in before and other.name == artifact.name)
+    return tuple(other.key for other in artifacts if other.stage in before and (other.stage.is_shared or other.name == artifact.name))

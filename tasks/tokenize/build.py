@@ -14,13 +14,14 @@ from schemas.job import FileRead, ItemRecord, WorkItem, WorkPlan
 from schemas.manifest import SPLITS, CorpusManifest, Shard, ShardManifest
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes
+from tasks.taking_over import finish_items
 from tasks.tokenize.conversation import ChatTemplate
 from tasks.tokenize.decision import decide
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenize.loading import LOADER
 from tasks.tokenize.packing import id_dtype
 from tasks.tokenize.parquet_frame import LAYOUT_OF
-from tasks.tokenize.reuse import find_donors
+from tasks.tokenize.reuse import find_donors, offers
 from tasks.tokenize.shard_file import MAX_PAYLOAD_BYTES
 from tasks.tokenizer.corpus import MANIFEST_NAME, open_corpus
 from tasks.tokenizer.existing import CONFIG_NAME, TOKENIZER_NAME
@@ -41,13 +42,16 @@ def build(work: Work) -> Draft:
     tokenizer_entry = entry_of(work.inputs[Stage.TOKENIZER], TOKENIZER_NAME)
     facts = _decide(work, tokenizer_entry)
     plan = plan_groups(corpus.manifest)
+    donors = find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)
+    groups = {group: [file for file in corpus.manifest.files if file.group == group] for group in groups_of(corpus.manifest)}
+    finish_items(work, offers(work.storage, groups, donors=donors), step_name=plan.step_name)
     options = {
         "corpus": corpus_entry.model_dump(mode="json"),
         "tokenizer": tokenizer_entry.model_dump(mode="json"),
         "facts": facts.model_dump(mode="json"),
         **_chat_template(work),
         "groups": list(groups_of(corpus.manifest)),
-        "donors": [donor.model_dump(mode="json") for donor in find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)],
+        "donors": [donor.model_dump(mode="json") for donor in donors],
     }
     reads = _reads(work, corpus.manifest, entry=corpus_entry)
     records = work.run_array(plan, module="tasks.tokenize.job", options=options, reads=reads, loader=LOADER)

@@ -1,14 +1,15 @@
 """Shards that an earlier artifact has already: a group whose documents and shard facts are the same has the same shards, byte for byte.
 
-The control half names earlier artifacts; a group's item takes from them what fits and encodes the rest. Where compute cannot reach them
-(another storage), everything is encoded: reuse saves time and changes nothing.
+The control half names earlier artifacts; a group's item takes from them what fits and encodes the rest. In object storage the control half itself
+takes over the groups of which an earlier artifact has all shards.
 """
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.layout import ArtifactLayout, parse_artifact_folder
 from cluster.storage import Storage
@@ -19,8 +20,8 @@ from schemas.manifest import AcceptedFile, Shard
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 from tasks.entry import ItemTask
-from tasks.recorded_file import verified_bytes
-from tasks.taking_over import take_over
+from tasks.recorded_file import verified_bytes, verified_object
+from tasks.taking_over import Offer, take_over
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenizer.corpus import MANIFEST_NAME
 
@@ -60,6 +61,32 @@ def find_donors(storage: Storage, *, key: str, name: str, facts: ShardFacts) -> 
             found.append((record.provenance.created_at, Donor(folder=folder, manifest=manifest)))
     found.sort(key=lambda item: item[0], reverse=True)
     return tuple(donor for _, donor in found[:_MOST_DONORS])
+
+
+def offers(storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, donors: Iterable[Donor]) -> Iterator[Offer]:
+    """Yields what earlier artifacts have of whole groups, from whatever storage.
+
+    Args:
+        storage: where they lie.
+        groups: the accepted files of each group, in the order of their items.
+        donors: the artifacts.
+    """
+    for donor in donors:
+        key = f"{Stage.TOKENIZE.value}/{donor.folder}"
+        try:
+            content = json.loads(verified_object(storage, key, donor.manifest))
+        except VerificationError as error:
+            logger.info("no shards are taken from %s: %s", key, error)
+            continue
+        cut_from: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+        for shard in content["shards"]:
+            cut_from.setdefault((shard["group"], shard["split"], shard["source_xxh3"]), []).append(shard)
+        for index, (group, files) in enumerate(groups.items()):
+            fitting = [cut_from.get((group, file.split, file.file.xxh3), []) for file in files]
+            if all(fitting):
+                shards = [Shard.model_validate(shard) for found in fitting for shard in found]
+                output = {"shards": [shard.model_dump(mode="json") for shard in shards], "checked": 0, "reused": len(shards)}
+                yield Offer(index=index, key=key, files=tuple(shard.file for shard in shards), output=output)
 
 
 @dataclass(frozen=True)

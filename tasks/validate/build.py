@@ -18,6 +18,7 @@ from schemas.stage import Stage
 from tasks.carrying import carry_unseen, drop_carried
 from tasks.file_hashes import FileHashes
 from tasks.store import Store
+from tasks.taking_over import finish_items
 from tasks.validate import judge as judging
 from tasks.validate.checks import PreviousCorpus, Verdict
 from tasks.validate.duplicates import REPEATS_NAME, RemovalOutput, without_repeats
@@ -26,7 +27,7 @@ from tasks.validate.figures.sampling import Sampling, sampling_of
 from tasks.validate.grouping import plan_groups
 from tasks.validate.job import FIND_REPEATS, PLAN_NAME, REMOVE_REPEATS, SCAN
 from tasks.validate.report.publish import publish_report
-from tasks.validate.reuse import SCANS, facts_of, find_donors, is_offered
+from tasks.validate.reuse import SCANS, facts_of, find_donors, is_offered, offers
 from tasks.validate.sample import merge_samples
 from tasks.validate.scan import ScanOutput
 from tasks.validate.sources import plan_inputs
@@ -56,8 +57,8 @@ def build(work: Work) -> Draft:
     plan_entry = work.publish_json(PLAN_NAME, plan)
     judging.preload()
     sampling = sampling_of(plan.raw_bytes)
-    facts = facts_of(work.identity, sampling=sampling)
-    scans, notes = _scan(work, plan, entry=plan_entry, donors=find_donors(work.storage, work.identity, facts=facts))
+    facts = facts_of(work.identity.recipe, sampling=sampling)
+    scans, notes = _scan(work, plan, entry=plan_entry, facts=facts)
     _refuse_faults(scans)
     removals = _remove_repeats(work, scans, sampling=sampling)
     groups = [without_repeats(scan, removals.get(scan.group)) for scan in scans]
@@ -84,16 +85,18 @@ class _ScanNotes:
     reused_groups: int
 
 
-def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, donors: Sequence[str]) -> tuple[tuple[ScanOutput, ...], _ScanNotes]:
+def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, facts: str) -> tuple[tuple[ScanOutput, ...], _ScanNotes]:
     """Returns the outcome of every group, in order."""
     sizes = [sum(file.size for file in group.inputs) for group in plan.groups]
     items = tuple(
         WorkItem(index=index, weight_bytes=sizes[index], label=f"g{group.index:04d}", num_files=len(group.inputs))
         for index, group in enumerate(plan.groups)
     )
-    raw = carry_unseen(work, _read_by_items(work, plan, donors=donors), step_name=SCAN)
+    donors = find_donors(work.storage, work.identity, facts=facts)
+    finish_items(work, offers(work.storage, plan.groups, donors=donors, facts=facts), step_name=SCAN)
+    raw = carry_unseen(work, _read_by_items(work, plan, donors=donors, facts=facts), step_name=SCAN)
     reads = [FileRead(key=work.key, file=entry), *raw]
-    options = {"donors": list(donors)}
+    options = {"donors": list(donors), "facts": facts}
     records = work.run_array(WorkPlan(stage=Stage.VALIDATE, step_name=SCAN, items=items), module=_MODULE, options=options, reads=reads)
     drop_carried(work)
     reused = sum(bool(record.output["reused"]) for record in records)
@@ -103,12 +106,12 @@ def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, donors: Sequence[st
     return tuple(ScanOutput.model_validate(thaw(record.output)["scan"]) for record in records), _ScanNotes(files, reused_groups=reused)
 
 
-def _read_by_items(work: Work, plan: CorpusPlan, *, donors: Sequence[str]) -> dict[int, Sequence[InputFile]]:
+def _read_by_items(work: Work, plan: CorpusPlan, *, donors: Sequence[str], facts: str) -> dict[int, Sequence[InputFile]]:
     """Returns item → raw files that it reads. Remote ones of a group that will be taken over are not asked for again."""
 
     def is_taken(group: CorpusGroup) -> bool:
-        is_fetched = work.mirror is None and any(is_remote(file.path) for file in group.inputs)  # from object storage nothing is taken over
-        return is_fetched and is_offered(work.output_dir.parent, group, donors=donors)
+        is_fetched = work.mirror is None and any(is_remote(file.path) for file in group.inputs)  # in object storage it is taken over by now
+        return is_fetched and is_offered(work.output_dir.parent, group, donors=donors, facts=facts)
 
     return {index: () if is_taken(group) else group.inputs for index, group in enumerate(plan.groups)}
 

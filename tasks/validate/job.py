@@ -1,6 +1,6 @@
 """The compute half of `validate`, an array program with three steps.
 
-* `scan`: one item per group of raw files. Options: `donors`, folders of earlier corpora whose groups may be taken over.
+* `scan`: one item per group of raw files. Options: `donors`, folders of earlier corpora whose groups may be taken over; `facts`, how they were made.
 * `find-repeats`: one item over the hashes of all groups. Options: `accepted`, the accepted files of the scan.
 * `remove-repeats`: one item per group that holds texts of earlier groups. Options: `groups`, for each item the group's accepted files; `sampling`,
   which documents figures look at closely.
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from cluster.storage import file_entry, make_folder, publish_file
 from schemas.artifact import FileEntry
-from schemas.canonical import canonical_json
 from schemas.manifest import AcceptedFile, CorpusPlan, raw_hash
 from tasks.carrying import place_of
 from tasks.entry import ItemOutcome, ItemTask, item_main
@@ -33,7 +32,8 @@ def run(task: ItemTask) -> ItemOutcome:
 def _scan(task: ItemTask) -> ItemOutcome:
     plan = CorpusPlan.model_validate_json((task.output_dir / PLAN_NAME).read_bytes())
     group = plan.groups[task.index]
-    taken = take_group(task, group, donors=task.options.get("donors", ()))
+    facts = str(task.options["facts"])
+    taken = take_group(task, group, donors=task.options["donors"], facts=facts)
     output = taken or scan_group(
         group,
         corpus=task.config.corpus,
@@ -43,14 +43,14 @@ def _scan(task: ItemTask) -> ItemOutcome:
         sampling=sampling_of(plan.raw_bytes),
         place_of=partial(place_of, task),
     )
-    scan = _publish(task, scan_name(group.index), GroupScan(raw=raw_hash(group.inputs), output=output))
+    scan = _publish(task, scan_name(group.index), GroupScan(facts=facts, raw=raw_hash(group.inputs), output=output).sealed())
     return ItemOutcome(files=(*files_of(output), scan), output={"scan": output.model_dump(mode="json"), "reused": taken is not None})
 
 
 def _publish(task: ItemTask, name: str, value: GroupScan) -> FileEntry:
     """Publishes a small file and returns its entry."""
     temporary, final = task.temporary(name), task.output_dir / name
-    temporary.write_bytes(canonical_json(value))
+    temporary.write_bytes(value.to_bytes())
     entry = file_entry(temporary, relative_to=temporary.parent).model_copy(update={"path": name})
     make_folder(final.parent)
     publish_file(temporary, final)

@@ -1,42 +1,51 @@
 """Groups that an earlier corpus has scanned already: equal raw files under equal rules give equal files and figures, byte for byte.
 
-A group's item takes them over. What is removed as duplicates across groups is decided anew: a group whose files were rewritten for that is scanned
-again. Where compute cannot reach the earlier artifact (another storage), everything is scanned: reuse saves time and changes nothing.
+A group's item takes them over, also from a corpus that failed its verdict or was never finished. In object storage the control half does it, by
+copies that the server makes. What is removed as duplicates across groups is decided anew: a group whose files were rewritten for it is scanned again.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from cluster.layout import ArtifactLayout
+import xxhash
+
+from cluster.layout import ArtifactLayout, parse_artifact_folder
 from cluster.storage import Storage
 from schemas.artifact import ArtifactRecord, FileEntry
-from schemas.canonical import hash_of
+from schemas.canonical import FINGERPRINT_CHARS, hash_of
+from schemas.corpus_config import RulesConfig
 from schemas.errors import VerificationError
-from schemas.frozen import Frozen
 from schemas.manifest import CorpusGroup, raw_hash
-from schemas.sealed import SealBrokenError
+from schemas.sealed import SealBrokenError, Sealed
 from schemas.stage import Stage
 from tasks.entry import ItemTask
-from tasks.recorded_file import verified_bytes, verified_path
-from tasks.store import Identity, Store
-from tasks.taking_over import take_over
+from tasks.recorded_file import verified_path
+from tasks.store import Identity
+from tasks.taking_over import Offer, take_over
 from tasks.validate.figures.sampling import Sampling
 from tasks.validate.scan import ScanOutput
 
 logger = logging.getLogger(__name__)
 
-SCANS = "scans/"
+_FOLDER = "scans"
+SCANS = f"{_FOLDER}/"
 """Where `GroupScan`s lie."""
 _MOST_DONORS = 3
+_AT_A_TIME = 16
+"""Scans that are read at once."""
 
 
-class GroupScan(Frozen):
+class GroupScan(Sealed):
     """`scans/g0003.json`: what a later corpus needs to know to take a group over."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     """Version of this type."""
+    facts: str
+    """Hash over all else that files and figures follow from (`facts_of`)."""
     raw: str
     """Hash of the group's raw files (`schemas.manifest.raw_hash`)."""
     output: ScanOutput
@@ -48,39 +57,74 @@ def scan_name(group: int) -> str:
     return f"{SCANS}g{group:04d}.json"
 
 
-def facts_of(identity: Identity, *, sampling: Sampling) -> str:
-    """Returns one hash over all that a group's files and figures follow from, besides its raw files."""
+def facts_of(recipe: Mapping[str, Any], *, sampling: Sampling) -> str:
+    """Returns one hash over all that a group's files and figures follow from, besides its raw files. `recipe`: of the corpus' identity."""
     made_by = {package: version(package) for package in ("charset-normalizer", "orjson", "pyarrow", "pycld2")}
-    return hash_of({"recipe": identity.recipe, "stage": Stage.VALIDATE.version, "sampling": sampling.model_dump(), "made_by": made_by})
+    corpus = dict(recipe["corpus"])
+    corpus["rules"] = {name: rule for name, rule in corpus["rules"].items() if name not in RulesConfig.OF_THE_WHOLE}
+    return hash_of({"corpus": corpus, "stage": Stage.VALIDATE.version, "sampling": sampling.model_dump(), "made_by": made_by})
 
 
 def find_donors(storage: Storage, identity: Identity, *, facts: str) -> tuple[str, ...]:
-    """Returns the folders of the newest finished corpora of this name that were made in the same way, beside the one in the making."""
-    donors = [record.key.rpartition("/")[2] for record in Store(storage).siblings(identity) if record.summary.get("facts") == facts]
-    return tuple(donors[:_MOST_DONORS])
+    """Returns the folders of corpora of this name that were made in the same way, beside the one in the making: some unfinished ones, those with the
+    most scanned groups first, then the newest finished ones.
+    """
+    unfinished: list[tuple[int, str]] = []
+    finished: list[tuple[str, str]] = []
+    for folder in storage.names(Stage.VALIDATE.value):
+        name, digits, _ = parse_artifact_folder(folder) or ("", "", 0)
+        if name != identity.name or digits == identity.fingerprint[:FINGERPRINT_CHARS]:
+            continue
+        key = f"{Stage.VALIDATE.value}/{folder}"
+        scans = storage.names(f"{key}/{_FOLDER}")
+        readable = (scan for name in scans if (scan := _read_scan(storage, key, name=f"{SCANS}{name}")) is not None)
+        if (first := next(readable, None)) is None or first.facts != facts:
+            continue
+        try:
+            record = ArtifactRecord.from_bytes(storage.read(ArtifactLayout(key).record))
+            finished.append((record.provenance.created_at, folder))
+        except (FileNotFoundError, SealBrokenError):
+            unfinished.append((len(scans), folder))
+    best = [sorted(found, reverse=True)[:_MOST_DONORS] for found in (unfinished, finished)]
+    return tuple(folder for found in best for _, folder in found)
 
 
-def take_group(task: ItemTask, group: CorpusGroup, *, donors: Iterable[str]) -> ScanOutput | None:
+def take_group(task: ItemTask, group: CorpusGroup, *, donors: Iterable[str], facts: str) -> ScanOutput | None:
     """Publishes what an earlier corpus made of the same raw files, and returns it; None when there is none, or it is damaged.
 
     Raises:
         VerificationError: a name is taken by other bytes here.
     """
-    for folder, output in _offers(task.output_dir.parent, group, donors=donors):
+    for folder, output in _offers(task.output_dir.parent, group, donors=donors, facts=facts):
         if take_over(task, files_of(output), folder=folder, subject="accepted corpus"):
             return output
     return None
 
 
-def is_offered(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str]) -> bool:
+def is_offered(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str], facts: str) -> bool:
     """Whether `take_group` will find what it takes: so the group's raw files need not be there. Hashes the files.
 
     Args:
         stage_dir: folder of all artifacts of the stage.
         group: the group.
         donors: folders in it.
+        facts: `facts_of`.
     """
-    return any(all(_is_sound(folder, file) for file in files_of(output)) for folder, output in _offers(stage_dir, group, donors=donors))
+    return any(all(_is_sound(folder, file) for file in files_of(output)) for folder, output in _offers(stage_dir, group, donors=donors, facts=facts))
+
+
+def offers(storage: Storage, groups: Sequence[CorpusGroup], *, donors: Iterable[str], facts: str) -> Iterator[Offer]:
+    """Yields what earlier corpora have of the groups, from whatever storage. The item of a group has its place in `groups`."""
+    for donor in donors:
+        key = f"{Stage.VALIDATE.value}/{donor}"
+        present = frozenset(storage.names(f"{key}/{_FOLDER}"))
+        wanted = {index: group for index, group in enumerate(groups) if scan_name(group.index).removeprefix(SCANS) in present}
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="scans") as pool:
+            scans = pool.map(lambda group, key=key: _read_scan(storage, key, name=scan_name(group.index)), wanted.values())
+            for (index, group), scan in zip(wanted.items(), scans, strict=True):
+                if scan is not None and (scan.facts, scan.raw) == (facts, raw_hash(group.inputs)):
+                    files = (*files_of(scan.output), scan_entry(scan, group=group.index))
+                    yield Offer(index=index, key=key, files=files, output={"scan": scan.output.model_dump(mode="json"), "reused": True})
 
 
 def _is_sound(folder: Path, entry: FileEntry) -> bool:
@@ -91,22 +135,33 @@ def _is_sound(folder: Path, entry: FileEntry) -> bool:
     return True
 
 
-def _offers(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str]) -> Iterator[tuple[Path, ScanOutput]]:
+def _offers(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str], facts: str) -> Iterator[tuple[Path, ScanOutput]]:
     """Yields the earlier corpora that were made of the same raw files, as far as this group goes: their folders, and what is in them."""
     wanted = raw_hash(group.inputs)
     for donor in donors:
         folder = stage_dir / donor
         try:
-            record = ArtifactRecord.from_bytes((folder.parent / ArtifactLayout(donor).record).read_bytes())
-            entry = next((file for file in record.files if file.path == scan_name(group.index)), None)
-            if entry is None:
-                continue
-            scan = GroupScan.model_validate_json(verified_bytes(folder, entry, subject="earlier scan"))
-        except (FileNotFoundError, SealBrokenError, VerificationError) as error:
-            logger.info("no groups are taken from %s: %s", folder, error)
+            scan = GroupScan.from_bytes((folder / scan_name(group.index)).read_bytes())
+        except (FileNotFoundError, SealBrokenError) as error:
+            logger.info("group %d is not taken from %s: %s", group.index, folder, error)
             continue
-        if scan.raw == wanted:
+        if (scan.facts, scan.raw) == (facts, wanted):
             yield folder, scan.output
+
+
+def _read_scan(storage: Storage, key: str, *, name: str) -> GroupScan | None:
+    """Returns a scan of an earlier corpus; None where it is gone, damaged, or another version's."""
+    try:
+        return GroupScan.from_bytes(storage.read(f"{key}/{name}"))
+    except (FileNotFoundError, SealBrokenError) as error:
+        logger.info("no group is taken from %s/%s: %s", key, name, error)
+        return None
+
+
+def scan_entry(scan: GroupScan, *, group: int) -> FileEntry:
+    """Returns the entry of a scan's file."""
+    data = scan.to_bytes()
+    return FileEntry(path=scan_name(group), size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
 
 def files_of(output: ScanOutput) -> tuple[FileEntry, ...]:

@@ -4,13 +4,11 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.artifact import ArtifactRecord
 from schemas.errors import HeadraceError, InputError, VerificationError
 from schemas.exit_code import ExitCode
 from schemas.manifest import CorpusManifest
@@ -19,9 +17,8 @@ from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks.planning import make_plan
 from tasks.runs import create_run
-from tasks.validate import judge as judging
-from tasks.validate.checks import Verdict
 from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
+from tests.fakes.made_stages import judge_leniently, make_stages
 from tests.fakes.tiny_pipeline import TEXT_STAGES, Project, make_project
 
 pytestmark = pytest.mark.slow
@@ -41,17 +38,6 @@ def write_tokenizer(path: Path, *, vocab_size: int) -> None:
     path.write_bytes(train_bpe(texts, config=TokenizerConfig(vocab_size=vocab_size, min_frequency=1)).tokenizer_json)
 
 
-def judge_leniently(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for Great Expectations, whose import takes seconds, where a test is about the scan."""
-
-    def judge(*_: Any, docs_dir: Path, **__: Any) -> judging.Judgement:
-        (docs_dir / "index.html").write_text("judged")
-        return judging.Judgement(Verdict.PASS, 1, ())
-
-    monkeypatch.setattr(judging, "judge", judge)
-    monkeypatch.setattr(judging, "preload", lambda: None)
-
-
 @pytest.fixture
 def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     judge_leniently(monkeypatch)
@@ -65,17 +51,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
         judge_leniently(patch)
         make_stages(project, until=Stage.TOKENIZE)
     return project
-
-
-def make_stages(project: Project, *assignments: str, until: Stage) -> list[ArtifactRecord]:
-    """Makes the first stages of a new run with real jobs, without Prefect, and returns their records."""
-    import importlib
-
-    loaded = load_recipe(project.recipe, assignments)
-    handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), overrides=tuple(assignments))
-    bench = bench_of(handle, listener=Listener(note=lambda _: None, view=ignore_view))
-    stages = loaded.config.stages[: loaded.config.stages.index(until) + 1]
-    return [find_or_make(stage, bench=bench, build=importlib.import_module(f"tasks.{stage.value}.build").build) for stage in stages]
 
 
 def write_mixed_corpus(folder: Path) -> Counter[str]:

@@ -56,6 +56,21 @@ def unfinished_uploads(url: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, *Fault])
+def test_the_server_copies_what_is_there_as_it_is_said_to_be(storage: S3Storage, trouble: Trouble, fault: Fault | None) -> None:
+    storage.create_exclusive("a/one", b"1234")
+    storage.create_exclusive("b/left", b"left by a start that was killed")
+    if fault is not None:
+        trouble.forced.append(("PUT", fault))
+    assert storage.copy("a/one", "b/one", size=4)
+    assert storage.copy("a/one", "b/left", size=4)
+    assert [storage.read(key) for key in ("a/one", "b/one", "b/left")] == [b"1234"] * 3
+    assert not storage.copy("a/two", "b/two", size=4)
+    assert not storage.copy("a/one", "b/two", size=5)
+    assert not storage.exists("b/two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", Fault)
 def test_a_put_that_fails_once_is_made_once(storage: S3Storage, trouble: Trouble, fault: Fault) -> None:
     trouble.forced.append(("PUT", fault))

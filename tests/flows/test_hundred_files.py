@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sysconfig
@@ -13,7 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.s3_storage import S3Storage
+from schemas.stage import Stage
 from tests.fakes.live_job import wait_until
+from tests.fakes.made_stages import judge_leniently, make_stages
+from tests.fakes.s3_server import BUCKET, S3Server
 from tests.fakes.tiny_pipeline import Project, make_project
 
 pytestmark = pytest.mark.exhaustive
@@ -76,6 +81,28 @@ def test_one_changed_byte_costs_one_group(project: Project) -> None:
     assert _record(project, "validate")["summary"]["reused_groups"] == groups - 1
     tokenized = _record(project, "tokenize")["summary"]
     assert tokenized["shards"] - int(cut[1]) <= tokenized["reused_shards"] < tokenized["shards"]
+
+
+def test_in_a_bucket_one_changed_byte_costs_one_group_too(
+    project: Project, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge_leniently(monkeypatch)
+    url = f"s3://{BUCKET}/hundred-{secrets.token_hex(4)}"
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    groups, shards = (_record(project, stage)["summary"][name] for stage, name in (("validate", "groups"), ("tokenize", "shards")))
+    make_stages(project, f"storage.root={url}", until=Stage.TOKENIZE)
+    _change_a_byte(project.folder / "parts" / "part-042.jsonl")
+    reasons = {stage["stage"]: " ".join(stage["reasons"]) for stage in project.answer("plan", "tiny.yaml", "--set", f"storage.root={url}")["stages"]}
+    assert "the others taken over" in reasons["validate"]
+    corpus, _, tokens = make_stages(project, f"storage.root={url}", until=Stage.TOKENIZE)
+    assert corpus.summary["reused_groups"] == groups - 1
+    assert shards - 3 <= tokens.summary["reused_shards"] < shards
+    fresh = make_stages(project, f"storage.root={tmp_path / 'fresh'}", until=Stage.TOKENIZE)
+    assert [fresh[0].content_hash, fresh[2].content_hash] == [corpus.content_hash, tokens.content_hash]
+    bucket = S3Storage(url)
+    for record in (corpus, tokens):
+        assert all(bucket.hash(f"{record.key}/{file.path}") == file.xxh3 for file in record.files if file.path.endswith(".parquet"))
 
 
 def test_killed_ten_times_in_the_middle_validation_and_tokenizing_make_the_same(project: Project, tmp_path: Path) -> None:

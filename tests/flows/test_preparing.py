@@ -1,6 +1,5 @@
 """A pipeline whose recipe declares preparation: its jobs by one worker and by three, on a folder and in a bucket, and all of it as a user runs it."""
 
-import importlib
 import json
 import secrets
 import shutil
@@ -13,12 +12,8 @@ import pytest
 from cluster.s3_requests import S3Requests
 from cluster.storage import open_storage
 from schemas.artifact import ArtifactRecord
-from schemas.recipe import load_recipe
 from schemas.stage import Stage
-from tasks.runs import create_run
-from tasks.validate import judge as judging
-from tasks.validate.checks import Verdict
-from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
+from tests.fakes.made_stages import judge_leniently, make_stages
 from tests.fakes.s3_faults import troubled
 from tests.fakes.s3_server import BUCKET, S3Server
 from tests.fakes.tiny_pipeline import Project, make_project
@@ -39,24 +34,9 @@ def add_near_copies(project: Project) -> None:
         path.with_name(f"copy_of_{path.name}").write_text("\n".join(lines))
 
 
-def make_stages(project: Project, *assignments: str, stages: tuple[Stage, ...]) -> list[ArtifactRecord]:
-    """Makes stages of a new run with real jobs, without Prefect, and returns their records."""
-    loaded = load_recipe(project.recipe, assignments)
-    handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), overrides=tuple(assignments))
-    bench = bench_of(handle, listener=Listener(note=lambda _: None, view=ignore_view))
-    return [find_or_make(stage, bench=bench, build=importlib.import_module(f"tasks.{stage.value}.build").build) for stage in stages]
-
-
 @pytest.fixture
 def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for Great Expectations, whose import takes seconds."""
-
-    def judge(*_: Any, docs_dir: Path, **__: Any) -> judging.Judgement:
-        (docs_dir / "index.html").write_text("judged")
-        return judging.Judgement(Verdict.PASS, 1, ())
-
-    monkeypatch.setattr(judging, "judge", judge)
-    monkeypatch.setattr(judging, "preload", lambda: None)
+    judge_leniently(monkeypatch)
 
 
 @pytest.mark.slow
@@ -64,12 +44,12 @@ def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_worker_and_three_make_the_same_corpus(tmp_path: Path) -> None:
     one = make_project(tmp_path / "one", changes=PREPARATION)
     add_near_copies(one)
-    _, alone = make_stages(one, "cluster.max_parallel_items=1", stages=(Stage.VALIDATE, Stage.PREPARE))
+    _, alone = make_stages(one, "cluster.max_parallel_items=1", until=Stage.PREPARE)
     three = make_project(tmp_path / "three", changes=PREPARATION)
     shutil.rmtree(three.folder / "text")
     shutil.copytree(one.folder / "text", three.folder / "text")
     three.take(one, "validate")
-    accepted, together = make_stages(three, "cluster.max_parallel_items=3", stages=(Stage.VALIDATE, Stage.PREPARE))
+    accepted, together = make_stages(three, "cluster.max_parallel_items=3", until=Stage.PREPARE)
     assert (together.files, together.content_hash, together.fingerprint) == (alone.files, alone.content_hash, alone.fingerprint)
     assert together.inputs == (accepted.ref(),)
     assert together.summary["read"] == accepted.summary["accepted"]
@@ -87,16 +67,22 @@ def test_one_worker_and_three_make_the_same_corpus(tmp_path: Path) -> None:
 def test_a_bucket_whose_server_fails_now_and_then_gets_the_corpus_that_a_folder_gets(
     tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = (Stage.VALIDATE, Stage.PREPARE, Stage.TOKENIZER, Stage.TOKENIZE)
     url = f"s3://{BUCKET}/prepared-{secrets.token_hex(4)}"
     project = make_project(tmp_path / "project", changes=PREPARATION)
     add_near_copies(project)
-    on_folder = make_stages(project, stages=stages)
+    on_folder = make_stages(project, until=Stage.TOKENIZE)
     with troubled(s3_server.endpoint, share=0.05, seed=7) as (endpoint, trouble):
         set_all(monkeypatch, s3_server.environment(endpoint=endpoint))
-        in_bucket = make_stages(project, f"storage.root={url}", stages=stages)
+        in_bucket = make_stages(project, f"storage.root={url}", until=Stage.TOKENIZE)
+        assert made_of(in_bucket) == made_of(on_folder)
+        changed = sorted((project.folder / "text").glob("*.py"))[7]
+        changed.write_text(changed.read_text() + "# one line more\n")
+        again_on_folder = make_stages(project, until=Stage.TOKENIZE)
+        again_in_bucket = make_stages(project, f"storage.root={url}", until=Stage.TOKENIZE)
     assert trouble.struck
-    assert [(record.key, record.content_hash) for record in in_bucket] == [(record.key, record.content_hash) for record in on_folder]
+    assert made_of(again_in_bucket) == made_of(again_on_folder) != made_of(on_folder)
+    for stage in (0, 1):
+        assert again_in_bucket[stage].summary["reused_groups"] == again_on_folder[stage].summary["reused_groups"] > 0
     prepared = in_bucket[1]
     assert prepared.files == on_folder[1].files
     assert sum(prepared.summary["reasons"].values()) == 5, "a copy each of five documents"
@@ -105,6 +91,11 @@ def test_a_bucket_whose_server_fails_now_and_then_gets_the_corpus_that_a_folder_
     for record in (prepared, in_bucket[3]):
         assert bucket.read(f"{record.key}/manifest.json") == folder.read(f"{record.key}/manifest.json")
     assert_nothing_is_left(url, prepared)
+
+
+def made_of(records: list[ArtifactRecord]) -> list[tuple[str, str]]:
+    """What was made, whatever it was made on."""
+    return [(record.key, record.content_hash) for record in records]
 
 
 def assert_nothing_is_left(url: str, prepared: ArtifactRecord) -> None:

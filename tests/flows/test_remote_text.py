@@ -1,61 +1,38 @@
 """Raw text in a bucket, from `validate` to token shards, with real jobs: what text in a folder makes, wherever artifacts lie."""
 
-import importlib
 import json
 import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.storage import open_storage
 from flows.checkup_sources import check_sources
-from schemas.artifact import ArtifactRecord
 from schemas.errors import InputError, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks.planning import make_plan
-from tasks.runs import create_run
-from tasks.validate import judge as judging
-from tasks.validate.checks import Verdict
 from tasks.verify import verify_model
-from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
 from tasks.witnesses import witnesses_of
+from tests.fakes.made_stages import judge_leniently, make_stages
 from tests.fakes.remote_text import InBucket
 from tests.fakes.s3_server import BUCKET, S3Server
 from tests.fakes.tiny_pipeline import Project, make_project
 
 pytestmark = pytest.mark.slow
 
-STAGES = (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE)
-
 
 @pytest.fixture(autouse=True)
 def lenient_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for Great Expectations, whose import takes seconds."""
-
-    def judge(*_: Any, docs_dir: Path, **__: Any) -> judging.Judgement:
-        (docs_dir / "index.html").write_text("judged")
-        return judging.Judgement(Verdict.PASS, 1, ())
-
-    monkeypatch.setattr(judging, "judge", judge)
-    monkeypatch.setattr(judging, "preload", lambda: None)
+    judge_leniently(monkeypatch)
 
 
 @pytest.fixture
 def place(s3_bucket: S3Server) -> InBucket:
     return InBucket()
-
-
-def make_stages(project: Project, *assignments: str, stages: tuple[Stage, ...] = STAGES) -> list[ArtifactRecord]:
-    """Makes stages of a new run with real jobs, without Prefect, and returns their records."""
-    loaded = load_recipe(project.recipe, assignments)
-    handle = create_run(loaded.config, project_dir=loaded.project_dir, recipe=str(loaded.path), overrides=tuple(assignments))
-    bench = bench_of(handle, listener=Listener(note=lambda _: None, view=ignore_view))
-    return [find_or_make(stage, bench=bench, build=importlib.import_module(f"tasks.{stage.value}.build").build) for stage in stages]
 
 
 def upload_text(project: Project, place: InBucket) -> str:
@@ -69,7 +46,7 @@ def upload_text(project: Project, place: InBucket) -> str:
 def test_text_in_a_bucket_makes_the_shards_that_text_in_a_folder_makes(tmp_path: Path, place: InBucket, finished: Project) -> None:
     project = make_project(tmp_path / "project")
     there = upload_text(project, place)
-    made = make_stages(project, there)
+    made = make_stages(project, there, until=Stage.TOKENIZE)
     for record in made:
         here = json.loads((finished.artifact(record.stage.value) / "record.json").read_text())
         assert (record.key, record.fingerprint, record.content_hash) == (here["key"], here["fingerprint"], here["content_hash"])
@@ -92,7 +69,7 @@ def test_text_and_artifacts_in_buckets_make_the_same_corpus(tmp_path: Path, plac
     project = make_project(tmp_path / "project")
     there = upload_text(project, place)
     url = f"s3://{BUCKET}/remote-text-{secrets.token_hex(4)}"
-    (record,) = make_stages(project, there, f"storage.root={url}", stages=(Stage.VALIDATE,))
+    (record,) = make_stages(project, there, f"storage.root={url}", until=Stage.VALIDATE)
     here = json.loads((finished.artifact("validate") / "record.json").read_text())
     assert (record.fingerprint, record.content_hash) == (here["fingerprint"], here["content_hash"])
     assert open_storage(url).names(f"{record.key}/carried") == ()

@@ -1,5 +1,6 @@
 """Artifacts are found by content, done only with a record, and a damaged record is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_a_record_is_found_again_and_only_by_its_own_recipe(store: Store) -> Non
     committed = store.commit(record(what, store.place(what, rebuild=False)))
     assert store.find(what) == committed
     assert store.find(identity(a=2)) is None
+
+
+def test_text_and_tokens_are_found_under_any_recipes_name_a_model_under_its_own(store: Store) -> None:
+    for stage, is_shared in ((Stage.VALIDATE, True), (Stage.PREPARE, True), (Stage.TOKENIZER, True), (Stage.TOKENIZE, True), (Stage.TRAIN, False)):
+        mine, theirs = (replace(identity(a=1), stage=stage, name=name) for name in ("mine", "theirs"))
+        assert mine.fingerprint == theirs.fingerprint, "a name says nothing about the content"
+        made = store.commit(record(theirs, store.place(theirs, rebuild=False)))
+        assert store.find(mine) == (made if is_shared else None)
+        own = store.commit(record(mine, store.place(mine, rebuild=False)))
+        assert (store.find(mine), store.find(theirs)) == (own, made), "one's own comes first"
+
+
+def test_an_unfinished_one_under_another_name_is_not_gone_on_with(store: Store) -> None:
+    mine, theirs = identity(a=1), replace(identity(a=1), name="theirs")
+    store.storage.create_exclusive(f"{store.place(theirs, rebuild=False)}/manifest.json", b"{}")
+    assert store.find(mine) is None
+    assert store.place(mine, rebuild=False).startswith(f"{mine.stage.value}/{mine.name}-")
 
 
 def test_the_highest_rebuild_with_a_record_wins(store: Store) -> None:

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 
-from schemas.manifest import ShardManifest
+from schemas.frozen import thaw
+from schemas.job import ItemRecord
+from schemas.manifest import AcceptedFile, ShardManifest
 from schemas.stage import Stage
 from tasks.entry import ItemTask
 from tasks.prepare import job
 from tasks.prepare.build import build
+from tasks.prepare.reuse import GROUPS_NAME, Donor, PreparedGroups, filter_offers, removal_offers
+from tasks.recorded_file import entry_of
 from tasks.tokenize.build import build as tokenize
+from tasks.tokenizer.corpus import open_corpus
 from tests.fakes.in_process_work import InProcessWork
 from tests.fakes.preparing import finish, key_of, prepared_config, work_in
 from tests.fakes.training_artifact import write_tokenizer
@@ -78,6 +83,35 @@ def test_of_a_changed_document_its_group_alone_is_done_again(chain: Chain) -> No
     before, after = ({file.file.path: file.file.xxh3 for file in done.manifest.files} for done in (first, second))
     assert {path for path in before if before[path] != after[path]} == {"accepted/g0003-train.parquet"}
     assert "3 groups taken over from earlier artifacts" in second.work.notes
+
+
+def test_an_offer_says_what_the_item_says_that_takes_it(chain: Chain) -> None:
+    documents = mixed_corpus()
+    first = chain.prepare(documents)
+    documents[3, "train"][7] += " and more"
+    work = chain.prepare(documents).work
+    groups: dict[int, list[AcceptedFile]] = {}
+    for file in open_corpus(work.input_dir(Stage.VALIDATE), manifest=entry_of(work.inputs[Stage.VALIDATE], "manifest.json")).manifest.files:
+        groups.setdefault(file.group, []).append(file)
+    donor = Donor(folder=first.work.output_dir.name, groups=next(file for file in first.draft.files if file.path == GROUPS_NAME))
+
+    def said(step: str, index: int) -> Any:
+        return ItemRecord.model_validate_json(work.storage.read(work.layout.item(step, index)))
+
+    filtered = list(filter_offers(work.storage, groups, donors=[donor]))
+    assert [offer.index for offer in filtered] == [0, 1, 2]
+    for offer in filtered:
+        record = said("filter", offer.index)
+        assert (offer.key, offer.files, offer.output) == (first.work.key, record.files, thaw(record.output))
+    records = PreparedGroups.model_validate_json((first.work.output_dir / GROUPS_NAME).read_bytes()).groups
+    listed = {record.filtered.group: record.listed for record in records if record.listed is not None}
+    concerned = {group: groups[group] for group in sorted(listed)}
+    removed = list(removal_offers(work.storage, concerned, donors=[donor], listed=listed))
+    assert len(removed) == len(concerned) > 1
+    for offer in removed:
+        record = said("remove-duplicates", offer.index)
+        assert (offer.files, offer.output) == (record.files, thaw(record.output))
+    assert list(removal_offers(work.storage, concerned, donors=[donor], listed=dict.fromkeys(listed, "other"))) == []
 
 
 @pytest.mark.slow

@@ -67,11 +67,17 @@ def test_what_is_half_removed_or_was_abandoned_long_ago_may_go() -> None:
 
 def test_a_damaged_record_keeps_all_that_its_artifact_may_have_been_made_from() -> None:
     damaged = artifact(Stage.TRAIN, state=ArtifactState.DAMAGED, damage="a byte", inputs=())
-    elsewhere = artifact(Stage.TOKENIZE, "other", name="other")
+    elsewhere = artifact(Stage.EXPORT, "other", name="other", inputs=())
     marked = fate([*chain("1")[:3], *chain("2")[:3], elsewhere, damaged, *chain("1")[4:]])
     assert "a byte" in marked.kept["train/1"][0]
     assert set(marked.kept) == {"train/1"} | {f"{stage.value}/{variant}" for stage in stages_of(prepared=False)[:3] for variant in "12"}
-    assert set(marked.unwanted) == {"tokenize/other", "export/1", "evaluate/1", "register/1"}
+    assert set(marked.unwanted) == {"export/other", "export/1", "evaluate/1", "register/1"}
+
+
+def test_a_damaged_record_keeps_text_and_tokens_of_other_names_and_no_models() -> None:
+    damaged = artifact(Stage.EXPORT, "1", state=ArtifactState.DAMAGED, damage="a byte", inputs=())
+    others = [artifact(stage, "2", name="other") for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE, Stage.TRAIN)]
+    assert fate([*others, damaged]).unwanted == ("train/2",)
 
 
 def test_a_damaged_record_keeps_a_prepared_corpus_and_what_that_was_made_from() -> None:

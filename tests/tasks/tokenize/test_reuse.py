@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from cluster.storage import FileStorage
+from schemas.artifact import ArtifactRecord
+from schemas.frozen import thaw
+from schemas.job import ItemRecord
+from schemas.manifest import CorpusManifest
 from schemas.stage import Stage
-from tasks.tokenize.build import build
+from tasks.recorded_file import entry_of
+from tasks.tokenize.build import build, groups_of
+from tasks.tokenize.reuse import Donor, offers
 from tasks.tokenizer.engine import GigatokenEngine
 from tests.fakes.in_process_work import InProcessWork, commit, write_corpus
 
@@ -57,6 +63,22 @@ def test_the_bytes_are_those_of_a_stage_that_took_nothing_over(changed: Any) -> 
     assert build(taken).content_hash == build(fresh).content_hash
     for path in (taken.output_dir / "shards").iterdir():
         assert path.read_bytes() == (fresh.output_dir / "shards" / path.name).read_bytes()
+
+
+def test_an_offer_says_what_the_item_says_that_takes_it(changed: Any) -> None:
+    work = changed.stage(key=AFTER)
+    build(work)
+    manifest = CorpusManifest.model_validate_json((changed.root / changed.corpus.key / "manifest.json").read_bytes())
+    groups = {group: [file for file in manifest.files if file.group == group] for group in groups_of(manifest)}
+    before = ArtifactRecord.from_bytes((changed.root / BEFORE / "record.json").read_bytes())
+    donor = Donor(folder=Path(BEFORE).name, manifest=entry_of(before, "manifest.json"))
+    found = {offer.index: offer for offer in offers(work.storage, groups, donors=[donor])}
+    assert set(found) == {0, 2} & set(range(len(groups))), "of the changed group there is not all"
+    for index, offer in found.items():
+        said = ItemRecord.model_validate_json(work.storage.read(work.layout.item("group", index)))
+        assert (offer.key, offer.files, offer.output) == (BEFORE, said.files, thaw(said.output))
+    (changed.root / BEFORE / "manifest.json").write_bytes(b"{}")
+    assert list(offers(work.storage, groups, donors=[donor])) == []
 
 
 @pytest.mark.parametrize("damage", ["shard", "manifest", "record", "missing"])

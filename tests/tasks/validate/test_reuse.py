@@ -9,13 +9,18 @@ import pytest
 
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
+from schemas.errors import DataVerdictError
+from schemas.frozen import thaw
+from schemas.job import ItemRecord
 from schemas.manifest import CorpusPlan
 from schemas.stage import Stage
 from tasks.identity import identity_of
 from tasks.validate import judge as judging
 from tasks.validate.build import build
 from tasks.validate.checks import Verdict
+from tasks.validate.figures.sampling import sampling_of
 from tasks.validate.judge import Judgement
+from tasks.validate.reuse import facts_of, offers
 from tasks.work import Draft
 from tests.fakes.in_process_work import commit
 
@@ -53,14 +58,10 @@ def finish(work: Any, config: RunConfig) -> tuple[Draft, ArtifactRecord]:
     return draft, sealed
 
 
-def files_of(work: Any) -> dict[str, bytes]:
+def files_of(artifact: Path) -> dict[str, bytes]:
     folders = ("accepted", "quarantine", "scans")
-    return {
-        path.relative_to(work.output_dir).as_posix(): path.read_bytes()
-        for folder in folders
-        for path in sorted((work.output_dir / folder).glob("*"))
-        if path.is_file()
-    }
+    paths = (path for folder in folders for path in sorted((artifact / folder).glob("*")) if path.is_file())
+    return {path.relative_to(artifact).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_one_changed_file_costs_one_group(tmp_path: Path, text: Path, recipe: Recipe, work_on: WorkOn) -> None:
@@ -72,11 +73,13 @@ def test_one_changed_file_costs_one_group(tmp_path: Path, text: Path, recipe: Re
     draft = build(work)
     plan = CorpusPlan.model_validate_json((work.output_dir / "plan.json").read_bytes())
     assert draft.summary["reused_groups"] == len(plan.groups) - 1 > 1
-    (tmp_path / "storage" / EARLIER / "record.json").unlink()
+    for key in (EARLIER, LATER):
+        (tmp_path / "storage" / key).rename(tmp_path / Path(key).name)
     fresh = work_on(config, key=FRESH)
     assert build(fresh).summary["reused_groups"] == 0
-    assert files_of(work) == files_of(fresh)
-    assert (work.output_dir / "stats.json").read_bytes() == (fresh.output_dir / "stats.json").read_bytes()
+    taken = tmp_path / Path(LATER).name
+    assert files_of(taken) == files_of(fresh.output_dir)
+    assert (taken / "stats.json").read_bytes() == (fresh.output_dir / "stats.json").read_bytes()
 
 
 @pytest.mark.parametrize("what", ["scans", "accepted"])
@@ -93,6 +96,58 @@ def test_what_is_damaged_there_is_scanned_again(text: Path, recipe: Recipe, work
     (changed,) = (group.index for group in groups if any(file.relative_path == "part-3.jsonl" for file in group.inputs))
     draft = build(work_on(config, key=LATER))
     assert draft.summary["reused_groups"] == len(groups) - len({0, changed}) > 0
+
+
+def test_rules_for_the_whole_corpus_have_nothing_scanned_again(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    groups = finish(work_on(recipe(str(text), group_bytes=2000), key=EARLIER), recipe(str(text), group_bytes=2000))[0].summary["groups"]
+    other = recipe(str(text), group_bytes=2000, max_quarantined_share=0.5, max_record_drift=0.2, min_documents=2)
+    assert build(work_on(other, key=LATER)).summary["reused_groups"] == groups
+
+
+def test_a_corpus_that_failed_its_verdict_is_not_scanned_again(text: Path, recipe: Recipe, work_on: WorkOn, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = recipe(str(text), group_bytes=2000, min_documents=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(judging, "judge", lambda *_, **__: Judgement(Verdict.FAIL, 1, ()))
+        with pytest.raises(DataVerdictError):
+            build(work_on(strict, key=EARLIER))
+    lenient = recipe(str(text), group_bytes=2000, min_documents=10)
+    work = work_on(lenient, key=LATER)
+    draft = build(work)
+    assert draft.summary["reused_groups"] == draft.summary["groups"] > 1
+
+
+def test_what_a_killed_scan_left_is_taken_over(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    config = recipe(str(text), group_bytes=2000)
+    earlier = work_on(config, key=EARLIER)
+    groups = build(earlier).summary["groups"]
+    for name in ("scans/g0001.json", "accepted/g0002-train.parquet"):
+        (earlier.output_dir / name).unlink()
+    assert build(work_on(config, key=LATER)).summary["reused_groups"] == groups - 2
+
+
+def test_more_donors_than_are_asked_do_no_harm(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    config = recipe(str(text), group_bytes=2000)
+    whole = build(work_on(config, key="validate/test-00000000000a")).summary["groups"]
+    for digit in "bcde":
+        folder = work_on(config, key=f"validate/test-00000000000{digit}").output_dir
+        (folder / "scans").mkdir(parents=True)
+        source = work_on(config, key="validate/test-00000000000a").output_dir / "scans/g0000.json"
+        (folder / "scans/g0000.json").write_bytes(source.read_bytes())
+    assert build(work_on(config, key=LATER)).summary["reused_groups"] == whole, "the one that has most is among those that are asked"
+
+
+def test_an_offer_says_what_the_item_says_that_takes_it(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    config = recipe(str(text), group_bytes=2000)
+    build(work_on(config, key=EARLIER))
+    work = work_on(config, key=LATER)
+    build(work)
+    plan = CorpusPlan.model_validate_json((work.output_dir / "plan.json").read_bytes())
+    facts = facts_of(work.identity.recipe, sampling=sampling_of(plan.raw_bytes))
+    found = list(offers(work.storage, plan.groups, donors=[Path(EARLIER).name], facts=facts))
+    assert len(found) == len(plan.groups)
+    for offer in found:
+        said = ItemRecord.model_validate_json(work.storage.read(work.layout.item("scan", offer.index)))
+        assert (offer.key, offer.files, offer.output) == (EARLIER, said.files, thaw(said.output))
 
 
 def test_other_rules_take_nothing_over(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
