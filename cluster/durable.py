@@ -18,8 +18,8 @@ ALIGNMENT = 4096
 _BLOCK_BYTES = 16 << 20
 """One direct write. Larger ones gain nothing, smaller ones wait for the disk more often."""
 _CACHED_BYTES = 1 << 20
-"""One write through the page cache. Linux (6.18, ext4) answers a larger one with larger pages, which may have lain unused for so long that the host of a
-virtual machine has taken them back: 134 MB took 0.05 s of CPU time in such writes, and 0.2 to 0.3 s in writes of 16 MiB."""
+"""One write through the page cache. Linux (6.18, ext4) answers a larger one with larger pages, which may have lain unused for so long that the host
+of a virtual machine has taken them back: 134 MB took 0.05 s of CPU time in such writes, and 0.2 to 0.3 s in writes of 16 MiB."""
 
 
 def make_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cluster.closing import LEFT_OPEN
@@ -19,6 +20,11 @@ def of_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def counted(count: int, *, noun: str) -> str:
+    """Returns `1 shard`, `2,000 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def of_count(count: float) -> str:
@@ -76,10 +82,10 @@ _DETAILS: Mapping[Stage, tuple[tuple[str, Callable[[Any], str]], ...]] = {
         ("quarantined", "{:,} refused".format),
     ),
     Stage.TOKENIZER: (("vocab_size", "{:,} ids".format), ("bytes_per_token", "{:.2f} bytes per token".format)),
-    Stage.TOKENIZE: (("tokens", lambda tokens: f"{sum(tokens.values()):,} tokens"), ("shards", "{} shards".format)),
+    Stage.TOKENIZE: (("tokens", lambda tokens: f"{sum(tokens.values()):,} tokens"), ("shards", partial(counted, noun="shard"))),
     Stage.TRAIN: (
         ("steps", "{:,} steps".format),
-        ("world_size", "{} ranks".format),
+        ("world_size", partial(counted, noun="rank")),
         ("validation_loss", "validation loss {:.3f}".format),
         ("goodput", "goodput {:.0%}".format),
         ("cost", "cost {:,.2f}".format),

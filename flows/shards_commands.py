@@ -63,6 +63,7 @@ def import_(
       headrace shards import out/train --tokenizer gpt2/tokenizer.json --to shards
       headrace shards import out/train --tokenizer llama/tokenizer.json --end-of-text '</s>' --sequence-length 4096 --to shards
     """  # noqa: D301
+    from flows.figure import counted
     from flows.terminal import show, show_json
     from tasks.tokenize.megatron import import_dataset
 
@@ -79,4 +80,5 @@ def import_(
     if as_json:
         show_json({"tokens": tokens, "sequences": sequences, "shards": len(manifest.shards), "manifest": str(to / "manifest.json")})
     else:
-        show(f"wrote {to}: {tokens:,} tokens in {sequences:,} sequences, {len(manifest.shards)} shards; read them with `tasks.train.torch_dataset`")
+        made = f"{tokens:,} tokens in {sequences:,} sequences, {counted(len(manifest.shards), noun='shard')}"
+        show(f"wrote {to}: {made}; read them with `tasks.train.torch_dataset`")

@@ -164,7 +164,7 @@ def import_dataset(
     manifest_path = folder / "manifest.json"
     _refuse_existing(manifest_path)
     tokenizer = tokenizer / TOKENIZER_NAME if tokenizer.is_dir() else tokenizer
-    facts = facts_of(_content(tokenizer), end_of_text=end_of_text, subject=str(tokenizer))
+    facts = facts_of(_content(tokenizer), end_of_text=end_of_text, subject=str(tokenizer), key="--end-of-text")
     documents = _Documents.open(prefix)
     about = {
         "layout": "fixed",

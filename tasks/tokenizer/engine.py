@@ -231,12 +231,13 @@ def open_engine(name: EngineName, tokenizer_json: bytes) -> Engine:
     return GigatokenEngine(tokenizer_json) if name == "gigatoken" else HuggingFaceEngine(tokenizer_json)
 
 
-def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> TokenizerFacts:
+def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str, key: str = "tokenizer.end_of_text") -> TokenizerFacts:
     """Returns vocabulary size and end-of-text id.
 
     Args:
         end_of_text: the token between documents; must be one of the tokenizer's special tokens.
         subject: what the error message calls the tokenizer.
+        key: what sets `end_of_text`, for people.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or has no such special token.
@@ -251,5 +252,5 @@ def facts_of(tokenizer_json: bytes, *, end_of_text: str, subject: str) -> Tokeni
         known = ", ".join(sorted(special)[:12]) or "none"
         what = f"{subject} has no special token {end_of_text!r}"
         why = "documents are joined with it, and training stops at it; special tokens that it has: " + known
-        raise InputError(what, why=why, mend="set tokenizer.end_of_text to one of them, or add the token to the tokenizer's added_tokens")
+        raise InputError(what, why=why, mend=f"set {key} to one of them, or add the token to the tokenizer's added_tokens")
     return TokenizerFacts(vocab_size=max(vocabulary.values()) + 1, end_of_text_id=special[end_of_text])

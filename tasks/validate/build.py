@@ -30,7 +30,7 @@ from tasks.validate.report.publish import publish_report
 from tasks.validate.reuse import SCANS, facts_of, find_donors, is_offered, offers
 from tasks.validate.sample import merge_samples
 from tasks.validate.scan import ScanOutput
-from tasks.validate.sources import plan_inputs
+from tasks.validate.sources import format_doubts, plan_inputs
 from tasks.validate.stats import CorpusStats, SourceStats, corpus_stats
 from tasks.work import Draft, Work
 
@@ -54,6 +54,8 @@ def build(work: Work) -> Draft:
     if raw_hash(inputs) != work.identity.inputs["raw"]:
         raise InputError("the raw files changed while the run began", why="this corpus would stand under another one's name", mend="headrace run")
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
+    for doubt in format_doubts(work.config, inputs):
+        work.note(doubt)
     plan_entry = work.publish_json(PLAN_NAME, plan)
     judging.preload()
     sampling = sampling_of(plan.raw_bytes)

@@ -6,7 +6,8 @@ Reads no content itself and imports nothing heavy: `plan` runs it in millisecond
 import fnmatch
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,22 @@ def format_of(path: str, source: SourceConfig) -> Format:
     if source.format != "auto":
         return source.format
     return _FORMATS.get(Path(_without_compression(path)).suffix.lower(), "text")
+
+
+def format_doubts(config: RunConfig, inputs: Iterable[InputFile]) -> tuple[str, ...]:
+    """Returns, for people, the sources that are read as plain text although all of their files look like data: by their endings alone."""
+    endings: dict[str, Counter[str]] = {}
+    for file in inputs:
+        endings.setdefault(file.source, Counter())[Path(_without_compression(file.relative_path)).suffix.lower()] += 1
+    doubts = []
+    for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
+        found = endings.get(name, Counter())
+        if source.format == "auto" and set(found) == {".json"}:
+            doubts.append(
+                f"source {name!r}: its {found['.json']:,} files end in .json and are read as plain text, a document each; "
+                "where a line is a record, say corpus.sources[].format: jsonl"
+            )
+    return tuple(doubts)
 
 
 def compression_of(path: str) -> Compression:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.closing import LEFT_OPEN
-from flows.figure import comparison_lines, incident_line, ledger_line, model_uri, of_bytes, of_count, of_seconds, stage_detail, table
+from flows.figure import comparison_lines, counted, incident_line, ledger_line, model_uri, of_bytes, of_count, of_seconds, stage_detail, table
 from schemas.ledger import GoodputLedger, Spent
 from schemas.stage import Stage
 
@@ -42,6 +42,11 @@ def test_counts(count: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert of_seconds(seconds) == text
+
+
+def test_one_of_something_has_no_plural() -> None:
+    assert [counted(count, noun="shard") for count in (0, 1, 2000)] == ["0 shards", "1 shard", "2,000 shards"]
+    assert stage_detail(Stage.TRAIN, {"world_size": 1}) == "1 rank"
 
 
 def test_a_table_is_aligned_without_trailing_space() -> None:

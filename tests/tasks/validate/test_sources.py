@@ -10,9 +10,23 @@ from cluster.storage import hash_file
 from schemas.config import RunConfig
 from schemas.corpus_config import SourceConfig
 from schemas.errors import InputError
-from tasks.validate.sources import compression_of, find_files, format_of, plan_inputs
+from tasks.validate.sources import compression_of, find_files, format_doubts, format_of, plan_inputs
 
 Recipe = Callable[..., RunConfig]
+
+
+def test_a_source_of_nothing_but_json_files_is_doubted(tmp_path: Path, recipe: Recipe) -> None:
+    data, code = make_tree(tmp_path / "data", "a.json", "b.JSON.gz"), make_tree(tmp_path / "code", "a.py", "package.json")
+    sources = [{"path": str(data), "name": "data"}, {"path": str(code), "name": "code"}]
+
+    def doubts(*sources: dict[str, str]) -> tuple[str, ...]:
+        config = recipe(*sources)
+        return format_doubts(config, plan_inputs(config, hash_file))
+
+    (doubt,) = doubts(*sources)
+    assert "'data': its 2 files end in .json" in doubt
+    assert "format: jsonl" in doubt
+    assert doubts(sources[0] | {"format": "text"}, sources[1]) == ()
 
 
 def make_tree(root: Path, *names: str) -> Path:
