@@ -72,6 +72,18 @@ def test_what_pods_do_not_see_is_warned_of_while_it_is_to_be_read(config: RunCon
     assert make_plan(config, project_dir=tmp_path / "project").warnings == ()
 
 
+def test_a_recipe_of_another_name_takes_text_and_tokens_over_and_trains_its_own_model(config: RunConfig, tmp_path: Path) -> None:
+    made = finish(config, tmp_path / "project")
+    plan = make_plan(config.model_copy(update={"name": "other"}), project_dir=tmp_path / "project")
+    for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE):
+        planned = plan.stage(stage)
+        assert (planned.action, planned.key) == (Action.REUSE, made[stage].key)
+        assert planned.reasons == ("found by content", f"made under the recipe name {config.name}")
+    trained = plan.stage(Stage.TRAIN)
+    assert (trained.action, trained.key.startswith("train/other-")) == (Action.BUILD, True)
+    assert make_plan(config, project_dir=tmp_path / "project").stage(Stage.VALIDATE).reasons == ("found by content",)
+
+
 def test_unchanged_code_is_found_again_wherever_the_project_lies(config: RunConfig, tmp_path: Path) -> None:
     finish(config, tmp_path / "project")
     assert planned(config, tmp_path / "project").action is Action.REUSE
