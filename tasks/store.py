@@ -58,11 +58,16 @@ class Store:
         Raises:
             VerificationError: its record is damaged.
         """
-        for key in reversed(self._folders(identity, of_others=identity.stage.is_shared)):
-            if self.storage.exists(ArtifactLayout(key).record):
-                record = self.read(key)
-                if record.fingerprint == identity.fingerprint:  # folders carry 48 bits of it
-                    return record
+        for is_own, key in reversed(self._folders_alike(identity)):
+            try:
+                if (is_own or identity.stage.is_shared) and self.storage.exists(ArtifactLayout(key).record):
+                    record = self.read(key)
+                    if record.fingerprint == identity.fingerprint:  # folders carry 48 bits of it
+                        return record
+            except (PermissionError, VerificationError) as error:
+                if is_own:
+                    raise
+                logger.info("%s is not taken over: %s", key, error)  # that is the affair of whoever uses that name
         return None
 
     def place(self, identity: Identity, *, rebuild: bool) -> str:
@@ -146,14 +151,18 @@ class Store:
                     logger.warning("%s", error)
         return tuple(sorted(records, key=lambda record: record.provenance.created_at, reverse=True))
 
-    def _folders(self, identity: Identity, *, of_others: bool = False) -> list[str]:
-        """The folders of this identity that exist, oldest rebuild first. `of_others`: before them, those under other recipes' names."""
+    def _folders(self, identity: Identity) -> list[str]:
+        """The folders of this identity that exist, oldest rebuild first."""
+        return [key for is_own, key in self._folders_alike(identity) if is_own]
+
+    def _folders_alike(self, identity: Identity) -> list[tuple[bool, str]]:
+        """Those of its fingerprint under other recipes' names, then those under its own, and whether they are; of each the oldest rebuild first."""
         found = []
         for folder in self.storage.names(identity.stage.value):
             name, digits, rebuild = parse_artifact_folder(folder) or ("", "", 0)
-            if digits == identity.fingerprint[:FINGERPRINT_CHARS] and (of_others or name == identity.name):
+            if digits == identity.fingerprint[:FINGERPRINT_CHARS]:
                 found.append((name == identity.name, rebuild, f"{identity.stage.value}/{folder}"))
-        return [key for _, _, key in sorted(found)]
+        return [(is_own, key) for is_own, _, key in sorted(found)]
 
 
 def _is_intact(path: Path, entry: FileEntry) -> bool:

@@ -71,6 +71,23 @@ def test_an_unfinished_one_under_another_name_is_not_gone_on_with(store: Store) 
     assert store.place(mine, rebuild=False).startswith(f"{mine.stage.value}/{mine.name}-")
 
 
+def test_a_damaged_or_closed_one_under_another_name_stops_nobody_else(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs = identity(a=1), replace(identity(a=1), name="theirs")
+    key = store.place(theirs, rebuild=False)
+    store.commit(record(theirs, key))
+    path = Path(store.storage.root) / key / "record.json"  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes().replace(b"demo", b"dem0", 1).replace(b"theirs", b"their5", 1))
+    assert store.find(mine) is None
+    with pytest.raises(VerificationError):
+        store.find(theirs)
+
+    def closed(_: str) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store.storage, "exists", closed)
+    assert store.find(mine) is None
+
+
 def test_the_highest_rebuild_with_a_record_wins(store: Store) -> None:
     what = identity(a=1)
     store.commit(record(what, store.place(what, rebuild=False)))
