@@ -66,6 +66,12 @@ def parse_artifact_folder(folder: str) -> tuple[str, str, int] | None:
     return (match["name"], match["fingerprint"], int(match["rebuild"] or 0)) if match else None
 
 
+def is_named(key: str, name: str) -> bool:
+    """Whether the artifact's folder `key` carries a recipe's name."""
+    parsed = parse_artifact_folder(key.rpartition("/")[2])
+    return parsed is not None and parsed[0] == name
+
+
 @dataclass(frozen=True)
 class ArtifactLayout:
     """Keys inside one artifact's folder."""

@@ -129,19 +129,18 @@ class S3Storage:
             os.close(descriptor)
 
     def copy(self, source: str, key: str, *, size: int) -> bool:
-        """Has the server copy an object of this storage to `key`. For names that one writer gives equal bytes always: what is there is replaced.
+        """Has the server copy an object of this storage to `key`. For names that get equal bytes whoever writes them: what is there is replaced.
 
         Returns:
-            Whether the source was there, and `size` bytes long; otherwise there is nothing at `key`.
+            Whether the source was there, and `size` bytes long; otherwise nothing was done.
         """
         try:
+            if self.size(source) != size:
+                return False
             self._s3.copy(self._name(source), self._name(key))
-            if self.size(key) == size:
-                return True
         except FileNotFoundError:
             return False
-        self.delete(key)
-        return False
+        return True
 
     def hash(self, key: str) -> str:
         """Returns the xxh3-128 of the object's content, hex, which is read for it block by block. Raises FileNotFoundError."""

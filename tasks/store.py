@@ -11,7 +11,7 @@ from cluster.layout import ArtifactLayout, artifact_key, parse_artifact_folder
 from cluster.storage import AlreadyExistsError, Storage, hash_file, path_below
 from schemas.artifact import ArtifactRecord, FileEntry
 from schemas.canonical import FINGERPRINT_CHARS, fingerprint
-from schemas.errors import VerificationError
+from schemas.errors import UnreachableError, VerificationError
 from schemas.sealed import SealBrokenError
 from schemas.stage import Stage
 
@@ -64,7 +64,7 @@ class Store:
                     record = self.read(key)
                     if record.fingerprint == identity.fingerprint:  # folders carry 48 bits of it
                         return record
-            except (PermissionError, VerificationError) as error:
+            except (FileNotFoundError, PermissionError, UnreachableError, VerificationError) as error:
                 if is_own:
                     raise
                 logger.info("%s is not taken over: %s", key, error)  # that is the affair of whoever uses that name

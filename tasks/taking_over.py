@@ -3,15 +3,17 @@
 On a folder an item links what it takes over. In object storage the control half finishes the item before it is run: the server copies.
 """
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.layout import parse_artifact_folder
+from cluster.attempt import list_attempts, read_exit, read_verdict
 from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, hash_file, link_exclusive, make_folder, publish_file
 from schemas.artifact import FileEntry
@@ -26,8 +28,8 @@ if TYPE_CHECKING:  # what decides; items import this module, too
 
 logger = logging.getLogger(__name__)
 
-_AT_A_TIME = 16
-"""Items whose files a server copies at once."""
+_AT_A_TIME, _BATCH = 16, 64
+"""Items whose files a server copies at once, and of which offers are in memory."""
 BEFORE_ALL_STARTS = -1
 """Epoch of an item that no start of a job made."""
 
@@ -46,42 +48,63 @@ class Offer:
     """What the item would say of it."""
 
 
-def finish_items(work: "Work", offers: Iterable[Offer], *, step_name: str) -> None:
+def finish_items(work: "Work", offers: Callable[[Set[int]], Iterable[Offer]], *, step_name: str, num_items: int) -> None:
     """Finishes items in object storage from what earlier artifacts have: nothing is brought to a node, computed or sent. On a folder items do it.
 
-    Bytes are not looked at, as they go from the server to the server; whoever reads them later does. So a rebuild takes nothing over.
+    Bytes are not looked at, as they go from the server to the server; whoever reads them later does. So where somebody asked to rebuild, nothing is
+    taken over, and what was is given up. Nor is anything while a job of an earlier start may be at work on the same items.
 
     Args:
         work: the artifact in the making.
-        offers: of items, by any number of artifacts.
+        offers: yields what there is of items that are still wanted: a set that shrinks meanwhile.
         step_name: of the items.
+        num_items: how many there are.
 
     Raises:
         UnreachableError: storage fails.
         InterruptedRunError: somebody wishes a stop; what was copied stays for the next start.
     """
-    storage, (_, _, rebuild) = work.storage, parse_artifact_folder(work.key.rpartition("/")[2]) or ("", "", 0)
-    if not isinstance(storage, S3Storage) or rebuild:
+    storage = work.storage
+    if not isinstance(storage, S3Storage) or _is_under_way(work, step_name=step_name):
         return
     done = frozenset(storage.names(work.layout.items))
-    due: dict[str, list[Offer]] = {}
-    for offer in offers:
-        name = work.layout.item(step_name, offer.index)
-        if name.rpartition("/")[2] not in done:
-            due.setdefault(name, []).append(offer)
+    names = {index: work.layout.item(step_name, index) for index in range(num_items)}
+    wanted = {index for index, name in names.items() if name.rpartition("/")[2] not in done}
+    if work.is_rebuild:
+        _give_up_copies(work, [name for index, name in names.items() if index not in wanted])
+        return
 
-    def finish(name: str, found: Iterable[Offer]) -> None:
-        for offer in found:
-            if work.bench.stop_requested():
-                raise InterruptedRunError(f"stopped before {work.stage.value}, as asked", mend="headrace resume goes on")
-            if all(storage.copy(f"{offer.key}/{entry.path}", f"{work.key}/{entry.path}", size=entry.size) for entry in offer.files):
-                record = ItemRecord(index=offer.index, epoch=BEFORE_ALL_STARTS, files=offer.files, output=dict(offer.output))
-                storage.create_exclusive(name, canonical_json(record))
-                return
-            logger.warning("%s: made again, not taken over: %s has not all of it any more", name, offer.key)
+    def finish(offer: Offer) -> int | None:
+        if work.bench.stop_requested():
+            raise InterruptedRunError(f"stopped before {work.stage.value}, as asked", mend="headrace resume goes on")
+        if not all(storage.copy(f"{offer.key}/{entry.path}", f"{work.key}/{entry.path}", size=entry.size) for entry in offer.files):
+            logger.warning("item %d: made again, not taken over: %s has not all of it any more", offer.index, offer.key)
+            return None
+        record = ItemRecord(index=offer.index, epoch=BEFORE_ALL_STARTS, files=offer.files, output=dict(offer.output))
+        with contextlib.suppress(AlreadyExistsError):  # two artifacts have it
+            storage.create_exclusive(names[offer.index], canonical_json(record))
+        return offer.index
 
+    found = iter(offers(wanted)) if wanted else iter(())
     with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="copy") as pool:
-        list(pool.map(finish, due.keys(), due.values()))
+        while batch := list(islice(found, _BATCH)):
+            wanted.difference_update(index for index in pool.map(finish, batch) if index is not None)
+
+
+def _is_under_way(work: "Work", *, step_name: str) -> bool:
+    """Whether a job of an earlier start has not been seen to end: it may write what is about to be copied."""
+    attempts = [work.layout.attempt(step_name, number) for number in list_attempts(work.storage, work.layout, step_name=step_name)]
+    return bool(attempts) and read_exit(work.storage, attempts[-1]) is None and read_verdict(work.storage, attempts[-1]) is None
+
+
+def _give_up_copies(work: "Work", names: Iterable[str]) -> None:
+    """Removes items that were taken over, the record first, so that nothing names what is not there. They are made anew."""
+    for name in names:
+        record = ItemRecord.model_validate_json(work.storage.read(name))
+        if record.epoch == BEFORE_ALL_STARTS:
+            work.storage.delete(name)
+            for entry in record.files:
+                work.storage.delete(f"{work.key}/{entry.path}")
 
 
 def take_over(task: ItemTask, entries: Iterable[FileEntry], *, folder: Path, subject: str) -> bool:
@@ -94,7 +117,7 @@ def take_over(task: ItemTask, entries: Iterable[FileEntry], *, folder: Path, sub
         subject: what they are, for people.
 
     Returns:
-        Whether they were all sound; nothing is published when one is missing or damaged there.
+        Whether they were all sound and still there; nothing is published when one is missing or damaged before.
 
     Raises:
         VerificationError: a name is taken by other bytes here.
@@ -112,9 +135,16 @@ def take_over(task: ItemTask, entries: Iterable[FileEntry], *, folder: Path, sub
         except AlreadyExistsError as error:
             if hash_file(final) != entry.xxh3:
                 raise taken_by_other_bytes(final, subject=subject) from error
+        except FileNotFoundError as error:  # whoever made it removed it meanwhile
+            logger.warning("made again, not taken over: %s", error)
+            return False
         except OSError:  # another file system, or one without links
             temporary = task.temporary(entry.path)
-            shutil.copyfile(path, temporary)
+            try:
+                shutil.copyfile(path, temporary)
+            except FileNotFoundError as error:
+                logger.warning("made again, not taken over: %s", error)
+                return False
             publish_file(temporary, final)
     return True
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.job_view import JobView
-from cluster.layout import ArtifactLayout
+from cluster.layout import ArtifactLayout, is_named
 from cluster.storage import open_storage
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.errors import HeadraceError, InputError, InterruptedRunError, storage_failure
@@ -120,11 +120,14 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
         record = bench.store.read(key)
         run.append(EventKind.STAGE_REUSED, f"found {key}", stage=stage, artifact_key=key, figures=dict(record.summary))
         return record
+    if not is_named(key, identity.name):
+        why = "it was made under another recipe's name, and was removed since this run found it"
+        raise InputError(f"{key} is not there any more", why=why, mend="headrace run starts a new run, which makes its own")
     if bench.stop_requested():
         raise InterruptedRunError(f"stopped before {stage.value}, as asked", mend="headrace resume goes on")
     run.append(EventKind.STAGE_STARTED, f"making {key}", stage=stage, artifact_key=key)
     try:
-        record = make(identity, bench=bench, key=key, inputs=inputs, build=build)
+        record = make(identity, bench=bench, key=key, inputs=inputs, build=build, is_rebuild=rebuild)
     except BaseException as error:
         failure = storage_failure(error) if isinstance(error, OSError) else None
         shown = failure or error

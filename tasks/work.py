@@ -71,6 +71,8 @@ class Work:
     identity: Identity
     key: str
     inputs: Mapping[Stage, ArtifactRecord]
+    is_rebuild: bool = False
+    """Whether somebody asked to make it anew (`--from`)."""
     mirror: Mirror | None = None
     """Where this process finds files of object storage; None: storage is a folder."""
     layout: ArtifactLayout = field(init=False)
@@ -236,8 +238,10 @@ class Work:
         return path
 
 
-def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, ArtifactRecord], build: Callable[[Work], Draft]) -> ArtifactRecord:
-    """Builds the artifact in `key` under its lease and commits its record, last.
+def make(
+    identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, ArtifactRecord], build: Callable[[Work], Draft], is_rebuild: bool = False
+) -> ArtifactRecord:
+    """Builds the artifact in `key` under its lease and commits its record, last. `is_rebuild`: whether it was asked to make it anew.
 
     Raises:
         LeaseHeldError: another live process builds it.
@@ -247,7 +251,7 @@ def make(identity: Identity, *, bench: Bench, key: str, inputs: Mapping[Stage, A
     with Lease.take(bench.storage, layout.leases, watch_s=PATIENCE_S) as lease, _mirror_of(bench) as mirror:
         if bench.storage.exists(layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
-        work = Work(bench=bench, identity=identity, key=key, inputs=inputs, mirror=mirror)
+        work = Work(bench=bench, identity=identity, key=key, inputs=inputs, is_rebuild=is_rebuild, mirror=mirror)
         finish_sweep(bench.storage, key)
         for record in inputs.values():
             bench.store.check_heads(record)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from schemas.artifact import FileEntry
@@ -60,7 +61,8 @@ class Arrays:
     def filter(self, *, index: Sequence[FileEntry], donors: Sequence[Donor]) -> tuple[tuple[FilterOutput, ...], int]:
         """Returns what the steps made of every group, in order, and how many groups were taken over."""
         groups = self.groups
-        finish_items(self.work, filter_offers(self.work.storage, groups, donors=donors), step_name=FILTER)
+        offered = partial(filter_offers, storage=self.work.storage, groups=groups, donors=donors)
+        finish_items(self.work, offered, step_name=FILTER, num_items=len(groups))
         items = [WorkItem(index=at, weight_bytes=_bytes_of(files), label=f"g{group:04d}") for at, (group, files) in enumerate(groups.items())]
         reads = [FileRead(key=self.work.key, file=file) for file in index]
         reads += [FileRead(key=self._source, file=file.file, item=at) for at, files in enumerate(groups.values()) for file in files]
@@ -92,7 +94,8 @@ class Arrays:
         if found is None or not concerned:
             return {}
         groups = {group: files for group, files in self.groups.items() if group in {each.group for each in concerned}}
-        finish_items(self.work, removal_offers(self.work.storage, groups, donors=donors, listed=found.listed), step_name=REMOVE_DUPLICATES)
+        offered = partial(removal_offers, storage=self.work.storage, groups=groups, donors=donors, listed=found.listed)
+        finish_items(self.work, offered, step_name=REMOVE_DUPLICATES, num_items=len(groups))
         items = [WorkItem(index=at, weight_bytes=_bytes_of(each.accepted), label=f"g{each.group:04d}") for at, each in enumerate(concerned)]
         options = {
             "groups": [each.model_dump(mode="json") for each in concerned],

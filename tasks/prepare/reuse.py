@@ -6,7 +6,7 @@ over.
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -111,26 +111,34 @@ def find_donors(storage: Storage, identity: Identity, *, facts: str) -> tuple[Do
     return tuple(donors[:_MOST_DONORS])
 
 
-def filter_offers(storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, donors: Iterable[Donor]) -> Iterator[Offer]:
-    """Yields what the steps made of groups in earlier artifacts, from whatever storage. `groups`: their accepted files, in the order of items."""
+def filter_offers(wanted: Set[int], *, storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], donors: Iterable[Donor]) -> Iterator[Offer]:
+    """Yields what the steps made of groups in earlier artifacts, from whatever storage.
+
+    Args:
+        wanted: the items that are asked for; it may shrink meanwhile.
+        storage: where the artifacts lie.
+        groups: the accepted files of each group, in the order of their items.
+        donors: the artifacts.
+    """
     for key, records in _records(storage, donors):
         for index, (group, files) in enumerate(groups.items()):
             record = records.get(group)
-            if record is not None and record.read == _read_by(files):
+            if index in wanted and record is not None and record.read == _read_by(files):
                 output = {"filtered": record.filtered_as_present.model_dump(mode="json"), "reused": True}
                 yield Offer(index=index, key=key, files=record.filtered_files, output=output)
 
 
 def removal_offers(
-    storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, donors: Iterable[Donor], listed: Mapping[int, str]
+    wanted: Set[int], *, storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], donors: Iterable[Donor], listed: Mapping[int, str]
 ) -> Iterator[Offer]:
     """Yields groups without their duplicates; see `filter_offers`. `listed`: by group the hash of what is to be removed of it."""
     for key, records in _records(storage, donors):
         for index, (group, files) in enumerate(groups.items()):
             record = records.get(group)
-            if record is None or record.removal is None or record.read != _read_by(files) or record.listed != listed.get(group):
+            if index not in wanted or record is None or record.removal is None:
                 continue
-            yield Offer(index=index, key=key, files=record.removal_files, output={"removal": record.removal.model_dump(mode="json")})
+            if record.read == _read_by(files) and record.listed == listed.get(group):
+                yield Offer(index=index, key=key, files=record.removal_files, output={"removal": record.removal.model_dump(mode="json")})
 
 
 def _records(storage: Storage, donors: Iterable[Donor]) -> Iterator[tuple[str, dict[int, GroupRecord]]]:

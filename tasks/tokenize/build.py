@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -44,7 +45,8 @@ def build(work: Work) -> Draft:
     plan = plan_groups(corpus.manifest)
     donors = find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)
     groups = {group: [file for file in corpus.manifest.files if file.group == group] for group in groups_of(corpus.manifest)}
-    finish_items(work, offers(work.storage, groups, donors=donors), step_name=plan.step_name)
+    offered = partial(offers, storage=work.storage, groups=groups, donors=donors)
+    finish_items(work, offered, step_name=plan.step_name, num_items=len(plan.items))
     options = {
         "corpus": corpus_entry.model_dump(mode="json"),
         "tokenizer": tokenizer_entry.model_dump(mode="json"),

@@ -6,7 +6,7 @@ takes over the groups of which an earlier artifact has all shards.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,11 @@ def find_donors(storage: Storage, *, key: str, name: str, facts: ShardFacts) -> 
     return tuple(donor for _, donor in found[:_MOST_DONORS])
 
 
-def offers(storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, donors: Iterable[Donor]) -> Iterator[Offer]:
+def offers(wanted: Set[int], *, storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], donors: Iterable[Donor]) -> Iterator[Offer]:
     """Yields what earlier artifacts have of whole groups, from whatever storage.
 
     Args:
+        wanted: the items that are asked for; it may shrink meanwhile.
         storage: where they lie.
         groups: the accepted files of each group, in the order of their items.
         donors: the artifacts.
@@ -83,7 +84,7 @@ def offers(storage: Storage, groups: Mapping[int, Sequence[AcceptedFile]], *, do
             cut_from.setdefault((shard["group"], shard["split"], shard["source_xxh3"]), []).append(shard)
         for index, (group, files) in enumerate(groups.items()):
             fitting = [cut_from.get((group, file.split, file.file.xxh3), []) for file in files]
-            if all(fitting):
+            if index in wanted and all(fitting):
                 shards = [Shard.model_validate(shard) for found in fitting for shard in found]
                 output = {"shards": [shard.model_dump(mode="json") for shard in shards], "checked": 0, "reused": len(shards)}
                 yield Offer(index=index, key=key, files=tuple(shard.file for shard in shards), output=output)

@@ -4,6 +4,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cluster.layout import REPORT_NAME, ArtifactLayout, parse_artifact_folder
@@ -95,7 +96,8 @@ def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, facts: str) -> tupl
         for index, group in enumerate(plan.groups)
     )
     donors = find_donors(work.storage, work.identity, facts=facts)
-    finish_items(work, offers(work.storage, plan.groups, donors=donors, facts=facts), step_name=SCAN)
+    offered = partial(offers, storage=work.storage, groups=plan.groups, donors=donors, facts=facts)
+    finish_items(work, offered, step_name=SCAN, num_items=len(plan.groups))
     raw = carry_unseen(work, _read_by_items(work, plan, donors=donors, facts=facts), step_name=SCAN)
     reads = [FileRead(key=work.key, file=entry), *raw]
     options = {"donors": list(donors), "facts": facts}
@@ -110,10 +112,11 @@ def _scan(work: Work, plan: CorpusPlan, *, entry: FileEntry, facts: str) -> tupl
 
 def _read_by_items(work: Work, plan: CorpusPlan, *, donors: Sequence[str], facts: str) -> dict[int, Sequence[InputFile]]:
     """Returns item → raw files that it reads. Remote ones of a group that will be taken over are not asked for again."""
+    lasting = [donor for donor in donors if work.storage.exists(ArtifactLayout(f"{work.stage.value}/{donor}").record)]  # the others may go meanwhile
 
     def is_taken(group: CorpusGroup) -> bool:
         is_fetched = work.mirror is None and any(is_remote(file.path) for file in group.inputs)  # in object storage it is taken over by now
-        return is_fetched and is_offered(work.output_dir.parent, group, donors=donors, facts=facts)
+        return is_fetched and is_offered(work.output_dir.parent, group, donors=lasting, facts=facts)
 
     return {index: () if is_taken(group) else group.inputs for index, group in enumerate(plan.groups)}
 

@@ -5,15 +5,17 @@ copies that the server makes. What is removed as duplicates across groups is dec
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from cluster.layout import ArtifactLayout, parse_artifact_folder
+from cluster.layout import ArtifactLayout, parse_artifact_folder, sweep_key
+from cluster.lease import live_holder
 from cluster.storage import Storage
 from schemas.artifact import ArtifactRecord, FileEntry
 from schemas.canonical import FINGERPRINT_CHARS, hash_of
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 _FOLDER = "scans"
 SCANS = f"{_FOLDER}/"
 """Where `GroupScan`s lie."""
-_MOST_DONORS = 3
+_MOST_DONORS, _MOST_TRIED = 3, 3
 _AT_A_TIME = 16
 """Scans that are read at once."""
 
@@ -66,8 +68,8 @@ def facts_of(recipe: Mapping[str, Any], *, sampling: Sampling) -> str:
 
 
 def find_donors(storage: Storage, identity: Identity, *, facts: str) -> tuple[str, ...]:
-    """Returns the folders of corpora of this name that were made in the same way, beside the one in the making: some unfinished ones, those with the
-    most scanned groups first, then the newest finished ones.
+    """Returns the folders of corpora of this name that were made in the same way, beside the one in the making: some that nobody finishes, those
+    with the most scanned groups first, then the newest finished ones. Not those that are being made, removed, or whose record is damaged.
     """
     unfinished: list[tuple[int, str]] = []
     finished: list[tuple[str, str]] = []
@@ -77,14 +79,18 @@ def find_donors(storage: Storage, identity: Identity, *, facts: str) -> tuple[st
             continue
         key = f"{Stage.VALIDATE.value}/{folder}"
         scans = storage.names(f"{key}/{_FOLDER}")
-        readable = (scan for name in scans if (scan := _read_scan(storage, key, name=f"{SCANS}{name}")) is not None)
-        if (first := next(readable, None)) is None or first.facts != facts:
+        tried = (_read_scan(storage, key, name=f"{SCANS}{name}") for name in scans[:_MOST_TRIED])
+        first = next((scan for scan in tried if scan is not None), None)
+        if first is None or first.scan.facts != facts or storage.exists(sweep_key(key)):
             continue
         try:
             record = ArtifactRecord.from_bytes(storage.read(ArtifactLayout(key).record))
             finished.append((record.provenance.created_at, folder))
-        except (FileNotFoundError, SealBrokenError):
-            unfinished.append((len(scans), folder))
+        except FileNotFoundError:
+            if live_holder(storage, ArtifactLayout(key).leases) is None:
+                unfinished.append((len(scans), folder))
+        except SealBrokenError as error:
+            logger.warning("%s: no group is taken from it, its record is damaged: %s", key, error)
     best = [sorted(found, reverse=True)[:_MOST_DONORS] for found in (unfinished, finished)]
     return tuple(folder for found in best for _, folder in found)
 
@@ -113,18 +119,28 @@ def is_offered(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str], fa
     return any(all(_is_sound(folder, file) for file in files_of(output)) for folder, output in _offers(stage_dir, group, donors=donors, facts=facts))
 
 
-def offers(storage: Storage, groups: Sequence[CorpusGroup], *, donors: Iterable[str], facts: str) -> Iterator[Offer]:
-    """Yields what earlier corpora have of the groups, from whatever storage. The item of a group has its place in `groups`."""
+def offers(wanted: Set[int], *, storage: Storage, groups: Sequence[CorpusGroup], donors: Iterable[str], facts: str) -> Iterator[Offer]:
+    """Yields what earlier corpora have of the groups, from whatever storage. The item of a group has its place in `groups`.
+
+    Args:
+        wanted: the items that are asked for; it may shrink meanwhile.
+        storage: where the corpora lie.
+        groups: all groups.
+        donors: the corpora's folders.
+        facts: `facts_of`.
+    """
     for donor in donors:
         key = f"{Stage.VALIDATE.value}/{donor}"
         present = frozenset(storage.names(f"{key}/{_FOLDER}"))
-        wanted = {index: group for index, group in enumerate(groups) if scan_name(group.index).removeprefix(SCANS) in present}
-        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="scans") as pool:
-            scans = pool.map(lambda group, key=key: _read_scan(storage, key, name=scan_name(group.index)), wanted.values())
-            for (index, group), scan in zip(wanted.items(), scans, strict=True):
-                if scan is not None and (scan.facts, scan.raw) == (facts, raw_hash(group.inputs)):
-                    files = (*files_of(scan.output), scan_entry(scan, group=group.index))
-                    yield Offer(index=index, key=key, files=files, output={"scan": scan.output.model_dump(mode="json"), "reused": True})
+        asked = [index for index in sorted(wanted) if scan_name(groups[index].index).removeprefix(SCANS) in present]
+        for first in range(0, len(asked), _AT_A_TIME):
+            part = asked[first : first + _AT_A_TIME]
+            with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="scans") as pool:
+                stored = list(pool.map(lambda index, key=key: _read_scan(storage, key, name=scan_name(groups[index].index)), part))
+            for index, each in zip(part, stored, strict=True):
+                if each is not None and (each.scan.facts, each.scan.raw) == (facts, raw_hash(groups[index].inputs)):
+                    output = {"scan": each.scan.output.model_dump(mode="json"), "reused": True}
+                    yield Offer(index=index, key=key, files=(*files_of(each.scan.output), each.entry), output=output)
 
 
 def _is_sound(folder: Path, entry: FileEntry) -> bool:
@@ -149,19 +165,22 @@ def _offers(stage_dir: Path, group: CorpusGroup, *, donors: Iterable[str], facts
             yield folder, scan.output
 
 
-def _read_scan(storage: Storage, key: str, *, name: str) -> GroupScan | None:
+@dataclass(frozen=True)
+class _StoredScan:
+    """A scan as it lies in storage."""
+
+    scan: GroupScan
+    entry: FileEntry
+
+
+def _read_scan(storage: Storage, key: str, *, name: str) -> _StoredScan | None:
     """Returns a scan of an earlier corpus; None where it is gone, damaged, or another version's."""
     try:
-        return GroupScan.from_bytes(storage.read(f"{key}/{name}"))
+        data = storage.read(f"{key}/{name}")
+        return _StoredScan(GroupScan.from_bytes(data), FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest()))
     except (FileNotFoundError, SealBrokenError) as error:
         logger.info("no group is taken from %s/%s: %s", key, name, error)
         return None
-
-
-def scan_entry(scan: GroupScan, *, group: int) -> FileEntry:
-    """Returns the entry of a scan's file."""
-    data = scan.to_bytes()
-    return FileEntry(path=scan_name(group), size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
 
 def files_of(output: ScanOutput) -> tuple[FileEntry, ...]:

@@ -133,7 +133,7 @@ def format_doubts(config: RunConfig, inputs: Iterable[InputFile]) -> tuple[str, 
         found = endings.get(name, Counter())
         if source.format == "auto" and set(found) == {".json"}:
             doubts.append(
-                f"source {name!r}: its {found['.json']:,} files end in .json and are read as plain text, a document each; "
+                f"source {name!r}: all of its files ({found['.json']:,}) end in .json and are read as plain text, a document each; "
                 "where a line is a record, say corpus.sources[].format: jsonl"
             )
     return tuple(doubts)

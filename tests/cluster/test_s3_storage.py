@@ -68,6 +68,9 @@ def test_the_server_copies_what_is_there_as_it_is_said_to_be(storage: S3Storage,
     assert not storage.copy("a/two", "b/two", size=4)
     assert not storage.copy("a/one", "b/two", size=5)
     assert not storage.exists("b/two")
+    assert not storage.copy("a/two", "b/left", size=4)
+    assert not storage.copy("a/one", "b/left", size=5)
+    assert storage.read("b/left") == b"1234", "what was there stays"
 
 
 @pytest.mark.slow

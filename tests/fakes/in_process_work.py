@@ -95,6 +95,7 @@ class InProcessWork:
     notes: list[str] = field(default_factory=list)
     items_run: list[int] = field(default_factory=list)
     mirror: None = None
+    is_rebuild: bool = False
 
     def __post_init__(self) -> None:
         self.key = self.key or f"{self.stage.value}/test-000000000000"

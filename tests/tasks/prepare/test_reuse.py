@@ -98,7 +98,7 @@ def test_an_offer_says_what_the_item_says_that_takes_it(chain: Chain) -> None:
     def said(step: str, index: int) -> Any:
         return ItemRecord.model_validate_json(work.storage.read(work.layout.item(step, index)))
 
-    filtered = list(filter_offers(work.storage, groups, donors=[donor]))
+    filtered = list(filter_offers(frozenset(groups), storage=work.storage, groups=groups, donors=[donor]))
     assert [offer.index for offer in filtered] == [0, 1, 2]
     for offer in filtered:
         record = said("filter", offer.index)
@@ -106,12 +106,13 @@ def test_an_offer_says_what_the_item_says_that_takes_it(chain: Chain) -> None:
     records = PreparedGroups.model_validate_json((first.work.output_dir / GROUPS_NAME).read_bytes()).groups
     listed = {record.filtered.group: record.listed for record in records if record.listed is not None}
     concerned = {group: groups[group] for group in sorted(listed)}
-    removed = list(removal_offers(work.storage, concerned, donors=[donor], listed=listed))
+    wanted = frozenset(range(len(concerned)))
+    removed = list(removal_offers(wanted, storage=work.storage, groups=concerned, donors=[donor], listed=listed))
     assert len(removed) == len(concerned) > 1
     for offer in removed:
         record = said("remove-duplicates", offer.index)
         assert (offer.files, offer.output) == (record.files, thaw(record.output))
-    assert list(removal_offers(work.storage, concerned, donors=[donor], listed=dict.fromkeys(listed, "other"))) == []
+    assert list(removal_offers(wanted, storage=work.storage, groups=concerned, donors=[donor], listed=dict.fromkeys(listed, "other"))) == []
 
 
 @pytest.mark.slow

@@ -72,13 +72,15 @@ def test_an_offer_says_what_the_item_says_that_takes_it(changed: Any) -> None:
     groups = {group: [file for file in manifest.files if file.group == group] for group in groups_of(manifest)}
     before = ArtifactRecord.from_bytes((changed.root / BEFORE / "record.json").read_bytes())
     donor = Donor(folder=Path(BEFORE).name, manifest=entry_of(before, "manifest.json"))
-    found = {offer.index: offer for offer in offers(work.storage, groups, donors=[donor])}
+    wanted = frozenset(range(len(groups)))
+    found = {offer.index: offer for offer in offers(wanted, storage=work.storage, groups=groups, donors=[donor])}
     assert set(found) == {0, 2} & set(range(len(groups))), "of the changed group there is not all"
     for index, offer in found.items():
         said = ItemRecord.model_validate_json(work.storage.read(work.layout.item("group", index)))
         assert (offer.key, offer.files, offer.output) == (BEFORE, said.files, thaw(said.output))
+    assert list(offers(frozenset(), storage=work.storage, groups=groups, donors=[donor])) == []
     (changed.root / BEFORE / "manifest.json").write_bytes(b"{}")
-    assert list(offers(work.storage, groups, donors=[donor])) == []
+    assert list(offers(wanted, storage=work.storage, groups=groups, donors=[donor])) == []
 
 
 @pytest.mark.parametrize("damage", ["shard", "manifest", "record", "missing"])

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster.layout import sweep_key
+from cluster.lease import Lease
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
 from schemas.errors import DataVerdictError
@@ -20,7 +22,7 @@ from tasks.validate.build import build
 from tasks.validate.checks import Verdict
 from tasks.validate.figures.sampling import sampling_of
 from tasks.validate.judge import Judgement
-from tasks.validate.reuse import facts_of, offers
+from tasks.validate.reuse import facts_of, find_donors, offers
 from tasks.work import Draft
 from tests.fakes.in_process_work import commit
 
@@ -125,6 +127,30 @@ def test_what_a_killed_scan_left_is_taken_over(text: Path, recipe: Recipe, work_
     assert build(work_on(config, key=LATER)).summary["reused_groups"] == groups - 2
 
 
+def test_nothing_is_taken_from_what_is_being_made_removed_or_damaged(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    config = recipe(str(text), group_bytes=2000)
+    earlier = work_on(config, key=EARLIER)
+    groups = build(earlier).summary["groups"]
+    storage, layout = earlier.storage, earlier.layout
+
+    def reused() -> int:
+        identity = work_on(config, key=LATER).identity
+        plan = CorpusPlan.model_validate_json((earlier.output_dir / "plan.json").read_bytes())
+        donors = find_donors(storage, identity, facts=facts_of(identity.recipe, sampling=sampling_of(plan.raw_bytes)))
+        return len(donors)
+
+    assert groups
+    assert reused() == 1
+    with Lease.take(storage, layout.leases):
+        assert reused() == 0
+    assert reused() == 1
+    storage.create_exclusive(sweep_key(EARLIER), b"{}")
+    assert reused() == 0
+    storage.delete(sweep_key(EARLIER))
+    storage.create_exclusive(layout.record, b"{}")
+    assert reused() == 0
+
+
 def test_more_donors_than_are_asked_do_no_harm(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
     config = recipe(str(text), group_bytes=2000)
     whole = build(work_on(config, key="validate/test-00000000000a")).summary["groups"]
@@ -143,8 +169,9 @@ def test_an_offer_says_what_the_item_says_that_takes_it(text: Path, recipe: Reci
     build(work)
     plan = CorpusPlan.model_validate_json((work.output_dir / "plan.json").read_bytes())
     facts = facts_of(work.identity.recipe, sampling=sampling_of(plan.raw_bytes))
-    found = list(offers(work.storage, plan.groups, donors=[Path(EARLIER).name], facts=facts))
-    assert len(found) == len(plan.groups)
+    wanted = set(range(1, len(plan.groups)))
+    found = list(offers(wanted, storage=work.storage, groups=plan.groups, donors=[Path(EARLIER).name], facts=facts))
+    assert [offer.index for offer in found] == sorted(wanted)
     for offer in found:
         said = ItemRecord.model_validate_json(work.storage.read(work.layout.item("scan", offer.index)))
         assert (offer.key, offer.files, offer.output) == (EARLIER, said.files, thaw(said.output))

@@ -24,7 +24,7 @@ def test_a_source_of_nothing_but_json_files_is_doubted(tmp_path: Path, recipe: R
         return format_doubts(config, plan_inputs(config, hash_file))
 
     (doubt,) = doubts(*sources)
-    assert "'data': its 2 files end in .json" in doubt
+    assert "'data': all of its files (2) end in .json" in doubt
     assert "format: jsonl" in doubt
     assert doubts(sources[0] | {"format": "text"}, sources[1]) == ()
 
