@@ -6,6 +6,7 @@ Keys are relative to the storage root and use `/`. Numbers are padded so that na
         record.json                               written last: the artifact is done
         plan.json, {step_name}-plan.json          frozen plans
         items/{step_name}-000012.json             one record per finished work item
+        superseded/accepted/g0003-train.parquet   what a scan made, where repeats were removed of it
         carried/06b05ab6…                         raw files that its machines do not see, while `validate` scans
         leases/000001.…                           who writes this artifact
         attempts/{step_name}-0000/                one submission
@@ -36,7 +37,10 @@ from schemas.stage import Stage
 
 _FOLDER = re.compile(r"^(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})(?:\.r(?P<rebuild>\d+))?$")
 
-BOOKKEEPING: tuple[str, ...] = ("items", "leases", "attempts", "epochs", "metrics", "commits", "checkpoints", "acts", "goodput")
+SUPERSEDED = "superseded"
+"""Folder of an artifact: files that were made on the way, and that a later artifact may take over. Under it they have the names that they had."""
+
+BOOKKEEPING: tuple[str, ...] = ("items", "leases", "attempts", "epochs", "metrics", "commits", "checkpoints", "acts", "goodput", SUPERSEDED)
 """Folders of an artifact that are how it was made, not what it is; never part of its content."""
 
 REPORT_NAME = "report/index.html"

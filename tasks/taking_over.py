@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.attempt import list_attempts, read_exit, read_verdict
+from cluster.layout import SUPERSEDED
 from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, hash_file, link_exclusive, make_folder, publish_file
 from schemas.artifact import FileEntry
@@ -74,10 +75,14 @@ def finish_items(work: "Work", offers: Callable[[Set[int]], Iterable[Offer]], *,
         _give_up_copies(work, [name for index, name in names.items() if index not in wanted])
         return
 
+    def copy(key: str, entry: FileEntry) -> bool:
+        target = f"{work.key}/{entry.path}"
+        return any(storage.copy(f"{source}/{entry.path}", target, size=entry.size) for source in (key, f"{key}/{SUPERSEDED}"))
+
     def finish(offer: Offer) -> int | None:
         if work.bench.stop_requested():
             raise InterruptedRunError(f"stopped before {work.stage.value}, as asked", mend="headrace resume goes on")
-        if not all(storage.copy(f"{offer.key}/{entry.path}", f"{work.key}/{entry.path}", size=entry.size) for entry in offer.files):
+        if not all(copy(offer.key, entry) for entry in offer.files):
             logger.warning("item %d: made again, not taken over: %s has not all of it any more", offer.index, offer.key)
             return None
         record = ItemRecord(index=offer.index, epoch=BEFORE_ALL_STARTS, files=offer.files, output=dict(offer.output))
@@ -107,6 +112,25 @@ def _give_up_copies(work: "Work", names: Iterable[str]) -> None:
                 work.storage.delete(f"{work.key}/{entry.path}")
 
 
+def set_aside(work: "Work", entry: FileEntry) -> None:
+    """Moves a file of the artifact in the making that is no part of it any more to where a later artifact finds it, but no reader of this one."""
+    storage, source, target = work.storage, f"{work.key}/{entry.path}", f"{work.key}/{SUPERSEDED}/{entry.path}"
+    if isinstance(storage, S3Storage):
+        storage.copy(source, target, size=entry.size)
+    elif storage.exists(source):
+        path = work.output_dir / SUPERSEDED / entry.path
+        make_folder(path.parent)
+        with contextlib.suppress(AlreadyExistsError):  # by a start that was killed
+            link_exclusive(work.output_dir / entry.path, path)
+    storage.delete(source)
+
+
+def sound_path(folder: Path, entry: FileEntry, *, subject: str) -> Path:
+    """Returns where an earlier artifact has a file, after checking size and hash. Raises VerificationError."""
+    aside = folder / SUPERSEDED / entry.path
+    return verified_path(folder / SUPERSEDED if aside.exists() else folder, entry, subject=subject)
+
+
 def take_over(task: ItemTask, entries: Iterable[FileEntry], *, folder: Path, subject: str) -> bool:
     """Publishes files of an earlier artifact under the same names: links to the same bytes, or copies where links cannot be made.
 
@@ -123,7 +147,7 @@ def take_over(task: ItemTask, entries: Iterable[FileEntry], *, folder: Path, sub
         VerificationError: a name is taken by other bytes here.
     """
     try:
-        paths = [(entry, verified_path(folder, entry, subject=subject)) for entry in entries]
+        paths = [(entry, sound_path(folder, entry, subject=subject)) for entry in entries]
     except VerificationError as error:
         logger.warning("made again, not taken over: %s", error)
         return False

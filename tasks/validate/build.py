@@ -19,7 +19,7 @@ from schemas.stage import Stage
 from tasks.carrying import carry_unseen, drop_carried
 from tasks.file_hashes import FileHashes
 from tasks.store import Store
-from tasks.taking_over import finish_items
+from tasks.taking_over import finish_items, set_aside
 from tasks.validate import judge as judging
 from tasks.validate.checks import PreviousCorpus, Verdict
 from tasks.validate.duplicates import REPEATS_NAME, RemovalOutput, without_repeats
@@ -233,12 +233,12 @@ def _publish_docs(work: Work, site: Path) -> tuple[FileEntry, ...]:
 
 
 def _drop_superseded(work: Work, *, scans: Sequence[ScanOutput], removals: Mapping[int, RemovalOutput]) -> None:
-    """Deletes the scans' files that were rewritten, once nothing reads them any more."""
+    """Sets the scans' files aside that were rewritten: a later corpus begins with them, and readers of `accepted` must not see them."""
     for scan in scans:
         removal = removals.get(scan.group)
         for file in scan.accepted:
             if removal is not None and file.split in removal.splits:
-                work.storage.delete(f"{work.key}/{file.file.path}")
+                set_aside(work, file.file)
     work.storage.delete(f"{work.key}/{REPEATS_NAME}")
 
 

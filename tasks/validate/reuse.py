@@ -1,7 +1,7 @@
 """Groups that an earlier corpus has scanned already: equal raw files under equal rules give equal files and figures, byte for byte.
 
 A group's item takes them over, also from a corpus that failed its verdict or was never finished. In object storage the control half does it, by
-copies that the server makes. What is removed as duplicates across groups is decided anew: a group whose files were rewritten for it is scanned again.
+copies that the server makes. What is removed as duplicates across groups is decided anew, from what the scans made: that is kept (`superseded/`).
 """
 
 import logging
@@ -25,9 +25,8 @@ from schemas.manifest import CorpusGroup, raw_hash
 from schemas.sealed import SealBrokenError, Sealed
 from schemas.stage import Stage
 from tasks.entry import ItemTask
-from tasks.recorded_file import verified_path
 from tasks.store import Identity
-from tasks.taking_over import Offer, take_over
+from tasks.taking_over import Offer, sound_path, take_over
 from tasks.validate.figures.sampling import Sampling
 from tasks.validate.scan import ScanOutput
 
@@ -145,7 +144,7 @@ def offers(wanted: Set[int], *, storage: Storage, groups: Sequence[CorpusGroup],
 
 def _is_sound(folder: Path, entry: FileEntry) -> bool:
     try:
-        verified_path(folder, entry, subject="accepted corpus")
+        sound_path(folder, entry, subject="accepted corpus")
     except VerificationError:
         return False
     return True

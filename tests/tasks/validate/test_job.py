@@ -38,7 +38,7 @@ def start_scan(tmp_path: Path, recipe: Callable[..., RunConfig], work_on: Callab
         work.publish_json(PLAN_NAME, plan_groups(plan_inputs(config, hash_file), group_bytes=10**9, source_names=config.corpus.source_names))
         tamper()
         spec = tmp_path / "spec.json"
-        spec.write_text(work.task_spec(SCAN, options={}).model_dump_json())
+        spec.write_text(work.task_spec(SCAN, options={"donors": [], "facts": "as ever"}).model_dump_json())
         argv = [sys.executable, "-m", "tasks.validate.job", "--spec", str(spec), "--index", "0"]
         return work, subprocess.run(argv, capture_output=True, text=True, check=False)
 

@@ -100,6 +100,41 @@ def test_what_is_damaged_there_is_scanned_again(text: Path, recipe: Recipe, work
     assert draft.summary["reused_groups"] == len(groups) - len({0, changed}) > 0
 
 
+@pytest.fixture
+def repeating(text: Path) -> Path:
+    """The texts, where every file also holds a document that all of them hold."""
+    for path in text.iterdir():
+        path.write_text(path.read_text() + json.dumps({"text": "what everybody says"}) + "\n")
+    return text
+
+
+def test_groups_of_which_repeats_were_removed_are_taken_over_too(tmp_path: Path, repeating: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    config = recipe(str(repeating), group_bytes=2000)
+    finish(work_on(config, key=EARLIER), config)
+    first = repeating / "part-0.jsonl"
+    for change, key in ((b"document Z ", LATER), (b"document Y ", FRESH)):  # the second takes from what was taken over
+        first.write_bytes(first.read_bytes().replace(b"document 7 ", change).replace(b"document Z ", change))
+        work = work_on(config, key=key)
+        draft, _ = finish(work, config)
+        assert draft.summary["reused_groups"] == draft.summary["groups"] - 1 > 1
+        assert draft.summary["reasons"]["duplicate"] == 7
+    alone = work_on(config, key="validate/alone-000000000000")
+    build(alone)
+    assert files_of(work.output_dir) == files_of(alone.output_dir)
+    listed = {file.path for file in draft.files}
+    assert {path for path in files_of(work.output_dir) if path.startswith("accepted/")} <= listed, "readers of `accepted` see no repeats"
+    assert sorted(path.name for path in (work.output_dir / "superseded/accepted").iterdir())
+
+
+def test_a_damaged_scan_that_was_set_aside_is_made_again(repeating: Path, recipe: Recipe, work_on: WorkOn) -> None:
+    config = recipe(str(repeating), group_bytes=2000)
+    earlier = work_on(config, key=EARLIER)
+    groups = finish(earlier, config)[0].summary["groups"]
+    victim = sorted((earlier.output_dir / "superseded/accepted").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert build(work_on(config, key=LATER)).summary["reused_groups"] == groups - 1
+
+
 def test_rules_for_the_whole_corpus_have_nothing_scanned_again(text: Path, recipe: Recipe, work_on: WorkOn) -> None:
     groups = finish(work_on(recipe(str(text), group_bytes=2000), key=EARLIER), recipe(str(text), group_bytes=2000))[0].summary["groups"]
     other = recipe(str(text), group_bytes=2000, max_quarantined_share=0.5, max_record_drift=0.2, min_documents=2)
