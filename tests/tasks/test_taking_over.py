@@ -20,7 +20,7 @@ from schemas.frozen import thaw
 from schemas.job import ItemRecord
 from schemas.stage import Stage
 from tasks.entry import ItemTask
-from tasks.taking_over import BEFORE_ALL_STARTS, Offer, finish_items, take_over
+from tasks.taking_over import BEFORE_ALL_STARTS, Offer, finish_items, set_aside, take_over
 from tests.fakes.in_process_work import InProcessWork, config_with
 from tests.fakes.s3_server import BUCKET, S3Server
 
@@ -118,6 +118,17 @@ def test_two_that_have_an_item_and_a_wish_to_stop(storage: S3Storage, tmp_path: 
     work.stops = True
     with pytest.raises(InterruptedRunError):
         work.finish(offer(storage, 1, b"two"))
+
+
+@pytest.mark.slow
+def test_what_was_set_aside_in_a_bucket_is_taken_over_from_there(storage: S3Storage, tmp_path: Path) -> None:
+    found, earlier = offer(storage, 0, b"one"), BucketWork(tmp_path, storage, key=EARLIER)
+    for _ in range(2):  # the second time as after a kill in between
+        set_aside(earlier, found.files[0])  # type: ignore[arg-type]
+    assert storage.names(f"{EARLIER}/shards") == ()
+    work = BucketWork(tmp_path, storage)
+    assert work.finish(found) == ["group-000000.json"]
+    assert storage.read(f"{work.key}/{found.files[0].path}") == b"one"
 
 
 def test_on_a_folder_items_do_it_themselves(tmp_path: Path) -> None:
