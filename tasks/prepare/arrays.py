@@ -93,7 +93,8 @@ class Arrays:
         concerned = [each for each in filtered if each.absent or (found is not None and each.group in found.groups)]
         if found is None or not concerned:
             return {}
-        groups = {group: files for group, files in self.groups.items() if group in {each.group for each in concerned}}
+        accepted = self.groups
+        groups = {each.group: accepted[each.group] for each in concerned}
         offered = partial(removal_offers, storage=self.work.storage, groups=groups, donors=donors, listed=found.listed)
         finish_items(self.work, offered, step_name=REMOVE_DUPLICATES, num_items=len(groups))
         items = [WorkItem(index=at, weight_bytes=_bytes_of(each.accepted), label=f"g{each.group:04d}") for at, each in enumerate(concerned)]

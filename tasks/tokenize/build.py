@@ -12,7 +12,7 @@ from schemas.config import RunConfig
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.frozen import thaw
 from schemas.job import FileRead, ItemRecord, WorkItem, WorkPlan
-from schemas.manifest import SPLITS, CorpusManifest, Shard, ShardManifest
+from schemas.manifest import SPLITS, AcceptedFile, CorpusManifest, Shard, ShardManifest
 from schemas.stage import Stage
 from tasks.recorded_file import entry_of, verified_bytes
 from tasks.taking_over import finish_items
@@ -44,7 +44,9 @@ def build(work: Work) -> Draft:
     facts = _decide(work, tokenizer_entry)
     plan = plan_groups(corpus.manifest)
     donors = find_donors(work.storage, key=work.key, name=work.config.name, facts=facts)
-    groups = {group: [file for file in corpus.manifest.files if file.group == group] for group in groups_of(corpus.manifest)}
+    groups: dict[int, list[AcceptedFile]] = {group: [] for group in groups_of(corpus.manifest)}
+    for file in corpus.manifest.files:
+        groups[file.group].append(file)
     offered = partial(offers, storage=work.storage, groups=groups, donors=donors)
     finish_items(work, offered, step_name=plan.step_name, num_items=len(plan.items))
     options = {

@@ -78,7 +78,7 @@ def find_donors(storage: Storage, identity: Identity, *, facts: str) -> tuple[st
             continue
         key = f"{Stage.VALIDATE.value}/{folder}"
         scans = storage.names(f"{key}/{_FOLDER}")
-        tried = (_read_scan(storage, key, name=f"{SCANS}{name}") for name in scans[:_MOST_TRIED])
+        tried = (_read_scan(storage, key, name=f"{SCANS}{scan}") for scan in scans[:_MOST_TRIED])
         first = next((scan for scan in tried if scan is not None), None)
         if first is None or first.scan.facts != facts or storage.exists(sweep_key(key)):
             continue

@@ -75,3 +75,9 @@ def test_what_the_system_takes_in_part_is_written_whole(tmp_path: Path, monkeypa
     write_durably(tmp_path / "file", b"0123456", b"789")
     monkeypatch.undo()
     assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_a_piece_that_takes_several_writes_is_written_whole(tmp_path: Path) -> None:
+    piece = os.urandom((3 << 20) + 7)
+    write_durably(tmp_path / "large", b"head", memoryview(piece), b"tail")
+    assert (tmp_path / "large").read_bytes() == b"head" + piece + b"tail"
