@@ -11,7 +11,6 @@ waits for another and nothing is shared: the newest step that all ranks can veri
 import contextlib
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,24 +88,38 @@ class LocalTier:
 
     def forget(self, rank: int) -> None:
         """Removes all that a rank has here: the training is over. Raises OSError."""
-        self._remove_files(path for path in self.folder.glob(f"checkpoints/*/rank-{rank:04d}.*"))
-        self._remove_files(path for path in self.folder.glob(f"records/rank-{rank:04d}/*"))
-        folders = (*self.folder.glob("checkpoints/*"), self.folder / "checkpoints", self._records(rank), self.folder / "records", self.folder)
-        for folder in folders:
-            with contextlib.suppress(OSError):  # another rank's files are in it still
-                folder.rmdir()
+        checkpoints, records = self.folder / "checkpoints", self._records(rank)
+        for folder in (*_entries(checkpoints), checkpoints):
+            self._remove_files(rank, folder)
+        for record in _entries(records):
+            record.unlink(missing_ok=True)
+        for folder in (records, records.parent, self.folder):
+            _remove_if_empty(folder)
 
     def _remove(self, rank: int, at: LocalStep) -> None:
         """Removes one checkpoint of a rank: the record first, so that it never names files that are gone."""
         (self._records(rank) / f"{at.name}.json").unlink(missing_ok=True)
-        folder = self.folder / "checkpoints" / at.name
-        self._remove_files(folder.glob(f"rank-{rank:04d}.*"))
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        self._remove_files(rank, self.folder / "checkpoints" / at.name)
 
-    def _remove_files(self, paths: Iterable[Path]) -> None:
-        for path in tuple(paths):
-            path.unlink(missing_ok=True)
+    def _remove_files(self, rank: int, folder: Path) -> None:
+        """Removes a rank's files from a folder, and the folder with the last of them, whichever rank's that is."""
+        for path in _entries(folder):
+            if path.name.startswith(f"rank-{rank:04d}."):
+                path.unlink(missing_ok=True)
+        _remove_if_empty(folder)
 
     def _records(self, rank: int) -> Path:
         return self.folder / "records" / f"rank-{rank:04d}"
+
+
+def _entries(folder: Path) -> tuple[Path, ...]:
+    """Returns what is in a folder; nothing when there is none. Not `glob`: it raises when another rank removes a folder under its eyes."""
+    try:
+        return tuple(folder.iterdir())
+    except FileNotFoundError:
+        return ()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # another rank has files in it still, or was here first
+        folder.rmdir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,21 @@ def test_nothing_is_left_when_training_is_over(make_writers: MakeWriters, tier: 
     tier.forget(1)
     assert not tier.folder.exists()
     tier.forget(1)
+
+
+def test_nothing_is_left_when_all_ranks_end_at_once(tmp_path: Path) -> None:
+    """Each finds folders gone that were there a moment ago. A few hundred tries, since it is a matter of microseconds."""
+    for attempt in range(300):
+        tier = LocalTier(tmp_path / str(attempt))
+        for step, rank in itertools.product(range(4), (0, 1)):
+            place = {"step": step, "epoch": 0, "rank": rank, "world_size": 2, "folder": f"checkpoints/{LocalStep(step, epoch=0).name}", "files": ()}
+            record = LocalRecord.model_validate(place)
+            (tier.folder / record.folder).mkdir(parents=True, exist_ok=True)
+            if rank == 0 or step % 2:  # the other share was never written: this folder goes with its only file
+                (tier.folder / record.folder / f"rank-{rank:04d}.bin").write_bytes(b"state")
+            tier.publish(record)
+        together(2, tier.forget)
+        assert not tier.folder.exists()
 
 
 def test_a_record_is_sealed_when_it_is_published(tier: LocalTier) -> None:
