@@ -21,6 +21,7 @@ from cluster.agent.scratch import EpochScratch
 from cluster.environment import PROJECT_DIR
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, make_folder, replace_local
+from cluster.unfinished import unfinished_path
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
@@ -57,8 +58,6 @@ class ItemTask:
     index: int
     output_dir: Path
     input_dirs: Mapping[Stage, Path]
-    beside: bool = False
-    """Whether another node may be running this item too: then what is unfinished of earlier starts may be that one's, and stays."""
     _reported_at: float = field(default=0.0, repr=False)
 
     @property
@@ -70,7 +69,7 @@ class ItemTask:
         """Returns a path for unfinished data of this item, unique to this start: beside its final place `name`, in the same folder."""
         final = self.output_dir / name
         make_folder(final.parent)
-        return final.with_name(f".tmp-e{self.spec.epoch:06d}-{os.getpid()}-{final.name}")
+        return unfinished_path(final, epoch=self.spec.epoch, pid=os.getpid())
 
     def report(self, done_bytes: int) -> None:
         """Tells the agent how far the item is; cheap enough to call per batch."""
@@ -169,9 +168,8 @@ def item_main(run: Callable[[ItemTask], ItemOutcome]) -> NoReturn:
     parser = argparse.ArgumentParser(description="One work item of a sharded stage.")
     parser.add_argument("--spec", type=Path, required=True, help="task spec, JSON")
     parser.add_argument("--index", type=int, required=True, help="work item, 0-based")
-    parser.add_argument("--beside", action="store_true", help="another node may be running it too")
     arguments = parser.parse_args()
-    _guarded(lambda: run_item(run, spec=_load_spec(arguments.spec), index=arguments.index, beside=arguments.beside))
+    _guarded(lambda: run_item(run, spec=_load_spec(arguments.spec), index=arguments.index))
 
 
 def rank_main(run: Callable[[RankTask], None]) -> NoReturn:
@@ -199,7 +197,7 @@ def rank_main(run: Callable[[RankTask], None]) -> NoReturn:
     _guarded(start)
 
 
-def run_item(run: Callable[[ItemTask], ItemOutcome], *, spec: TaskSpec, index: int, beside: bool = False) -> None:
+def run_item(run: Callable[[ItemTask], ItemOutcome], *, spec: TaskSpec, index: int) -> None:
     """Runs one item and publishes its record exclusively, last. A record that exists already is success: another start made it."""
     output_dir = Path(spec.output_dir)
     task = ItemTask(
@@ -208,7 +206,6 @@ def run_item(run: Callable[[ItemTask], ItemOutcome], *, spec: TaskSpec, index: i
         index=index,
         output_dir=output_dir,
         input_dirs={stage: Path(folder) for stage, folder in spec.input_dirs.items()},
-        beside=beside,
     )
     outcome = run(task)
     record = ItemRecord(index=index, epoch=spec.epoch, files=outcome.files, output=outcome.output)

@@ -17,6 +17,7 @@ from cluster.mirror import Mirror, cache_folder
 from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, Storage
 from cluster.supervisor import clear_up, run_job
+from cluster.unfinished import remove_unfinished
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.attempt import Cause, ExitRecord
 from schemas.canonical import canonical_json
@@ -256,6 +257,8 @@ def make(
         for record in inputs.values():
             bench.store.check_heads(record)
         draft = build(work)
+        if (folder := bench.storage.local_path(key)) is not None:
+            remove_unfinished(folder)  # of items of killed jobs; a job that is over has no other
         if not lease.still_held():
             why = "this one was silent for longer than its lease"
             raise LeaseHeldError(f"{key} was taken over by another process", why=why, mend="headrace resume goes on")

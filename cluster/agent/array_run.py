@@ -17,8 +17,8 @@ from cluster.agent.scratch import EpochScratch
 from cluster.environment import STACKS_FILE
 from cluster.epoch import take_epoch
 from cluster.restart import EVIDENCE_LINES, Ending, Finding, classify
-from cluster.storage import TEMPORARY_PREFIX
 from cluster.trailing import Help
+from cluster.unfinished import remove_unfinished
 from cluster.work_share import order, share
 from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
@@ -128,13 +128,11 @@ class ArrayRun:
             if len(self._running) >= self.node.spec.ranks_per_node:
                 return
             self._waiting.remove(waiting)
-            taken = self._helping.is_taken(waiting.item)
-            if taken and not waiting.is_help and not waiting.reason:
+            if self._helping.is_taken(waiting.item) and not waiting.is_help and not waiting.reason:
                 continue  # another node has begun it; should that one fall behind, this one takes it
-            self._start(waiting, beside=taken)
+            self._start(waiting)
 
-    def _start(self, waiting: _Waiting, *, beside: bool) -> None:
-        """Starts an item; `beside`: another node may be running it."""
+    def _start(self, waiting: _Waiting) -> None:
         item = waiting.item
         if waiting.reason or self.epoch < 0:  # a start after an incident is an epoch of its own: a forgotten writer of the old one stays apart
             self._take_epoch(waiting.reason or "first start")
@@ -144,7 +142,7 @@ class ArrayRun:
         program = Program(
             name=f"item {item.index}",
             module=self.node.module,
-            argv=self.node.argv(scratch, "--index", str(item.index), *(["--beside"] if beside else [])),
+            argv=self.node.argv(scratch, "--index", str(item.index)),
             env={**self.node.variables(self.epoch), STACKS_FILE: str(scratch.stacks(item.index))},
             log=scratch.log(item.index),
         )
@@ -190,13 +188,8 @@ class ArrayRun:
         running = self._running.pop(end.pid)
         running.scratch.remove_progress(running.item.index)
         if end.status < 0:
-            self._remove_unfinished(end.pid, epoch=running.epoch)
+            remove_unfinished(self.node.staging.output(), writer=(running.epoch, end.pid))
         self._publishing[self._publishers.submit(self.node.staging.publish_item, running.item.index)] = (running, end)
-
-    def _remove_unfinished(self, pid: int, *, epoch: int) -> None:
-        """Removes the files that a killed item was writing (`ItemTask.temporary`): its next start may not, beside a run on another node."""
-        for path in self.node.staging.output().rglob(f"{TEMPORARY_PREFIX}e{epoch:06d}-{pid}-*"):
-            path.unlink(missing_ok=True)
 
     def _ended(self, published: Future[None]) -> NodeReport | None:
         """Takes note of an item's end. Returns a report when it ends the work of this node. Raises what hindered publishing."""

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster.storage import AlreadyExistsError, publish_file
@@ -66,8 +65,6 @@ def run(task: ItemTask) -> ItemOutcome:
     group = int(options["groups"][task.index])
     files = [file for split in SPLITS for file in shared.corpus.manifest.of_split(split) if file.group == group]
     wanted = task.config.tokenization.shadow_check_documents
-    if not task.beside:
-        _sweep(task, group=group)
     work = _Group(
         task=task,
         corpus=shared.corpus,
@@ -186,15 +183,6 @@ def _publish(work: _Group, file: AcceptedFile, packed: PackedShard, *, position:
         starts_offset=written.starts_offset,
         learned_offset=written.learned_offset,
     )
-
-
-def _sweep(task: ItemTask, *, group: int) -> None:
-    """Removes what earlier starts of this item left unfinished. Should one of them still live, its publishing fails and ours stands."""
-    for split in SPLITS:
-        pattern = f".tmp-e*-{Path(shard_name(split, group=group, position=0)).name.replace('-00000.', '-*.')}"
-        for path in (task.output_dir / "shards").glob(pattern):
-            if int(path.name.removeprefix(".tmp-e").partition("-")[0]) < task.spec.epoch:
-                path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--index", type=int, required=True)
-    parser.add_argument("--beside", action="store_true")
     arguments = parser.parse_args()
     spec = TaskSpec.model_validate_json(arguments.spec.read_bytes())
     output = Path(spec.output_dir)

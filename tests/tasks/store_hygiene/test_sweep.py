@@ -7,6 +7,7 @@ import pytest
 
 from cluster.layout import ArtifactLayout, sweep_key
 from cluster.lease import REMOVAL, Lease
+from cluster.unfinished import unfinished_path
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.canonical import canonical_json
 from schemas.errors import LeaseHeldError
@@ -59,6 +60,16 @@ def test_who_builds_an_unfinished_artifact_finds_what_is_there(chain: StoredChai
     record = chain.finish(Stage.VALIDATE)
     chain.storage.delete(ArtifactLayout(record.key).record)
     assert build_again(chain, record).summary["present"] == ("data", "data/part-0.bin", "manifest.json")
+
+
+def test_what_killed_items_had_begun_goes_once_the_artifact_is_whole(chain: StoredChain) -> None:
+    record = chain.finish(Stage.VALIDATE)
+    chain.storage.delete(ArtifactLayout(record.key).record)
+    folder = chain.storage.root / record.key / "data"
+    begun = unfinished_path(folder / "part-1.bin", epoch=0, pid=1)
+    begun.write_bytes(b"half")
+    build_again(chain, record)
+    assert [path.name for path in folder.iterdir()] == ["part-0.bin"]
 
 
 def test_of_what_is_removed_only_who_held_it_stays_and_that_is_no_artifact(chain: StoredChain) -> None:
