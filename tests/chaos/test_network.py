@@ -9,6 +9,7 @@ from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
 from tests.chaos.conftest import MakeTraining
 from tests.chaos.injector import Faults, Point
+from tests.chaos.live_training import LiveTraining
 from tests.chaos.wire import Condition, Wire, WiredLauncher
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,13 @@ def test_cut_connections_and_a_taken_port_cost_a_restart_and_no_human(make_train
     assert len(set(rendezvous)) == len(rendezvous) == 4, "each start meets at a port of its own: nothing of a dead one is there"
 
 
+def settle(training: LiveTraining) -> None:
+    """Waits until nothing has been committed for three seconds."""
+    before: list[int] | None = None
+    while before != (before := training.commits()):
+        time.sleep(3.0)
+
+
 @pytest.mark.exhaustive
 def test_slow_is_not_dead_and_a_partition_commits_nothing(make_training: MakeTraining, calm_hash: str) -> None:
     """Row 36: two nodes whose wire is slow, then lossy, then cut until ranks start anew."""
@@ -45,7 +53,7 @@ def test_slow_is_not_dead_and_a_partition_commits_nothing(make_training: MakeTra
                 return
             elif view.step >= 12:
                 wire.condition = Condition(is_cut=True)
-                time.sleep(2.0)  # heartbeats tell of a moment ago: what both sides had agreed on by then is committed now
+                settle(training)  # heartbeats tell of a moment ago: what both sides had agreed on by then is committed now
             elif view.step >= 8:
                 wire.condition = Condition(loss=0.05)
             elif view.step >= 2:

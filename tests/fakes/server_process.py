@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -53,11 +54,12 @@ def serving(
 
 
 def free_port() -> int:
-    """Returns a port of the loopback that nobody listens at just now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
+    """Returns a port of the loopback that nobody uses just now, nor the kernel gives to a client while a server that had it is down."""
+    while True:
+        port = random.randrange(25_000, 32_000)  # Linux gives clients those from 32,768 on
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def _comes_up(process: "subprocess.Popen[bytes]", url: str, *, log: Path) -> bool:
