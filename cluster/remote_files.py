@@ -83,8 +83,11 @@ class RemoteFiles:
         """Yields all files below a folder, at any depth and in any order. Raises as `find`."""
         return self._server(folder).below(f"{folder.rstrip('/')}/")
 
-    def fetch(self, url: str, *, target: Path | None = None) -> Fetched:
+    def fetch(self, url: str, *, target: Path | None = None, on_block: Callable[[int], None] | None = None) -> Fetched:
         """Reads a file once, in memory for one block; writes it to the new file `target`, where one is given. That is not durable yet.
+
+        Args:
+            on_block: told the bytes of every block that was read, twice when that is tried again; what it raises ends the reading.
 
         Raises:
             InputError: it is gone, or changed while it was read.
@@ -97,7 +100,7 @@ class RemoteFiles:
             if before is None:
                 raise _gone(url)
             try:
-                size, digest = _copied(server.blocks(before), target)
+                size, digest = _copied(server.blocks(before), target, on_block=on_block)
             except FileNotFoundError as error:
                 raise _gone(url) from error
             except UnreachableError:
@@ -158,7 +161,7 @@ def _other(scheme: str, *, sleep: Callable[[float], None]) -> Server:
     return FsspecFiles(scheme, sleep=sleep)
 
 
-def _copied(blocks: Iterator[bytes], target: Path | None) -> tuple[int, str]:
+def _copied(blocks: Iterator[bytes], target: Path | None, *, on_block: Callable[[int], None] | None) -> tuple[int, str]:
     """Returns how many bytes there are and their hash; writes them to `target`, in place of what an earlier try left."""
     state, size = xxhash.xxh3_128(), 0
     if target is not None:
@@ -172,6 +175,8 @@ def _copied(blocks: Iterator[bytes], target: Path | None) -> tuple[int, str]:
             view = memoryview(block)
             while file is not None and view:
                 view = view[file.write(view) :]
+            if on_block is not None:
+                on_block(len(block))
     return size, state.hexdigest()
 
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -249,12 +249,18 @@ def open_regular(path: Path) -> FileIO:
     return FileIO(descriptor, "rb")
 
 
-def hash_file(path: Path) -> str:
-    """Returns the xxh3-128 of a file's content, hex. Raises UnsafeFileError for a symbolic link or a special file."""
+def hash_file(path: Path, *, on_block: Callable[[int], None] | None = None) -> str:
+    """Returns the xxh3-128 of a file's content, hex. Raises UnsafeFileError for a symbolic link or a special file.
+
+    Args:
+        on_block: told the bytes of every block that was read; what it raises ends the reading.
+    """
     with open_regular(path) as file:
         state = xxhash.xxh3_128()
         while block := file.read(_BLOCK_BYTES):
             state.update(block)
+            if on_block is not None:
+                on_block(len(block))
     return state.hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.launchers import launcher_for
 from flows.figure import comparison_lines, model_uri, of_bytes, table
+from flows.hashing import hashing_shown
 from flows.terminal import json_text, paint, show, show_json
 from schemas.errors import GateError, HeadraceError, InputError, UnreachableError, VerificationError
 from schemas.frozen import thaw
@@ -42,7 +43,15 @@ def load_checked(recipe: Path, assignments: Sequence[str]) -> LoadedRecipe:
 
 def plan_checked(loaded: LoadedRecipe, *, from_stage: Stage | None, alike: str = "", text_may_be_elsewhere: bool = False) -> Plan:
     """Returns the plan; refuses a model that cannot take the ids of a tokenizer that is known already. The rest as in `make_plan`."""
-    plan = make_plan(loaded.config, from_stage=from_stage, project_dir=loaded.project_dir, alike=alike, text_may_be_elsewhere=text_may_be_elsewhere)
+    with hashing_shown() as watch:
+        plan = make_plan(
+            loaded.config,
+            from_stage=from_stage,
+            project_dir=loaded.project_dir,
+            alike=alike,
+            text_may_be_elsewhere=text_may_be_elsewhere,
+            watch=watch,
+        )
     vocab_size = plan.stage(Stage.TOKENIZER).summary.get("vocab_size")
     if vocab_size is not None and not plan.nothing_to_do:
         from tasks.train.compatibility import check_compatibility

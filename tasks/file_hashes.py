@@ -9,14 +9,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from cluster.remote_files import RemoteFile, RemoteFiles
 from cluster.storage import hash_file
 from schemas.errors import InputError
+from tasks.hashing import Hashing, Readers
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,10 @@ _YOUNG_NS = 2_000_000_000
 """A file changed within this time before it was hashed may change again without a new time stamp; it is not cached."""
 _YOUNG_S = 60.0
 """The same where only a server's clock tells, in whole seconds perhaps, and nobody knows how far it is from this one."""
+
+_LOOK_EVERY_S = 1.0
+_SAVE_EVERY_S = 30.0
+"""How much of the hashing is lost at most when the process is killed."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS file_hashes (
@@ -33,11 +38,27 @@ CREATE TABLE IF NOT EXISTS remote_hashes (url TEXT PRIMARY KEY, size INTEGER, id
 """
 
 
+class Hashes(Protocol):
+    """Content hashes of files: xxh3-128, hex."""
+
+    def hash(self, file: Path | RemoteFile) -> str:
+        """Returns the hash of a file."""
+
+    def hash_all(self, files: Sequence[Path | RemoteFile]) -> list[str]:
+        """Returns the hashes of files, in their order."""
+
+
 class FileHashes:
     """xxh3-128 of files, remembered while nothing about the file changes. A damaged or locked cache only costs time."""
 
-    def __init__(self, database: Path) -> None:
-        """Args: database: the SQLite file; its folder is created."""
+    def __init__(self, database: Path, *, watch: Callable[[Hashing], None] = lambda _: None) -> None:
+        """Opens the cache, or makes it.
+
+        Args:
+            database: the SQLite file; its folder is created.
+            watch: sees every second how far `hash_all` is; what it raises ends that.
+        """
+        self._watch = watch
         database.parent.mkdir(parents=True, exist_ok=True)
         self._database = database
         self._connection = self._connect()
@@ -46,7 +67,7 @@ class FileHashes:
         self._remote, self._lock = RemoteFiles(), threading.Lock()
 
     def hash(self, file: Path | RemoteFile) -> str:
-        """Returns the hash of a file; of remote ones in any thread, and then it is remembered at once: it may have taken an hour.
+        """Returns the hash of a file. That of a remote one is remembered at once: it may have taken an hour.
 
         Raises:
             UnsafeFileError: a local one that is not regular.
@@ -54,26 +75,56 @@ class FileHashes:
             InputError: a remote one is gone or changed, since it was listed or meanwhile.
             UnreachableError: the server of a remote one refuses, or does not answer.
         """
-        return self._of_remote(file) if isinstance(file, RemoteFile) else self._of_local(file)
+        return self._remembered(file) or self._read(file, on_block=lambda _: None)
 
-    def _of_local(self, path: Path) -> str:
-        status = os.stat(path, follow_symlinks=False)
-        key, stamp = str(path), (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        known = self._load().get(key)
-        if known is not None and known[:4] == stamp:
-            return known[4]
-        now = time.time_ns()
-        digest = hash_file(path)
+    def hash_all(self, files: Sequence[Path | RemoteFile]) -> list[str]:
+        """Returns the hashes of files, in their order. Those that nobody remembers are read, several at a time, and what was learnt is kept
+        now and then: who is killed after an hour has not lost it. Raises as `hash`.
+        """
+        found = [self._remembered(file) for file in files]
+        unknown = [file for file, digest in zip(files, found, strict=True) if digest is None]
+        read = iter(self._read_all(unknown) if unknown else ())
+        return [next(read) if digest is None else digest for digest in found]
+
+    def _read_all(self, files: Sequence[Path | RemoteFile]) -> list[str]:
+        readers = Readers(files, read=self._read)
+        began = saved = time.monotonic()
+        with readers:
+            while not readers.are_done(within_s=_LOOK_EVERY_S):
+                now = time.monotonic()
+                self._watch(Hashing(readers.done_bytes, readers.total_bytes, now - began))
+                if now - saved > _SAVE_EVERY_S:
+                    self._save()
+                    saved = now
+        return readers.digests()
+
+    def _remembered(self, file: Path | RemoteFile) -> str | None:
+        """Returns the hash of a file that nothing tells from the one that was hashed; None where it has to be read."""
+        if isinstance(file, RemoteFile):
+            asked = "SELECT xxh3 FROM remote_hashes WHERE url = ? AND size = ? AND identity = ?"
+            rows = self._ask(asked, file.url, file.size, file.identity) if file.identity else []
+            return str(rows[0][0]) if rows else None
+        known = self._load().get(str(file))
+        return known[4] if known is not None and known[:4] == _stamp(os.stat(file, follow_symlinks=False)) else None
+
+    def _read(self, file: Path | RemoteFile, *, on_block: Callable[[int], None]) -> str:
+        return self._of_remote(file, on_block=on_block) if isinstance(file, RemoteFile) else self._of_local(file, on_block=on_block)
+
+    def _of_local(self, path: Path, *, on_block: Callable[[int], None]) -> str:
+        status, now = os.stat(path, follow_symlinks=False), time.time_ns()
+        try:
+            digest = hash_file(path, on_block=on_block)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # of a disk that fails in the middle the system tells no name
+            raise
         if now - max(status.st_mtime_ns, status.st_ctime_ns) > _YOUNG_NS:
-            self._new[key] = (*stamp, digest)
-            self._load()[key] = (*stamp, digest)
+            with self._lock:
+                self._new[str(path)] = (*_stamp(status), digest)
+                self._load()[str(path)] = (*_stamp(status), digest)
         return digest
 
-    def _of_remote(self, file: RemoteFile) -> str:
-        known = self._ask("SELECT xxh3 FROM remote_hashes WHERE url = ? AND size = ? AND identity = ?", file.url, file.size, file.identity)
-        if known and file.identity:
-            return str(known[0][0])
-        fetched = self._remote.fetch(file.url)
+    def _of_remote(self, file: RemoteFile, *, on_block: Callable[[int], None]) -> str:
+        fetched = self._remote.fetch(file.url, on_block=on_block)
         if fetched.file.size != file.size:
             raise InputError(f"{file.url}: changed since it was listed", mend="run again once nobody writes there")
         if fetched.file == file and file.identity and time.time() - file.modified_at > _YOUNG_S:
@@ -91,13 +142,18 @@ class FileHashes:
 
     def close(self) -> None:
         """Writes what was learnt and closes the database. A cache that cannot be written is no failure of the run."""
-        rows: Iterable[tuple[object, ...]] = [(key, *stamp) for key, stamp in self._new.items()]
-        try:
-            with self._connection:
-                self._connection.executemany("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error as error:
-            logger.warning("%s: what was hashed is not remembered: %s", self._database, error)
+        self._save()
         self._connection.close()
+
+    def _save(self) -> None:
+        with self._lock:
+            rows: Iterable[tuple[object, ...]] = [(key, *stamp) for key, stamp in self._new.items()]
+            try:
+                with self._connection:
+                    self._connection.executemany("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", rows)
+            except sqlite3.Error as error:
+                logger.warning("%s: what was hashed is not remembered: %s", self._database, error)
+            self._new.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +182,11 @@ class FileHashes:
             for suffix in ("", "-wal", "-shm"):
                 self._database.with_name(self._database.name + suffix).unlink(missing_ok=True)
             return _opened(self._database)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Returns what tells a local file from one that was changed."""
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def _opened(database: Path | str) -> sqlite3.Connection:

@@ -1,7 +1,7 @@
 """What a run would do, and why, without doing any of it. Also the fast path of `headrace run`: all found, nothing to do."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from schemas.plan import Action, Plan, PlannedStage
 from schemas.sizing import TrainingSize, training_size
 from schemas.stage import Stage
 from tasks.cost_of_training import planned_cost
-from tasks.file_hashes import FileHashes
-from tasks.identity import HashFile, identity_of
+from tasks.file_hashes import FileHashes, Hashes
+from tasks.hashing import Hashing
+from tasks.identity import identity_of
 from tasks.outside_inputs import check_tokenizer, training_files
 from tasks.planned_jobs import planned_scripts
 from tasks.raw_changes import RawChanges, raw_changes, read_shards
@@ -30,7 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 def make_plan(
-    config: RunConfig, *, from_stage: Stage | None = None, project_dir: Path | None = None, alike: str = "", text_may_be_elsewhere: bool = False
+    config: RunConfig,
+    *,
+    from_stage: Stage | None = None,
+    project_dir: Path | None = None,
+    alike: str = "",
+    text_may_be_elsewhere: bool = False,
+    watch: Callable[[Hashing], None] = lambda _: None,
 ) -> Plan:
     """Returns what `headrace run` would do with `config`.
 
@@ -39,6 +46,7 @@ def make_plan(
         project_dir: the recipe's project folder, where the source of `model.factory` is looked for last. None: on the import path alone.
         alike: folder of a training of the same model, whose pace counts although its model section reads otherwise.
         text_may_be_elsewhere: whether a source that this machine does not see is a warning, and all stages are planned as depending on it.
+        watch: sees how far the hashing of raw files is.
 
     Raises:
         InputError: a raw input is missing, an existing tokenizer or a pretrained model cannot be used, or `from_stage` needs stages that
@@ -53,7 +61,7 @@ def make_plan(
     planned: list[PlannedStage] = []
     raw: RawChanges | None = None
     unseen: tuple[str, ...] = ()
-    with FileHashes(Path(config.state) / "file-hashes.sqlite") as hashes:
+    with FileHashes(Path(config.state) / "file-hashes.sqlite", watch=watch) as hashes:
         for stage in config.stages:
             missing = [source for source in config.inputs_of(stage) if source not in found]
             if missing:
@@ -61,7 +69,7 @@ def make_plan(
                 continue
             contents = {source: found[source].content_hash for source in config.inputs_of(stage)}
             try:
-                identity = identity_of(stage, config=config, inputs=contents, hash_file=hashes.hash, project_dir=project_dir)
+                identity = identity_of(stage, config=config, inputs=contents, hashes=hashes, project_dir=project_dir)
             except MissingTextError as error:
                 if not text_may_be_elsewhere:
                     raise
@@ -71,7 +79,7 @@ def make_plan(
             rebuild = from_stage is not None and stage in from_stage.following
             planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
             if stage is Stage.VALIDATE and planned[-1].action is Action.BUILD:
-                raw = _raw_changes(config, identity, store=store, hash_file=hashes.hash)
+                raw = _raw_changes(config, identity, store=store, hashes=hashes)
     if raw is not None:
         planned = [_with_raw_changes(stage, raw, store=store, config=config) for stage in planned]
     _check_from(from_stage, planned, config=config)
@@ -157,13 +165,13 @@ def _why_build(identity: Identity, store: Store) -> tuple[str, ...]:
     return tuple(reasons) or ("its inputs changed",)
 
 
-def _raw_changes(config: RunConfig, identity: Identity, *, store: Store, hash_file: HashFile) -> RawChanges | None:
+def _raw_changes(config: RunConfig, identity: Identity, *, store: Store, hashes: Hashes) -> RawChanges | None:
     """Returns which raw files changed since the newest corpus, where only they did; None where that cannot be told."""
     earlier = next(iter(store.siblings(identity)), None)
     if earlier is None or differences(earlier.recipe, identity.recipe) or earlier.stage_version != identity.stage.version:
         return None
     try:
-        return raw_changes(config, identity, hash_file=hash_file, storage=store.storage, earlier=earlier)
+        return raw_changes(config, identity, hashes=hashes, storage=store.storage, earlier=earlier)
     except VerificationError as error:  # only a plan depends on it, and can do without
         logger.info("it cannot be told which raw files changed: %s", error)
         return None

@@ -8,7 +8,7 @@ from cluster.storage import Storage
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
 from schemas.manifest import CorpusPlan, InputFile, ShardManifest, raw_hash
-from tasks.identity import HashFile
+from tasks.file_hashes import Hashes
 from tasks.recorded_file import entry_of, verified_object
 from tasks.store import Identity
 
@@ -43,7 +43,7 @@ class RawChanges:
         return f"{_groups(self.groups)}: at most {concerned:,} of {len(manifest.shards):,} shards, unless the tokenizer comes out another"
 
 
-def raw_changes(config: RunConfig, identity: Identity, *, hash_file: HashFile, storage: Storage, earlier: ArtifactRecord) -> RawChanges:
+def raw_changes(config: RunConfig, identity: Identity, *, hashes: Hashes, storage: Storage, earlier: ArtifactRecord) -> RawChanges:
     """Returns what changed since `earlier`, a finished corpus of the same recipe name. `identity`: of the one to be made.
 
     Raises:
@@ -55,7 +55,7 @@ def raw_changes(config: RunConfig, identity: Identity, *, hash_file: HashFile, s
     from tasks.validate.reuse import facts_of
     from tasks.validate.sources import plan_inputs
 
-    inputs = plan_inputs(config, hash_file)
+    inputs = plan_inputs(config, hashes)
     now = plan_groups(inputs, group_bytes=config.corpus.group_bytes, source_names=config.corpus.source_names)
     then = CorpusPlan.model_validate_json(verified_object(storage, earlier.key, entry_of(earlier, _PLAN_NAME)))
     is_alike = earlier.summary.get("facts") == facts_of(identity.recipe, sampling=sampling_of(now.raw_bytes))

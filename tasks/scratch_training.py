@@ -26,7 +26,6 @@ from schemas.journal import EventKind
 from schemas.ledger import GoodputLedger
 from schemas.manifest import ShardManifest
 from schemas.stage import Stage
-from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.recorded_file import entry_of, verified_bytes
 from tasks.runs import Pointer, Run, create_run, open_run
@@ -207,8 +206,8 @@ class ScratchTraining:
 
     def _find_or_prepare(self, stage: Stage, *, bench: Bench, inputs: Prepared, build: Callable[[Work], Draft]) -> ArtifactRecord:
         contents = {source: record.content_hash for source, record in inputs.items()}
-        with FileHashes(bench.state_dir / "file-hashes.sqlite") as hashes:
-            identity = identity_of(stage, config=bench.config, inputs=contents, hash_file=hashes.hash, project_dir=bench.project_dir)
+        with bench.hashes(stage) as hashes:
+            identity = identity_of(stage, config=bench.config, inputs=contents, hashes=hashes, project_dir=bench.project_dir)
         record, started, kind = bench.store.find(identity), time.time(), EventKind.STAGE_REUSED
         if record is None:
             key, kind = bench.store.place(identity, rebuild=False), EventKind.STAGE_FINISHED

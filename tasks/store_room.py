@@ -141,7 +141,7 @@ def _text_of(config: RunConfig, planned: Sequence[PlannedStage]) -> _Text:
     known = next((stage.summary.get("text_bytes") for stage in planned if stage.stage is Stage.VALIDATE), None)
     if known is not None:
         return _Text(int(known))
-    inputs = plan_inputs(config, lambda _: "")  # sizes alone
+    inputs = plan_inputs(config, None)
     text_bytes = sum(file.size * (_EXPANSION if file.path.endswith(_COMPRESSED) else 1) for file in inputs)
     fetched = [file.size for file in inputs if is_remote(file.path)]
     return _Text(text_bytes, fetched_bytes=sum(fetched), fetched_files=len(fetched))

@@ -16,7 +16,6 @@ from schemas.errors import HeadraceError, InputError, InterruptedRunError, stora
 from schemas.exit_code import ExitCode
 from schemas.journal import EventKind, RunHandle
 from schemas.stage import Stage
-from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.runs import Pointer, Run, provenance_of
 from tasks.store import Identity, Store
@@ -106,9 +105,9 @@ def find_or_make(stage: Stage, *, bench: Bench, build: Callable[[Work], Draft]) 
     run = Run(bench.storage, bench.run_id)
     started = time.time()
     inputs = {source: _input_record(run, bench.store, source) for source in bench.config.inputs_of(stage)}
-    with FileHashes(bench.state_dir / "file-hashes.sqlite") as hashes:
+    with bench.hashes(stage) as hashes:
         contents = {source: record.content_hash for source, record in inputs.items()}
-        identity = identity_of(stage, config=bench.config, inputs=contents, hash_file=hashes.hash, project_dir=bench.project_dir)
+        identity = identity_of(stage, config=bench.config, inputs=contents, hashes=hashes, project_dir=bench.project_dir)
     from_stage = run.read().from_stage
     rebuild = from_stage is not None and stage in from_stage.following
     key = _fixed_key(run, identity, store=bench.store, rebuild=rebuild)

@@ -27,6 +27,8 @@ from schemas.exit_code import ExitCode
 from schemas.job import FileRead, ItemRecord, JobKind, JobSpec, WorkPlan
 from schemas.stage import Stage
 from tasks.allowance import refuse_spent
+from tasks.file_hashes import FileHashes
+from tasks.hashing import telling
 from tasks.job_request import JobPlace, JobShape, array_shape, cores_here, job_request, scratch_of
 from tasks.store import Identity, Store
 from tasks.store_hygiene.sweep import finish_sweep
@@ -62,6 +64,11 @@ class Bench:
     """Takes the state of a running job, every second or so."""
     stop_requested: Callable[[], bool]
     """Whether the run was asked to stop."""
+
+    def hashes(self, stage: Stage) -> FileHashes:
+        """Returns the hashes of files that runs remember here, to be closed. Reading many files is told when it takes long, and can be stopped."""
+        watch = telling(stage, note=lambda line: self.note(stage, line), stop_requested=self.stop_requested)
+        return FileHashes(self.state_dir / "file-hashes.sqlite", watch=watch)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,10 @@ class Work:
     def made(self, *files: FileEntry) -> Path:
         """Returns the local folder of the artifact in the making, in which `files` can be opened. Raises as `Mirror.bring`."""
         return self._local(self.key, files)
+
+    def hashes(self) -> FileHashes:
+        """See `Bench.hashes`."""
+        return self.bench.hashes(self.stage)
 
     def note(self, message: str) -> None:
         """Tells people one line: task log, terminal, journal."""

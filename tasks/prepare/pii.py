@@ -11,6 +11,9 @@ from tasks.prepare.steps import Outcome
 _MAX_ROUNDS = 4
 """Masking may part what looked like one long number; seldom is there anything left to do in a second round. Bounded, so time stays linear."""
 
+_LONGEST = 1024
+"""More characters than anything with borders takes."""
+
 
 class PiiStep:
     """Masks the kinds that the recipe names, and counts them. It refuses nothing."""
@@ -63,6 +66,16 @@ def _replace(text: str, pattern: Pattern, placeholder: str) -> Masked:
         after = match.start() + 1  # what only looks like it may hide the beginning of a real one
         if pattern.is_real(match.group()):
             parts += [text[end : match.start()], placeholder]
-            after = end = match.end()
+            end = match.end()
+            while length := _length_beside(text, end, pattern):
+                parts += ["", placeholder]
+                end += length
+            after = end
         match = pattern.regex.search(text, after)
     return Masked("".join([*parts, text[end:]]), len(parts) // 2) if parts else Masked(text, 0)
+
+
+def _length_beside(text: str, at: int, pattern: Pattern) -> int:
+    """Returns the length of what begins right behind a placeholder, which is a border where what it stands for was none; 0: nothing does."""
+    match = pattern.regex.match(f">{text[at : at + _LONGEST]}", 1)
+    return match.end() - 1 if match is not None and pattern.is_real(match.group()) else 0

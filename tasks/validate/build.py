@@ -17,7 +17,6 @@ from schemas.manifest import CorpusGroup, CorpusManifest, CorpusPlan, InputFile,
 from schemas.source_url import is_remote
 from schemas.stage import Stage
 from tasks.carrying import carry_unseen, drop_carried
-from tasks.file_hashes import FileHashes
 from tasks.store import Store
 from tasks.taking_over import finish_items, set_aside
 from tasks.validate import judge as judging
@@ -50,8 +49,8 @@ def build(work: Work) -> Draft:
         DataVerdictError: the corpus was judged and failed; figures, quarantine and Data Docs stay in the artifact's folder.
     """
     corpus = work.config.corpus
-    with FileHashes(work.state_dir / "file-hashes.sqlite") as hashes:
-        inputs = plan_inputs(work.config, hashes.hash)
+    with work.hashes() as hashes:
+        inputs = plan_inputs(work.config, hashes)
     if raw_hash(inputs) != work.identity.inputs["raw"]:
         raise InputError("the raw files changed while the run began", why="this corpus would stand under another one's name", mend="headrace run")
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)

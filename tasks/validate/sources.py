@@ -7,8 +7,7 @@ import fnmatch
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,19 +18,15 @@ from schemas.corpus_config import SourceConfig
 from schemas.errors import InputError, MissingTextError
 from schemas.manifest import InputFile
 from schemas.source_url import is_glob, is_remote
+from tasks.file_hashes import Hashes
 from tasks.validate.remote_sources import find_all_remote
 
 Format = Literal["jsonl", "parquet", "csv", "text"]
 Compression = Literal["none", "gzip", "zstd"]
 
-HashFile = Callable[[Path | RemoteFile], str]
-"""Returns the xxh3-128 of a file, hex. From several threads at a time for remote ones."""
-
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 _SHOWN_PROBLEMS = 20
-_AT_A_TIME = 4
-"""Remote files that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -44,44 +39,65 @@ class FoundFile:
     """Path within the source, with `/`."""
 
 
-def plan_inputs(config: RunConfig, hash_file: HashFile) -> tuple[InputFile, ...]:
+def plan_inputs(config: RunConfig, hashes: Hashes | None) -> tuple[InputFile, ...]:
     """Returns every raw file of the corpus, in order of (source, relative path), with size and hash.
 
     Args:
-        hash_file: hashes one file; a cache is welcome here, because the scan hashes the very bytes it parses again.
+        hashes: of files; a cache is welcome here, because the scan hashes the very bytes it parses again. None: sizes alone are wanted.
 
     Raises:
         MissingTextError: a source does not exist, or matches nothing.
         InputError: a source holds links that leave it, or a file cannot be read. All problems of a source, and all of remote ones, at once.
         UnreachableError: the server of a source refuses, or does not answer.
     """
-    inputs: list[InputFile] = []
+    listed = _listed(config)
+    if hashes is None:
+        digests = [""] * len(listed)
+    else:
+        try:
+            digests = hashes.hash_all([item.file for item in listed])
+        except OSError as error:
+            name = next((item.source for item in listed if item.path == str(error.filename)), "?")
+            raise _unreadable(error, source=name, subject=str(error.filename)) from error
+    return tuple(
+        InputFile(source=item.source, path=item.path, relative_path=item.relative_path, size=item.size, xxh3=digest)
+        for item, digest in zip(listed, digests, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A raw file of any source before it is hashed."""
+
+    source: str
+    file: Path | RemoteFile
+    relative_path: str
+    size: int
+
+    @property
+    def path(self) -> str:
+        """Absolute path or URL."""
+        return self.file.url if isinstance(self.file, RemoteFile) else str(self.file)
+
+
+def _listed(config: RunConfig) -> list[_Listed]:
+    """Returns the files of all sources. Raises as `plan_inputs`."""
+    listed: list[_Listed] = []
     remote = find_all_remote(config, is_selected=is_selected)
     for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
         if name in remote:
-            inputs += _hashed(name, remote[name], hash_file=hash_file)
+            listed += [_Listed(name, file, relative, file.size) for relative, file in remote[name].items()]
             continue
-        subject = source.path
         try:
-            for found in find_files(source, name=name):
-                subject = str(found.path)
-                size, digest = found.path.stat().st_size, hash_file(found.path)
-                inputs.append(InputFile(source=name, path=str(found.path), relative_path=found.relative_path, size=size, xxh3=digest))
+            listed += [_Listed(name, found.path, found.relative_path, found.path.stat().st_size) for found in find_files(source, name=name)]
         except OSError as error:
-            raise InputError(
-                f"source {name!r}: {error.filename or subject}: cannot be read",
-                why=error.strerror or str(error),
-                mend="make it readable, or leave it out with `exclude`",
-            ) from error
-    return tuple(inputs)
+            raise _unreadable(error, source=name, subject=source.path) from error
+    return listed
 
 
-def _hashed(name: str, found: Mapping[str, RemoteFile], *, hash_file: HashFile) -> list[InputFile]:
-    """Returns the files of a remote source, of which several are hashed at a time: that reads them. `found`: by relative path."""
-    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="hash") as pool:
-        digests = list(pool.map(hash_file, found.values()))
-    files = zip(found.items(), digests, strict=True)
-    return [InputFile(source=name, path=file.url, relative_path=relative, size=file.size, xxh3=digest) for (relative, file), digest in files]
+def _unreadable(error: OSError, *, source: str, subject: str) -> InputError:
+    what = f"source {source!r}: {error.filename or subject}: cannot be read"
+    return InputError(what, why=error.strerror or str(error), mend="make it readable, or leave it out with `exclude`")
 
 
 def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:

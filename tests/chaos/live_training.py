@@ -22,7 +22,7 @@ from cluster.job_view import JobView
 from cluster.launchers import launcher_for
 from cluster.launchers.protocol import Launcher
 from cluster.layout import ArtifactLayout
-from cluster.storage import FileStorage, hash_file
+from cluster.storage import FileStorage
 from schemas.artifact import Provenance
 from schemas.attempt import EpochRecord, ExitRecord, Incident
 from schemas.config import RunConfig
@@ -37,6 +37,7 @@ from tasks.work import Bench, Draft, Work
 from tests.chaos.injector import Faults
 from tests.chaos.struck import Struck
 from tests.chaos.training_inputs import INPUT_KEYS, input_record, make_inputs
+from tests.fakes.plain_hashes import PlainHashes
 from tests.fakes.tiny_training import small_config
 
 KEY = "train/tiny-000000000000"
@@ -88,7 +89,7 @@ class LiveTraining:
         """Trains to the end and returns the draft, whose content hash stands for the final state. Raises what a run would show."""
         inputs = {stage: input_record(self.root, stage) for stage in INPUT_KEYS}
         contents = {stage: record.content_hash for stage, record in inputs.items()}
-        identity = identity_of(Stage.TRAIN, config=self.config, inputs=contents, hash_file=hash_file, project_dir=self.project)
+        identity = identity_of(Stage.TRAIN, config=self.config, inputs=contents, hashes=PlainHashes(), project_dir=self.project)
         work = _FaultyWork(bench=self._bench(), identity=identity, key=KEY, inputs=inputs)
         object.__setattr__(work, "faults", faults or Faults())
         object.__setattr__(work, "job_changes", self.job_changes)

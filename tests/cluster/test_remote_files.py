@@ -86,8 +86,8 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_and_then_refused(fil
     place.put("a.txt", b"one")
     changes = [b"two", b"six"]
 
-    def disturbed(*arguments: Any) -> Any:
-        result = copied(*arguments)
+    def disturbed(*arguments: Any, **how: Any) -> Any:
+        result = copied(*arguments, **how)
         if changes:
             place.put("a.txt", changes.pop())
         return result

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.layout import RunLayout
-from cluster.storage import FileStorage, hash_file
+from cluster.storage import FileStorage
 from schemas.artifact import ArtifactRecord
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
@@ -16,6 +16,7 @@ from tasks.register.promotion import CHAMPION, Promotion
 from tasks.store import Store
 from tasks.work import Draft
 from tests.fakes.in_process_work import commit
+from tests.fakes.plain_hashes import PlainHashes
 
 _SUMMARIES: Mapping[Stage, Mapping[str, Any]] = {
     Stage.REGISTER: {"model_name": "test", "version": 1, "aliases": ["candidate", "champion"]},
@@ -35,7 +36,7 @@ def finish(
     records: dict[Stage, ArtifactRecord] = {}
     for stage in config.stages:
         contents = {source: records[source].content_hash for source in config.inputs_of(stage)}
-        identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file)
+        identity = identity_of(stage, config=config, inputs=contents, hashes=PlainHashes())
         summary = {**_SUMMARIES.get(stage, {}), **(summaries or {}).get(stage, {})}
         key = store.place(identity, rebuild=False)
         record = commit(Path(config.storage.root), stage, Draft(files=(), summary=summary, content_hash=f"{stage.value}{made}"), key=key)

@@ -4,13 +4,14 @@ import contextlib
 from collections.abc import Sequence
 
 from cluster.layout import artifact_key
-from cluster.storage import hash_file, open_storage
+from cluster.storage import open_storage
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.canonical import sha256
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
 from tasks.identity import identity_of
 from tasks.store import Store
+from tests.fakes.plain_hashes import PlainHashes
 from tests.fakes.tiny_pipeline import Project
 
 _SUMMARY = {
@@ -28,7 +29,7 @@ def finish_store(project: Project, overrides: Sequence[str] = (), *, rebuild: in
     made: dict[Stage, ArtifactRecord] = {}
     for stage in config.stages:
         contents = {source: made[source].content_hash for source in config.inputs_of(stage)}
-        identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file, project_dir=loaded.project_dir)
+        identity = identity_of(stage, config=config, inputs=contents, hashes=PlainHashes(), project_dir=loaded.project_dir)
         record = ArtifactRecord(
             stage=stage,
             stage_version=stage.version,

@@ -12,7 +12,7 @@ import xxhash
 from pydantic import BaseModel
 
 from cluster.layout import ArtifactLayout
-from cluster.storage import AlreadyExistsError, FileStorage, file_entry, hash_file
+from cluster.storage import AlreadyExistsError, FileStorage, file_entry
 from schemas.artifact import ArtifactRecord, FileEntry, Provenance, content_hash_of
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
@@ -20,9 +20,11 @@ from schemas.job import FileRead, ItemRecord, JobKind, JobSpec, RestartLimits, T
 from schemas.manifest import AcceptedFile, CorpusManifest, Split
 from schemas.stage import Stage
 from tasks.entry import run_item
+from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.store import Identity
 from tasks.work import Draft
+from tests.fakes.plain_hashes import PlainHashes
 
 Documents = Mapping[tuple[int, Split], Sequence[str]]
 """Texts by (group, split)."""
@@ -106,7 +108,7 @@ class InProcessWork:
     def identity(self) -> Identity:
         """What the artifact is, from the real recipe and inputs."""
         contents = {stage: record.content_hash for stage, record in self.inputs.items()}
-        return identity_of(self.stage, config=self.config, inputs=contents, hash_file=hash_file)
+        return identity_of(self.stage, config=self.config, inputs=contents, hashes=PlainHashes())
 
     @property
     def output_dir(self) -> Path:
@@ -117,6 +119,9 @@ class InProcessWork:
 
     def made(self, *files: FileEntry) -> Path:
         return self.output_dir
+
+    def hashes(self) -> FileHashes:
+        return FileHashes(self.state_dir / "file-hashes.sqlite")
 
     def note(self, message: str) -> None:
         self.notes.append(message)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.storage import FileStorage, hash_file
+from cluster.storage import FileStorage
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, InputError
@@ -20,6 +20,7 @@ from tasks.train.sibling import Trajectory
 from tasks.work import Draft
 from tests.fakes.in_process_work import commit as record_of
 from tests.fakes.in_process_work import config_with
+from tests.fakes.plain_hashes import PlainHashes
 from tests.fakes.training_artifact import write_tokenizer
 
 
@@ -50,7 +51,7 @@ def finish(config: RunConfig, project_dir: Path, *, tokens: Mapping[str, Any] | 
     records: dict[Stage, ArtifactRecord] = {}
     for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE, Stage.TRAIN):
         contents = {source: records[source].content_hash for source in config.inputs_of(stage)}
-        identity = identity_of(stage, config=config, inputs=contents, hash_file=hash_file, project_dir=project_dir)
+        identity = identity_of(stage, config=config, inputs=contents, hashes=PlainHashes(), project_dir=project_dir)
         key, summary = store.place(identity, rebuild=False), dict(tokens or {}) if stage is Stage.TOKENIZE else {}
         record = record_of(store.storage.root, stage, Draft(files=(), summary=summary, content_hash=stage.value), key=key)  # type: ignore[attr-defined]
         inputs = tuple(records[source].ref() for source in config.inputs_of(stage))
@@ -111,7 +112,7 @@ def test_changed_code_is_another_trajectory(config: RunConfig, tmp_path: Path) -
     for layers in (2, 3, 2):
         write_model(tmp_path / "project", layers=layers)
         contents = {source: source.value for source in config.inputs_of(Stage.TRAIN)}
-        identity = identity_of(Stage.TRAIN, config=config, inputs=contents, hash_file=hash_file, project_dir=tmp_path / "project")
+        identity = identity_of(Stage.TRAIN, config=config, inputs=contents, hashes=PlainHashes(), project_dir=tmp_path / "project")
         hashes.add(Trajectory.of(config, inputs=identity.inputs, total_steps=200).hash)
         assert {entry.path for entry in identity.outside_files} == {f"hr_planned/{name}.py" for name in ("__init__", "small", "layers")}
     assert len(hashes) == 2

@@ -56,7 +56,7 @@ def judged(config: RunConfig, out: Path) -> SourceStats:
     """Returns the figures of the corpus, from which the verdict follows."""
     corpus = config.corpus
     with FileHashes(out / "file-hashes.sqlite") as hashes:
-        inputs = plan_inputs(config, hashes.hash)
+        inputs = plan_inputs(config, hashes)
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
     with _Counts(0, corpus=corpus, output_dir=out, temporary=out.joinpath) as sink:
         for group in plan.groups:

@@ -61,6 +61,14 @@ def test_what_follows_a_false_beginning_is_found() -> None:
     assert outcome.text == "0123 <credit-card> and DE89 <iban>"
 
 
+def test_one_beside_the_other_is_found_however_many_there_are() -> None:
+    """What is masked was no border for what follows; its placeholder is."""
+    number = "(212) 555-0199"
+    (outcome,) = ALL.apply([f"jane.doe@example.org{number * 50} and {number * 2}"])
+    assert outcome.text == f"<email>{'<phone>' * 50} and <phone><phone>"
+    assert outcome.counts == {"email": 1, "phone": 52}
+
+
 def test_no_space_is_needed_beside_other_scripts() -> None:
     (outcome,) = ALL.apply(["请发邮件到me@example.org或者打电话+8613800138000，服务器8.8.8.8。"])
     assert outcome.text == "请发邮件到<email>或者打电话<phone>，服务器<ip>。"

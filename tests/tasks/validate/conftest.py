@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.storage import hash_file, make_folder
+from cluster.storage import make_folder
 from schemas.config import RunConfig
 from schemas.manifest import CorpusPlan
 from schemas.stage import Stage
@@ -18,6 +18,7 @@ from tasks.validate.grouping import plan_groups
 from tasks.validate.scan import ScanOutput, scan_group
 from tasks.validate.sources import plan_inputs
 from tests.fakes.in_process_work import InProcessWork, config_with
+from tests.fakes.plain_hashes import PlainHashes
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def scan(tmp_path: Path) -> Scan:
         runs += 1
         folder = tmp_path / f"scan-{runs}"
         corpus = config.corpus
-        plan = plan or plan_groups(plan_inputs(config, hash_file), group_bytes=10**12, source_names=corpus.source_names)
+        plan = plan or plan_groups(plan_inputs(config, PlainHashes()), group_bytes=10**12, source_names=corpus.source_names)
         output = scan_group(plan.groups[0], corpus=corpus, output_dir=folder, temporary=temporary_in(folder), report=lambda _: None)
         leftovers = [path.name for path in folder.rglob(".tmp-*")]
         assert not leftovers

@@ -18,6 +18,7 @@ from tasks.carrying import CARRIED
 from tasks.validate.grouping import plan_groups
 from tasks.validate.job import PLAN_NAME, SCAN
 from tasks.validate.sources import plan_inputs
+from tests.fakes.plain_hashes import PlainHashes
 
 HEAVY = ("pandas", "great_expectations", "prefect", "mlflow", "torch", "transformers", "duckdb")
 
@@ -35,7 +36,7 @@ def start_scan(tmp_path: Path, recipe: Callable[..., RunConfig], work_on: Callab
         config = recipe(str(path))
         work = work_on(config)
         make_folder(work.output_dir)
-        work.publish_json(PLAN_NAME, plan_groups(plan_inputs(config, hash_file), group_bytes=10**9, source_names=config.corpus.source_names))
+        work.publish_json(PLAN_NAME, plan_groups(plan_inputs(config, PlainHashes()), group_bytes=10**9, source_names=config.corpus.source_names))
         tamper()
         spec = tmp_path / "spec.json"
         spec.write_text(work.task_spec(SCAN, options={"donors": [], "facts": "as ever"}).model_dump_json())

@@ -57,7 +57,7 @@ def work_on_url(work_on: WorkOn, monkeypatch: pytest.MonkeyPatch) -> WorkOn:
     def work_on_url(config: RunConfig, *, key: str) -> Any:
         work = work_on(config, key=key)
         with FileHashes(work.state_dir / "identity.sqlite") as hashes:
-            identity = identity_of(Stage.VALIDATE, config=config, inputs={}, hash_file=hashes.hash)
+            identity = identity_of(Stage.VALIDATE, config=config, inputs={}, hashes=hashes)
         monkeypatch.setattr(type(work), "identity", property(lambda _: identity))
         work.bench = SimpleNamespace(stop_requested=lambda: False)
         return work
@@ -109,7 +109,9 @@ def test_a_changed_object_has_its_group_fetched_and_scanned_anew_and_no_other(
     targets: list[str] = []
     fetch = RemoteFiles.fetch
     monkeypatch.setattr(
-        RemoteFiles, "fetch", lambda self, url, target=None: (targets.append(url) if target else None, fetch(self, url, target=target))[1]
+        RemoteFiles,
+        "fetch",
+        lambda self, url, target=None, **how: (targets.append(url) if target else None, fetch(self, url, target=target, **how))[1],
     )
     draft = build(work)
     plan = CorpusPlan.model_validate_json((work.output_dir / "plan.json").read_bytes())

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from cluster.remote_files import RemoteFiles
-from cluster.storage import hash_file
 from schemas.config import RunConfig
 from schemas.corpus_config import SourceConfig
 from schemas.errors import InputError
 from schemas.manifest import InputFile, raw_hash
-from tasks import file_hashes
+from tasks import file_hashes, hashing
 from tasks.file_hashes import FileHashes
 from tasks.validate.remote_sources import find_remote
 from tasks.validate.sources import find_files, is_selected, plan_inputs
+from tests.fakes.plain_hashes import PlainHashes
 from tests.fakes.remote_text import InMemory, web_serving
 
 Recipe = Callable[..., RunConfig]
@@ -83,7 +83,7 @@ def test_a_url_that_stands_for_nothing_is_refused(within: str, options: dict[str
 def test_all_sources_that_cannot_be_read_are_told_at_once(place: InMemory, tmp_path: Path, recipe: Recipe) -> None:
     config = recipe(f"{place.url}/nowhere", place.url, "nope://a/b", f"{place.url}/*.csv")
     with FileHashes(tmp_path / "cache.sqlite") as hashes, pytest.raises(InputError, match="3 sources cannot be read") as caught:
-        plan_inputs(config, hashes.hash)
+        plan_inputs(config, hashes)
     for told in ("source-0", "nope:// is no protocol", "source-3"):
         assert told in str(caught.value)
 
@@ -91,9 +91,9 @@ def test_all_sources_that_cannot_be_read_are_told_at_once(place: InMemory, tmp_p
 def test_the_inputs_of_a_corpus_do_not_tell_where_they_lay(place: InMemory, tmp_path: Path, recipe: Recipe) -> None:
     remote = recipe({"path": place.url, "name": "s"})
     with FileHashes(tmp_path / "cache.sqlite") as hashes:
-        there = plan_inputs(remote, hashes.hash)
+        there = plan_inputs(remote, hashes)
     local = recipe({"path": str(here(tmp_path / "in")), "name": "s"})
-    here_too = plan_inputs(local, hash_file)
+    here_too = plan_inputs(local, PlainHashes())
     assert [file.model_copy(update={"path": ""}) for file in there] == [file.model_copy(update={"path": ""}) for file in here_too]
     assert raw_hash(there) == raw_hash(here_too)
     assert there[0].path == f"{place.url}/a.py"
@@ -104,7 +104,7 @@ def test_the_inputs_of_a_corpus_do_not_tell_where_they_lay(place: InMemory, tmp_
 
 def planned(config: RunConfig, database: Path) -> tuple[InputFile, ...]:
     with FileHashes(database) as hashes:
-        return plan_inputs(config, hashes.hash)
+        return plan_inputs(config, hashes)
 
 
 def test_a_file_is_read_for_its_hash_when_its_server_says_that_it_changed_and_never_again(tmp_path: Path, recipe: Recipe) -> None:
@@ -131,7 +131,8 @@ def test_what_was_read_is_remembered_though_another_file_fails(tmp_path: Path, r
         config = recipe(f"{web.url}/a.txt", f"{web.url}/b.txt")
         fetch = RemoteFiles.fetch
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RemoteFiles, "fetch", lambda self, url: fetch(self, url) if "a.txt" in url else 1 / 0)
+            patch.setattr(hashing, "_AT_A_TIME", 1)
+            patch.setattr(RemoteFiles, "fetch", lambda self, url, **how: fetch(self, url, **how) if "a.txt" in url else 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 planned(config, tmp_path / "cache.sqlite")
         web.asked.clear()

@@ -25,6 +25,7 @@ from tasks.validate.judge import Judgement
 from tasks.validate.reuse import facts_of, find_donors, offers
 from tasks.work import Draft
 from tests.fakes.in_process_work import commit
+from tests.fakes.plain_hashes import PlainHashes
 
 Recipe = Callable[..., RunConfig]
 WorkOn = Callable[..., Any]
@@ -49,10 +50,8 @@ def text(tmp_path: Path) -> Path:
 
 def finish(work: Any, config: RunConfig) -> tuple[Draft, ArtifactRecord]:
     """Builds and commits, as a run does."""
-    from cluster.storage import hash_file
-
     draft = build(work)
-    identity = identity_of(Stage.VALIDATE, config=config, inputs={}, hash_file=hash_file)
+    identity = identity_of(Stage.VALIDATE, config=config, inputs={}, hashes=PlainHashes())
     record = commit(work.storage.root, Stage.VALIDATE, draft, key=work.key)
     known = {"name": config.name, "fingerprint": identity.fingerprint, "outside": identity.outside, "recipe": identity.recipe}
     sealed = record.model_copy(update={**known, "record_hash": ""}).sealed()

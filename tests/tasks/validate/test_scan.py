@@ -21,6 +21,7 @@ from tasks.validate import scan as scanning
 from tasks.validate.grouping import plan_groups
 from tasks.validate.sources import plan_inputs
 from tasks.validate.stats import corpus_stats
+from tests.fakes.plain_hashes import PlainHashes
 
 Recipe = Callable[..., RunConfig]
 
@@ -173,7 +174,7 @@ def test_an_input_that_changed_since_the_plan_is_refused_and_nothing_is_left(
 
     write(lines[0])
     config = recipe(str(path))
-    plan = plan_groups(plan_inputs(config, hash_file), group_bytes=10**9, source_names=config.corpus.source_names)
+    plan = plan_groups(plan_inputs(config, PlainHashes()), group_bytes=10**9, source_names=config.corpus.source_names)
     write(lines[1])
     with pytest.raises(InputError, match="changed while the corpus was being made") as caught:
         scan(config, plan)
@@ -185,7 +186,7 @@ def test_an_input_that_changed_since_the_plan_is_refused_and_nothing_is_left(
 def test_an_input_that_vanished_is_a_clear_error(tmp_path: Path, recipe: Recipe, scan: Any, write_jsonl: Any) -> None:
     path = write_jsonl("a.jsonl", {"text": "one"})
     config = recipe(str(path))
-    plan = plan_groups(plan_inputs(config, hash_file), group_bytes=10**9, source_names=config.corpus.source_names)
+    plan = plan_groups(plan_inputs(config, PlainHashes()), group_bytes=10**9, source_names=config.corpus.source_names)
     path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
         scan(config, plan)

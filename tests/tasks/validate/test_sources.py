@@ -11,6 +11,7 @@ from schemas.config import RunConfig
 from schemas.corpus_config import SourceConfig
 from schemas.errors import InputError
 from tasks.validate.sources import compression_of, find_files, format_doubts, format_of, plan_inputs
+from tests.fakes.plain_hashes import PlainHashes
 
 Recipe = Callable[..., RunConfig]
 
@@ -21,7 +22,7 @@ def test_a_source_of_nothing_but_json_files_is_doubted(tmp_path: Path, recipe: R
 
     def doubts(*sources: dict[str, str]) -> tuple[str, ...]:
         config = recipe(*sources)
-        return format_doubts(config, plan_inputs(config, hash_file))
+        return format_doubts(config, plan_inputs(config, PlainHashes()))
 
     (doubt,) = doubts(*sources)
     assert "'data': all of its files (2) end in .json" in doubt
@@ -143,7 +144,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 
 def test_inputs_carry_source_size_and_hash_in_order_of_the_recipe(tmp_path: Path, recipe: Recipe) -> None:
     make_tree(tmp_path, "z/b.txt", "z/a.txt", "a.jsonl")
-    inputs = plan_inputs(recipe({"path": str(tmp_path / "z"), "name": "prose"}, str(tmp_path / "a.jsonl")), hash_file)
+    inputs = plan_inputs(recipe({"path": str(tmp_path / "z"), "name": "prose"}, str(tmp_path / "a.jsonl")), PlainHashes())
     assert [(file.source, file.relative_path) for file in inputs] == [("prose", "a.txt"), ("prose", "b.txt"), ("source-1", "a.jsonl")]
     assert inputs[0].size == len("text of z/a.txt")
     assert inputs[0].xxh3 == hash_file(tmp_path / "z/a.txt")
@@ -158,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, recipe: Recipe) -> 
         return "0" * 32
 
     with pytest.raises(InputError, match=r"b\.txt: cannot be read") as caught:
-        plan_inputs(recipe(str(tmp_path)), refuse)
+        plan_inputs(recipe(str(tmp_path)), PlainHashes(refuse))
     assert caught.value.why == "Permission denied"
 
 
