@@ -131,11 +131,13 @@ def summary_of(text: TextFacts, wish: Wish) -> str:
     size = _size_for(text, wish)
     length = _length_for(text, size=size, sequence_length=_sequence_length(size, wish))
     model = "your model" if wish.model_path else size.label
-    return f"{_amount(text)}; {model}, {length.steps:,} steps, about {length.epochs:,.1f} passes over it"
+    passes = f"about {length.epochs:,.1f} passes" if length.epochs >= 0.1 else "less than a tenth of a pass"
+    return f"{_amount(text)}; {model}, {length.steps:,} steps, {passes} over it"
 
 
 def _amount(text: TextFacts) -> str:
-    size = f"{text.text_bytes / 1e6:,.1f} MB" if text.text_bytes >= 1e5 else f"{text.text_bytes:,} bytes"
+    unit, name = (1e9, "GB") if text.text_bytes >= 1e9 else (1e6, "MB")
+    size = f"{text.text_bytes / unit:,.1f} {name}" if text.text_bytes >= 1e5 else f"{text.text_bytes:,} bytes"
     return f"{text.num_files:,} file{'' if text.num_files == 1 else 's'}, about {size} of text"
 
 

@@ -62,6 +62,20 @@ def test_the_label_fits_the_model() -> None:
         assert size.parameters == pytest.approx(float(label) * {"M": 1e6, "B": 1e9}[unit], rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("text_bytes", "begins", "ends"),
+    [
+        (900, "2 files, about 900 bytes of text; ", " passes over it"),
+        (53_687_091_200, "2 files, about 53.7 GB of text; ", ", less than a tenth of a pass over it"),
+    ],
+)
+def test_amounts_are_told_in_units_of_their_size(text_bytes: int, begins: str, ends: str) -> None:
+    facts = TextFacts(path="x", num_files=2, text_bytes=text_bytes, format="text", text_column="text")
+    told = summary_of(facts, Wish(name="mine", cluster=ClusterKind.LOCAL, gpus=0, cores=2))
+    assert told.startswith(begins)
+    assert told.endswith(ends)
+
+
 def test_the_file_is_commented() -> None:
     facts = TextFacts(path="x", num_files=1, text_bytes=10**6, format="text", text_column="text")
     text = recipe_text(facts, Wish(name="mine", cluster=ClusterKind.LOCAL, gpus=0, cores=1))
