@@ -198,7 +198,7 @@ def test_the_power_may_fail_at_any_file_event(captured: Captured, begun: Callabl
 @pytest.mark.exhaustive
 def test_the_power_may_fail_at_every_file_event_in_many_ways(captured: Captured, begun: Callable[[str], Path]) -> None:
     count = events_of(captured, begun).count
-    for at, seed in power_cuts(count, seeds=20):
+    for at, seed in power_cuts(count, seeds=10):
         artifact_dir = begun(f"cut-{at}-{seed}")
         crash(captured, artifact_dir, at=at, torn=bool(seed % 2), power_seed=seed)
         assert_goes_on(captured, artifact_dir)
