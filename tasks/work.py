@@ -268,11 +268,11 @@ def make(
         for record in inputs.values():
             bench.store.check_heads(record)
         draft = build(work)
-        if (folder := bench.storage.local_path(key)) is not None:
-            remove_unfinished(folder)  # of items of killed jobs; a job that is over has no other
         if not lease.still_held():
             why = "this one was silent for longer than its lease"
             raise LeaseHeldError(f"{key} was taken over by another process", why=why, mend="headrace resume goes on")
+        if (folder := bench.storage.local_path(key)) is not None:
+            remove_unfinished(folder)  # of items of killed jobs; a job that is over has no other
         record = ArtifactRecord(
             stage=identity.stage,
             stage_version=identity.stage.version,

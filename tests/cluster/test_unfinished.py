@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cluster.storage import FileStorage
 from cluster.unfinished import remove_unfinished, unfinished_path
 
@@ -34,3 +36,17 @@ def test_everybodys_go_when_nobody_writes_any_more(tmp_path: Path) -> None:
 def test_a_storage_does_not_list_what_is_unfinished(tmp_path: Path) -> None:
     write(unfinished_path(tmp_path / "items" / "group-000000.json", epoch=0, pid=1))
     assert FileStorage(tmp_path).names("items") == ()
+
+
+def test_one_that_cannot_be_removed_is_told_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a sticky folder, say, and another user's."""
+    write(unfinished_path(tmp_path / "g0000.parquet", epoch=0, pid=1))
+
+    def refuse(path: Path, *, missing_ok: bool) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    remove_unfinished(tmp_path)
+    assert "an unfinished file stays: [Errno 1] Operation not permitted" in caplog.text

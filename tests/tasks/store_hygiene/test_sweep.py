@@ -72,6 +72,17 @@ def test_what_killed_items_had_begun_goes_once_the_artifact_is_whole(chain: Stor
     assert [path.name for path in folder.iterdir()] == ["part-0.bin"]
 
 
+def test_who_lost_the_artifact_meanwhile_touches_nothing_of_the_other_s(chain: StoredChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = chain.finish(Stage.VALIDATE)
+    chain.storage.delete(ArtifactLayout(record.key).record)
+    begun = unfinished_path(chain.storage.root / record.key / "data" / "part-1.bin", epoch=1, pid=1)
+    begun.write_bytes(b"half")
+    monkeypatch.setattr(Lease, "still_held", lambda _: False)
+    with pytest.raises(LeaseHeldError, match="taken over by another process"):
+        build_again(chain, record)
+    assert begun.exists()
+
+
 def test_of_what_is_removed_only_who_held_it_stays_and_that_is_no_artifact(chain: StoredChain) -> None:
     record = chain.finish(Stage.VALIDATE)
     with Lease.take(chain.storage, ArtifactLayout(record.key).leases, purpose=REMOVAL):
