@@ -40,6 +40,10 @@ def _bar(stream: TextIO, stack: contextlib.ExitStack) -> Show:
 
     def show(hashing: Hashing) -> None:
         nonlocal update
+        if hashing.done_bytes >= hashing.total_bytes:  # what follows may take a while, too
+            stack.close()
+            update = None
+            return
         update = update or _new_bar(stream, stack)
         update(hashing)
 

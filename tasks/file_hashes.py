@@ -9,10 +9,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from cluster.remote_files import RemoteFile, RemoteFiles
 from cluster.storage import hash_file
@@ -28,7 +28,7 @@ _YOUNG_S = 60.0
 
 _LOOK_EVERY_S = 1.0
 _SAVE_EVERY_S = 30.0
-"""How much of the hashing is lost at most when the process is killed."""
+"""How old what a killed process has learnt of local files may be and be lost, besides the files that it was reading."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS file_hashes (
@@ -48,6 +48,14 @@ class Hashes(Protocol):
         """Returns the hashes of files, in their order."""
 
 
+class _Look(NamedTuple):
+    """What can be told of a file without reading it."""
+
+    digest: str | None
+    """Its hash, where it is remembered and nothing tells the file from the one that was hashed."""
+    size: int
+
+
 class FileHashes:
     """xxh3-128 of files, remembered while nothing about the file changes. A damaged or locked cache only costs time."""
 
@@ -64,7 +72,8 @@ class FileHashes:
         self._connection = self._connect()
         self._known: dict[str, tuple[int, int, int, int, str]] | None = None
         self._new: dict[str, tuple[int, int, int, int, str]] = {}
-        self._remote, self._lock = RemoteFiles(), threading.Lock()
+        self._remote = RemoteFiles()
+        self._lock, self._asking = threading.Lock(), threading.Lock()  # of what is known here; of the connection, where one may wait long
 
     def hash(self, file: Path | RemoteFile) -> str:
         """Returns the hash of a file. That of a remote one is remembered at once: it may have taken an hour.
@@ -75,37 +84,38 @@ class FileHashes:
             InputError: a remote one is gone or changed, since it was listed or meanwhile.
             UnreachableError: the server of a remote one refuses, or does not answer.
         """
-        return self._remembered(file) or self._read(file, on_block=lambda _: None)
+        return self._look_at(file).digest or self._read(file, on_block=lambda _: None)
 
     def hash_all(self, files: Sequence[Path | RemoteFile]) -> list[str]:
-        """Returns the hashes of files, in their order. Those that nobody remembers are read, several at a time, and what was learnt is kept
-        now and then: who is killed after an hour has not lost it. Raises as `hash`.
+        """Returns the hashes of files, in their order. Those that nobody remembers are read, several at a time, and the hashes of those that
+        are read are kept now and then: who is killed after an hour has not lost it. Raises as `hash`.
         """
-        found = [self._remembered(file) for file in files]
-        unknown = [file for file, digest in zip(files, found, strict=True) if digest is None]
-        read = iter(self._read_all(unknown) if unknown else ())
-        return [next(read) if digest is None else digest for digest in found]
+        looks = {file: self._look_at(file) for file in dict.fromkeys(files)}
+        unknown = {file: look.size for file, look in looks.items() if look.digest is None}
+        read = self._read_all(unknown) if unknown else {}
+        return [looks[file].digest or read[file] for file in files]
 
-    def _read_all(self, files: Sequence[Path | RemoteFile]) -> list[str]:
-        readers = Readers(files, read=self._read)
+    def _read_all(self, sizes: Mapping[Path | RemoteFile, int]) -> dict[Path | RemoteFile, str]:
         began = saved = time.monotonic()
-        with readers:
+        total = sum(sizes.values())
+        with Readers(tuple(sizes), read=self._read) as readers:
             while not readers.are_done(within_s=_LOOK_EVERY_S):
                 now = time.monotonic()
-                self._watch(Hashing(readers.done_bytes, readers.total_bytes, now - began))
+                self._watch(Hashing(min(readers.done_bytes, total), total, now - began))
                 if now - saved > _SAVE_EVERY_S:
                     self._save()
                     saved = now
-        return readers.digests()
+        digests = readers.digests()
+        self._watch(Hashing(total, total, time.monotonic() - began))
+        return digests
 
-    def _remembered(self, file: Path | RemoteFile) -> str | None:
-        """Returns the hash of a file that nothing tells from the one that was hashed; None where it has to be read."""
+    def _look_at(self, file: Path | RemoteFile) -> _Look:
         if isinstance(file, RemoteFile):
             asked = "SELECT xxh3 FROM remote_hashes WHERE url = ? AND size = ? AND identity = ?"
             rows = self._ask(asked, file.url, file.size, file.identity) if file.identity else []
-            return str(rows[0][0]) if rows else None
-        known = self._load().get(str(file))
-        return known[4] if known is not None and known[:4] == _stamp(os.stat(file, follow_symlinks=False)) else None
+            return _Look(str(rows[0][0]) if rows else None, size=file.size)
+        stamp, known = _stamp(os.stat(file, follow_symlinks=False)), self._load().get(str(file))
+        return _Look(known[4] if known is not None and known[:4] == stamp else None, size=stamp[0])
 
     def _read(self, file: Path | RemoteFile, *, on_block: Callable[[int], None]) -> str:
         return self._of_remote(file, on_block=on_block) if isinstance(file, RemoteFile) else self._of_local(file, on_block=on_block)
@@ -134,7 +144,7 @@ class FileHashes:
     def _ask(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         """Returns the rows of an answer, none when the database cannot be used."""
         try:
-            with self._lock, self._connection:
+            with self._asking, self._connection:
                 return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             logger.warning("%s: %s", self._database, error)
@@ -146,14 +156,17 @@ class FileHashes:
         self._connection.close()
 
     def _save(self) -> None:
+        """Writes what was learnt since the last time; what cannot be written is tried again the next time."""
         with self._lock:
-            rows: Iterable[tuple[object, ...]] = [(key, *stamp) for key, stamp in self._new.items()]
-            try:
-                with self._connection:
-                    self._connection.executemany("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", rows)
-            except sqlite3.Error as error:
-                logger.warning("%s: what was hashed is not remembered: %s", self._database, error)
-            self._new.clear()
+            new, self._new = self._new, {}
+        try:
+            with self._asking, self._connection:
+                rows = [(key, *stamp) for key, stamp in new.items()]
+                self._connection.executemany("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            logger.warning("%s: what was hashed is not remembered: %s", self._database, error)
+            with self._lock:
+                self._new = new | self._new
 
     def __enter__(self) -> Self:
         return self

@@ -77,6 +77,8 @@ class ArrayRun:
             return self._run()
         finally:
             self.node.nursery.kill_all()
+            if self._running:
+                remove_unfinished(self.node.staging.output(), writers={(running.epoch, pid) for pid, running in self._running.items()})
             self._publishers.shutdown(cancel_futures=True)
             for epoch in self._scratch:
                 self.node.publisher.finish(epoch)
@@ -188,7 +190,7 @@ class ArrayRun:
         running = self._running.pop(end.pid)
         running.scratch.remove_progress(running.item.index)
         if end.status < 0:
-            remove_unfinished(self.node.staging.output(), writer=(running.epoch, end.pid))
+            remove_unfinished(self.node.staging.output(), writers={(running.epoch, end.pid)})
         self._publishing[self._publishers.submit(self.node.staging.publish_item, running.item.index)] = (running, end)
 
     def _ended(self, published: Future[None]) -> NodeReport | None:

@@ -76,6 +76,8 @@ def _replace(text: str, pattern: Pattern, placeholder: str) -> Masked:
 
 
 def _length_beside(text: str, at: int, pattern: Pattern) -> int:
-    """Returns the length of what begins right behind a placeholder, which is a border where what it stands for was none; 0: nothing does."""
+    """Returns the length of what begins right behind a placeholder, which is a border where what it stands for was none (`pii_patterns`);
+    0: nothing does.
+    """
     match = pattern.regex.match(f">{text[at : at + _LONGEST]}", 1)
     return match.end() - 1 if match is not None and pattern.is_real(match.group()) else 0

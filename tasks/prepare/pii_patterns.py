@@ -1,7 +1,8 @@
 """What personal data and secrets look like: for each kind patterns, and a check that tells the real ones. Pure.
 
 Every repetition is bounded, so the time to look through a text grows with its length and with nothing else. All patterns share their borders:
-neither beside an ASCII letter or digit, `_` nor `+`, with which they also begin or end; so what is masked uncovers nothing that was none before.
+neither beside an ASCII letter or digit, `_` nor `+`, with which they also begin or end. Only what begins with `(` may stand right behind another:
+what is masked is no border for it, and the placeholder is one.
 Other letters are no border: Chinese puts no space before an address.
 """
 

@@ -57,8 +57,10 @@ def plan_inputs(config: RunConfig, hashes: Hashes | None) -> tuple[InputFile, ..
         try:
             digests = hashes.hash_all([item.file for item in listed])
         except OSError as error:
-            name = next((item.source for item in listed if item.path == str(error.filename)), "?")
-            raise _unreadable(error, source=name, subject=str(error.filename)) from error
+            item = next((item for item in listed if error.filename is not None and item.path == str(error.filename)), None)
+            if item is None:  # of the storage or the terminal that is told how far it is
+                raise
+            raise _unreadable(error, source=item.source, subject=item.path) from error
     return tuple(
         InputFile(source=item.source, path=item.path, relative_path=item.relative_path, size=item.size, xxh3=digest)
         for item, digest in zip(listed, digests, strict=True)

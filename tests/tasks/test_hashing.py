@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from schemas.errors import InterruptedRunError
 from schemas.stage import Stage
 from tasks import file_hashes
 from tasks.file_hashes import FileHashes
-from tasks.hashing import Hashing, Readers, telling
+from tasks.hashing import Hashing, telling
 
 SIZE = 100
 
@@ -100,7 +99,8 @@ def test_it_is_told_how_far_it_is_and_what_is_learnt_is_kept_on_the_way(files: l
         hashes.hash_all(files)
     assert enough.is_set(), "all but the one that is still read are remembered"
     assert {hashing.total_bytes for hashing in seen} == {SIZE * len(files)}
-    assert seen[-1].done_bytes == SIZE * (len(files) - 1)
+    assert seen[kept.index(len(files) - 1)].done_bytes == SIZE * (len(files) - 1)
+    assert seen[-1].done_bytes == SIZE * len(files), "it is told when it is over"
 
 
 @pytest.mark.usefixtures("looking_often")
@@ -108,9 +108,11 @@ def test_who_watches_can_end_it_in_the_middle_of_a_file(files: list[Path], datab
     begun = threading.Event()
 
     def endless(_path: Path, *, on_block: Callable[[int], None]) -> str:
-        while True:
+        deadline = time.monotonic() + 60.0
+        while time.monotonic() < deadline:
             begun.set()
             on_block(1)
+        raise AssertionError("it was not ended")
 
     monkeypatch.setattr(file_hashes, "hash_file", endless)
     watch = telling(Stage.VALIDATE, note=lambda _: None, stop_requested=begun.is_set)
@@ -126,8 +128,9 @@ def test_a_disk_that_fails_is_told_with_the_file_and_the_others_are_left(files: 
         if path == files[2]:
             failed.set()
             raise OSError(errno.EIO, "Input/output error")
-        while failed.is_set():
-            on_block(1)  # never ends by itself
+        deadline = time.monotonic() + 60.0
+        while failed.is_set() and time.monotonic() < deadline:
+            on_block(1)
         return hash_file(path, on_block=on_block)
 
     monkeypatch.setattr(file_hashes, "hash_file", read)
@@ -146,15 +149,41 @@ def test_notes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
         "hashing raw files: 6.0 of 20.0 GB, 100 MB/s, 2 min to go",
         "hashing raw files: 9.0 of 20.0 GB, 100 MB/s, 2 min to go",
     ]
-    assert Hashing(0, 10, seconds=0.0).line == "hashing raw files: 0.0 of 0.0 GB, 0 MB/s"
+    assert Hashing(0, 40_000_000, seconds=0.0).line == "hashing raw files: 0.0 of 40.0 MB, 0 MB/s"
 
 
-def test_a_file_that_is_read_again_does_not_count_beyond_all(files: list[Path]) -> None:
-    def twice(path: Path, *, on_block: Any) -> str:
+@pytest.mark.usefixtures("looking_often")
+def test_a_file_that_is_read_again_does_not_count_beyond_all(files: list[Path], database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+
+    def twice(path: Path, *, on_block: Callable[[int], None]) -> str:
         hash_file(path, on_block=on_block)
+        time.sleep(0.01)
         return hash_file(path, on_block=on_block)
 
-    with Readers(files, read=twice) as readers:
-        while not readers.are_done(within_s=1.0):
-            continue
-        assert readers.done_bytes == readers.total_bytes == SIZE * len(files)
+    monkeypatch.setattr(file_hashes, "hash_file", twice)
+    with FileHashes(database, watch=lambda hashing: shown.append(hashing.done_bytes)) as hashes:
+        hashes.hash_all(files)
+    assert shown == sorted(shown)
+    assert max(shown) == SIZE * len(files)
+
+
+def test_a_file_that_is_named_twice_is_read_once(files: list[Path], database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(file_hashes, "hash_file", instead(read.append))
+    with FileHashes(database) as hashes:
+        one, other, again = hashes.hash_all([files[0], files[1], files[0]])
+    assert one == again != other
+    assert sorted(read) == files[:2]
+
+
+def test_what_cannot_be_kept_now_is_kept_later(files: list[Path], database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with FileHashes(database) as hashes:
+        wanted = hashes.hash(files[0])
+        connection, hashes._connection = hashes._connection, sqlite3.connect(":memory:")  # which has no such table
+        hashes._save()
+        assert "is not remembered" in caplog.text
+        hashes._connection = connection
+    assert remembered(database) == 1
+    with FileHashes(database) as hashes:
+        assert hashes.hash(files[0]) == wanted

@@ -163,6 +163,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, recipe: Recipe) -> 
     assert caught.value.why == "Permission denied"
 
 
+def test_a_failure_of_who_looks_on_is_not_blamed_on_a_file(tmp_path: Path, recipe: Recipe) -> None:
+    """A journal on a full disk, say, or a terminal that is closed."""
+    make_tree(tmp_path, "a.txt")
+
+    def refuse(_: Path) -> str:
+        raise OSError(28, "No space left on device", "/store/journal/000012.json")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        plan_inputs(recipe(str(tmp_path)), PlainHashes(refuse))
+
+
 @pytest.mark.parametrize(
     ("path", "declared", "kind", "compression"),
     [
