@@ -1,6 +1,6 @@
 """How often values of each size came: bins of equal relative width, which merge exactly. Pure.
 
-A bin covers 1/32 of a power of two, so a quantile is right to 3 %, and integers up to 64 are exact. Of any number of values at most some
+A bin covers 1/32 of a power of two, so a quantile is right to 3 %, and integers below 64 are exact. Of any number of values at most some
 8,000 bins are kept, and in practice tens or hundreds.
 """
 
