@@ -29,7 +29,7 @@ class CheckpointFollower:
 
     def __init__(self, mirror: Mirror, *, storage: PatientStorage, layout: ArtifactLayout, spare_commits: int, offers: Offers) -> None:
         """Args: as for `cluster.agent.relay.CheckpointRelay`."""
-        self._mirror, self._layout, self._offers = mirror, layout, offers
+        self._mirror, self._storage, self._layout, self._offers = mirror, storage, layout, offers
         self._inbound = Inbound(mirror, storage=storage, layout=layout, spare_commits=spare_commits)
         self._local = FileStorage(mirror.root)
         self._answered: set[str] = set()
@@ -69,8 +69,14 @@ class CheckpointFollower:
         names = self._offers.open()
         for name in names:
             if name not in self._answered and (data := self._offers.read(name)) is not None:
-                self._offers.answer(name, self._send(CommitRecord.from_bytes(data)))
+                commit = CommitRecord.from_bytes(data)
+                sent = self._send(commit)
                 self._answered.add(name)
+                if self._offers.read(name) is None:  # node 0 ended the offer before it removed what was there by then
+                    for path in sent:
+                        self._storage.delete(f"{self._layout.key}/{commit.folder}/{path}")
+                else:
+                    self._offers.answer(name, sent)
         self._remove_old(frozenset(names) - self._answered)
 
     def _send(self, commit: CommitRecord) -> tuple[str, ...]:
