@@ -99,6 +99,8 @@ class CheckpointRelay:
         self._rounds.check()
         if self._rounds.begun:
             self._drain()
+            if not self._offers.alone:  # a start that ended may have been sending while its checkpoints were given up
+                self._remove_unnamed()
 
     def _drain(self) -> None:
         """Carries all that is committed here; gives up what a node that is gone would have to send."""
@@ -125,7 +127,12 @@ class CheckpointRelay:
         self._sent.update(self._inbound.bring_names(self._layout.acts))
 
     def _sweep(self) -> None:
-        """Removes what earlier starts left half uploaded: data that no commit names, but for those of damaged commits."""
+        """Removes what earlier starts left half uploaded, also in parts."""
+        self._remove_unnamed()
+        self._storage.patiently(lambda: self._mirror.storage.abandon_uploads(self._layout.checkpoints))
+
+    def _remove_unnamed(self) -> None:
+        """Removes data of earlier starts that no commit names, but for those of damaged commits."""
         named, kept = set[str](), set[int]()
         for step in committed(self._storage, self._layout):
             try:
@@ -138,7 +145,6 @@ class CheckpointRelay:
             match = _FOLDER.match(name)
             if match is not None and name not in named and int(match["step"]) not in kept and int(match["epoch"]) < newest:
                 self._storage.delete(f"{self._layout.checkpoints}/{name}")
-        self._storage.patiently(lambda: self._mirror.storage.abandon_uploads(self._layout.checkpoints))
 
     # ---- to storage ---------------------------------------------------------------------------------------------------
 

@@ -153,6 +153,6 @@ def assert_nothing_is_left(project: Project, url: str) -> None:
     (train,) = storage.names("train")
     layout = ArtifactLayout(f"train/{train}")
     named = {json.loads(storage.read(layout.commit(step)))["folder"].rpartition("/")[2] for step in committed(storage, layout)}
-    assert set(storage.names(layout.checkpoints)) == named
+    assert set(storage.names(layout.checkpoints)) == named, [name for name in names if "/checkpoints/" in name]
     assert project.left_behind() == []
     assert list((project.folder / ".headrace/state/scratch/staged/mirrors").iterdir()) == []
