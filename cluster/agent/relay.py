@@ -5,6 +5,7 @@ withdraw or retention removes locally goes in storage too, commits first. On sev
 when they are asked (`cluster.agent.offers`), and node 0 commits once all of them are there.
 """
 
+import contextlib
 import logging
 import re
 import threading
@@ -61,6 +62,8 @@ class CheckpointRelay:
         """Step → commit, as it came from storage or was sent there."""
         self._pending: dict[int, _Part] = {}
         """Step → what this node has sent of it, while it waits for the others."""
+        self._leaving: set[str] = set()
+        """Folders of commits that were withdrawn while retention, or a rank that was killed in its midst, has them here still."""
         self._sent: set[str] = set()
         """Small objects that storage has."""
         self._acts_lock = threading.Lock()
@@ -99,8 +102,6 @@ class CheckpointRelay:
         self._rounds.check()
         if self._rounds.begun:
             self._drain()
-            if not self._offers.alone:  # a start that ended may have been sending while its checkpoints were given up
-                self._remove_unnamed()
 
     def _drain(self) -> None:
         """Carries all that is committed here; gives up what a node that is gone would have to send."""
@@ -127,12 +128,7 @@ class CheckpointRelay:
         self._sent.update(self._inbound.bring_names(self._layout.acts))
 
     def _sweep(self) -> None:
-        """Removes what earlier starts left half uploaded, also in parts."""
-        self._remove_unnamed()
-        self._storage.patiently(lambda: self._mirror.storage.abandon_uploads(self._layout.checkpoints))
-
-    def _remove_unnamed(self) -> None:
-        """Removes data of earlier starts that no commit names, but for those of damaged commits."""
+        """Removes what earlier starts left half uploaded: data that no commit names, but for those of damaged commits."""
         named, kept = set[str](), set[int]()
         for step in committed(self._storage, self._layout):
             try:
@@ -145,6 +141,7 @@ class CheckpointRelay:
             match = _FOLDER.match(name)
             if match is not None and name not in named and int(match["step"]) not in kept and int(match["epoch"]) < newest:
                 self._storage.delete(f"{self._layout.checkpoints}/{name}")
+        self._storage.patiently(lambda: self._mirror.storage.abandon_uploads(self._layout.checkpoints))
 
     # ---- to storage ---------------------------------------------------------------------------------------------------
 
@@ -156,6 +153,9 @@ class CheckpointRelay:
         here = {step: commit for step in committed(self._local, self._layout) if (commit := self._commit_here(step)) is not None}
         for step in [step for step, data in self._known.items() if here.get(step) != data]:
             self._withdraw(step)
+        for folder in [folder for folder in self._leaving if not (self._mirror.root / folder).exists()]:
+            self._storage.delete(folder)
+            self._leaving.discard(folder)
         for step in self._pending.keys() - here.keys():  # retention was faster
             self._give_up(self._pending[step].commit)
         fresh = sorted(here.keys() - self._known.keys(), reverse=True)
@@ -237,7 +237,7 @@ class CheckpointRelay:
         self._storage.delete(f"{self._layout.key}/{commit.folder}")
 
     def _withdraw(self, step: int) -> None:
-        """Removes a commit that is not here any more, then its data, unless they are kept as evidence.
+        """Removes a commit that is not here any more. Its data follow once they are not here either, unless they are kept as evidence.
 
         A checkpoint that was damaged here alone stays in storage: the next attempt goes on from it.
         """
@@ -247,9 +247,6 @@ class CheckpointRelay:
             return
         if self._storage.exists(self._layout.commit(step)) and self._storage.read(self._layout.commit(step)) == data:
             self._storage.delete(self._layout.commit(step))
-        try:
-            folder = f"{self._layout.key}/{CommitRecord.from_bytes(data).folder}"
-        except SealBrokenError:
-            return
-        if not marked and not (self._mirror.root / folder).exists():
-            self._storage.delete(folder)
+        if not marked:
+            with contextlib.suppress(SealBrokenError):  # then nobody knows which they are
+                self._leaving.add(f"{self._layout.key}/{CommitRecord.from_bytes(data).folder}")

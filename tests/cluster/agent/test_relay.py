@@ -131,6 +131,20 @@ def test_what_retention_removes_goes_in_storage_too(start: Callable[..., Start],
     assert storage.names(f"{LAYOUT.key}/{old.folder}") == ()
 
 
+def test_data_of_which_storage_lost_the_commit_first_go_once_retention_has_removed_them(start: Callable[..., Start], storage: S3Storage) -> None:
+    """Retention removes a commit, then its data, and a round of the relay may fall between the two."""
+    first = start()
+    old = first.commit(5)
+    first.commit(10)
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    first.local.delete(LAYOUT.commit(5))
+    wait_until(lambda: committed(storage, LAYOUT) == (10,))
+    assert storage.names(f"{LAYOUT.key}/{old.folder}") != (), "what is here is there"
+    first.local.delete(f"{LAYOUT.key}/{old.folder}")
+    wait_until(lambda: storage.names(f"{LAYOUT.key}/{old.folder}") == ())
+    first.end()
+
+
 def test_a_checkpoint_that_is_damaged_in_storage_is_passed_over_and_withdrawn_where_ranks_withdraw_it(
     start: Callable[..., Start], storage: S3Storage
 ) -> None:
