@@ -1,4 +1,4 @@
-"""An array's program: writes one small file per item, with faults on request.
+"""An array's program: writes one small file per item, has something unfinished until then, and faults on request.
 
     python -m tests.fakes.array_job --spec FILE --index I
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.layout import ArtifactLayout
 from cluster.storage import AlreadyExistsError, FileStorage, file_entry
+from cluster.unfinished import unfinished_path
 from schemas.canonical import canonical_json
 from schemas.job import ItemRecord, TaskSpec
 from tests.fakes.gang_job import strike, strikes
@@ -30,13 +31,18 @@ def main() -> None:
     spec = TaskSpec.model_validate_json(arguments.spec.read_bytes())
     output = Path(spec.output_dir)
     print(f"item {arguments.index} starts in epoch {spec.epoch}", flush=True)
-    for fault in spec.job.options.get("faults", ()):
-        if fault["item"] == arguments.index and strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
-            strike(fault["kind"])
-    while arguments.index < spec.job.options.get("waits_below", 0) and spec.job.attempt == 0:
-        time.sleep(0.1)
-    time.sleep(spec.job.options["item_s"])
     path = output / f"part-{arguments.index:06d}.txt"
+    unfinished = unfinished_path(path, epoch=spec.epoch, pid=os.getpid())
+    unfinished.write_text("half")
+    try:
+        for fault in spec.job.options.get("faults", ()):
+            if fault["item"] == arguments.index and strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
+                strike(fault["kind"])
+        while arguments.index < spec.job.options.get("waits_below", 0) and spec.job.attempt == 0:
+            time.sleep(0.1)
+        time.sleep(spec.job.options["item_s"])
+    finally:
+        unfinished.unlink()
     if not path.exists():
         path.write_text(f"item {arguments.index}{f' of epoch {spec.epoch}' if spec.job.options.get('content_by_epoch') else ''}\n")
     told: dict[str, Any] = {"environment": sorted(os.environ)} if spec.job.options.get("tell_environment") else {}

@@ -33,6 +33,11 @@ def fault(kind: str, *, item: int = 3, times: int = 1) -> dict[str, Any]:
     return {"item": item, "kind": kind, "times": times}
 
 
+def unfinished(job: LiveJob) -> list[Path]:
+    """What items had begun and nobody removed."""
+    return sorted((job.storage.root / job.request.artifact_key).rglob(".tmp-e*-part-*"))
+
+
 def starts(job: LiveJob, number: int = 0) -> list[tuple[int, int]]:
     """(epoch, item) of every start of an attempt."""
     return [(line.epoch, line.rank) for line in read_logs(job.storage, job.attempt(number)) if "starts" in line.text]
@@ -72,6 +77,7 @@ def test_a_failed_item_runs_again_under_an_epoch_of_its_own(array: Callable[...,
     assert (incident.rank, incident.cause, incident.exit_status) == (3, cause, status)
     assert {(0, 3), (1, 3)} <= set(starts(job))
     assert len(starts(job)) == 7
+    assert unfinished(job) == []
 
 
 @pytest.mark.slow
@@ -133,6 +139,7 @@ def test_a_preempted_array_keeps_what_is_finished_and_the_next_attempt_goes_on(a
     assert (record.exit_code, job.attempts) == (ExitCode.DONE, (0, 1))
     assert finished(job) == set(range(8))
     assert len(starts(job, 1)) <= 8 - incident.committed_step
+    assert unfinished(job) == [], "of those that waited when they were stopped"
 
 
 @pytest.mark.slow
