@@ -205,6 +205,16 @@ class LiveTraining:
         (zygote,) = agent.children()
         return zygote
 
+    def kill_zygote(self, timeout_s: float = 30.0) -> None:
+        """Kills the zygote and waits until its ranks have ended, too: one that is held makes no step between that death and its own."""
+        zygote = self.zygote()
+        ranks = {rank.pid for rank in zygote.children()}
+        zygote.kill()
+        deadline = time.monotonic() + timeout_s
+        while left := ranks & {process.pid for process in self.processes()}:
+            assert time.monotonic() < deadline, f"ranks outlive their zygote: {sorted(left)}"
+            time.sleep(0.02)
+
     def spec(self, attempt: int = -1) -> JobSpec:
         """The spec of an attempt."""
         return read_spec(self.storage, self.layout.attempt("", self.attempts[attempt]))

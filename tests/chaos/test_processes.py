@@ -111,7 +111,7 @@ def test_zygote_and_agent_may_die_and_nothing_is_orphaned(make_training: MakeTra
     training = make_training()
     shared_memory = set(os.listdir("/dev/shm"))
     faults = Faults().hold(rank=0, at_step=7).hold(rank=1, at_step=18)
-    with training.meanwhile({0: lambda: training.zygote().kill(), 1: lambda: training.agents()[0].kill()}):
+    with training.meanwhile({0: training.kill_zygote, 1: lambda: training.agents()[0].kill()}):
         draft = training.run(faults)
     assert draft.content_hash == calm_hash
     zygote, agent = training.incidents()
