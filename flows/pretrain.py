@@ -11,7 +11,7 @@ from flows.scheduling import plan_first
 from schemas.artifact import ArtifactRef
 from schemas.plan import OnChange
 from schemas.stage import Stage
-from tasks.evaluate.task import evaluate
+from tasks.evaluate.task import evaluate, refuse_without_test_split
 from tasks.export.task import export
 from tasks.prepare.task import prepare
 from tasks.register.task import register
@@ -47,6 +47,7 @@ def pretrain(
     with controlled(run):
         accepted = validate(run)
         corpus = prepare(run, accepted)
+        refuse_without_test_split(run, corpus)
         tokenizer = make_tokenizer(run, corpus)
         shards = tokenize(run, corpus, tokenizer)
         training = train(run, tokenizer, shards)

@@ -24,7 +24,7 @@ from schemas.diagnosis import diagnose
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.override import ORIGIN, apply_override, parse_overrides
 from schemas.reference import plain_password, reference_problems, resolve_machine
-from schemas.source_url import SOURCE_KEYS, URL, holds_secret, is_remote, url_problem
+from schemas.source_url import SOURCE_KEYS, URL, holds_secret, is_glob, is_remote, url_problem
 from schemas.warning import warnings_of
 from schemas.yaml_text import Document, Location, dotted, parse_yaml, shorten
 
@@ -43,6 +43,7 @@ _PATH_KEYS = tuple(
     )
 )
 _INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|corpus\.preparation\.decontamination\.files\.\d+|tokenizer\.path|model\.pretrained")
+_COMPARED_KEYS = re.compile(r"corpus\.preparation\.decontamination\.files\.\d+")
 _VERBATIM_KEYS = re.compile(r"(cluster\.(.*\.)?setup|cluster\.extra_directives|evaluation\.prompts|tracking\.sample_prompt)(\..*)?")
 """Text for shells, schedulers and models, where `${…}` is not ours."""
 _MAX_BYTES = 1_000_000
@@ -161,14 +162,14 @@ def _parse(text: str, path: Path) -> Document:
 def _nearest_file(path: Path) -> str:
     """Returns the existing file with a name close to the missing `path`'s, in the deepest folder of it that exists; or an empty string."""
     missing = path
-    while not missing.parent.is_dir() and missing.parent != missing:
-        missing = missing.parent
     try:
+        while not missing.parent.is_dir() and missing.parent != missing:
+            missing = missing.parent
         names = os.listdir(missing.parent)
+        close = difflib.get_close_matches(missing.name, names, n=5, cutoff=0.6)  # links that lead nowhere are listed as well, `missing` perhaps among them
+        return next((str(near) for name in close if (near := missing.with_name(name)).exists()), "")
     except OSError:
         return ""
-    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
-    return str(missing.with_name(close[0])) if close else ""
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -268,21 +269,55 @@ def _value_problems(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
-    """Returns the local inputs that do not exist. Other machines may see other files, so this is for `kind: local` only."""
-    problems: list[Problem] = []
+    """Returns the local inputs that cannot be what is wanted. Other machines may see other files, so this is for `kind: local` only.
+
+    Sources that hold nothing are told along with others: who makes the list of files looks at them otherwise, and would come too late.
+    """
     cluster = data.get("cluster")
     if isinstance(cluster, Mapping) and cluster.get("kind") in (ClusterKind.SLURM, ClusterKind.KUBERNETES):
-        return problems
+        return []
+    inputs: dict[str, str] = {}
 
-    def judge(text: str, location: Location) -> str:
+    def gather(text: str, location: Location) -> str:
         key = dotted(location)
-        is_local = not (URL.match(text) or "${" in text or re.search(r"[*?\[]", text))
-        if _INPUT_KEYS.fullmatch(key) and text and is_local and not Path(text).exists():
-            problems.append(Problem(key=key, value=repr(text), message="does not exist", nearest=_nearest_file(Path(text))))
+        if _INPUT_KEYS.fullmatch(key) and text and not (URL.match(text) or "${" in text):
+            inputs[key] = text
         return text
 
-    _map_text(dict(data), (), judge)
-    return problems
+    _map_text(dict(data), (), gather)
+    wrong = {key: problem for key, text in inputs.items() if (problem := _input_problem(key, text)) is not None}
+    sources = {key: text for key, text in inputs.items() if wrong and key not in wrong and SOURCE_KEYS.fullmatch(key)}
+    wrong |= {key: Problem(key=key, value=repr(text), message="holds no file") for key, text in sources.items() if _is_empty(Path(text))}
+    return [wrong[key] for key in inputs if key in wrong]
+
+
+def _input_problem(key: str, text: str) -> Problem | None:
+    """Returns what is wrong with one local input, by its own path alone."""
+    path = Path(text)
+    try:
+        if path.exists():
+            is_folder = _COMPARED_KEYS.fullmatch(key) and path.is_dir()
+            return Problem(key=key, value=repr(text), message="is a folder: name the files in it, one by one") if is_folder else None
+    except OSError as error:
+        return Problem(key=key, value=repr(text), message=f"cannot be looked at: {error.strerror}")
+    if not is_glob(text):
+        message = "is a symbolic link that leads nowhere" if path.is_symlink() else "does not exist"
+    elif SOURCE_KEYS.fullmatch(key):
+        return None
+    else:
+        message = "does not exist; `*`, `?` and `[` are wildcards in corpus.sources alone: name each file"
+    return Problem(key=key, value=repr(text), message=message, nearest=_nearest_file(path))
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether no file, not even a hidden one, lies below a folder, or matches a glob."""
+    if path.exists():
+        return path.is_dir() and not any(found.is_file() for found in path.rglob("*"))
+    fixed = next(parent for parent in path.parents if not is_glob(str(parent)))
+    try:
+        return not any(found.is_file() for found in fixed.glob(str(path.relative_to(fixed))))
+    except ValueError:  # no glob: told by who lists files
+        return False
 
 
 # ---- where a problem was written -------------------------------------------------------------------------------------

@@ -188,7 +188,9 @@ def _corpus(text: TextFacts) -> str:
     lines += ["  #   normalization: nfc", "  #   quality: {gopher: true}", "  #   duplicates: {near: true}"]
     lines += ["  splits:                      # by hash of the content: stable when text is added"]
     share = 0.01 if text.text_bytes > 50e6 else 0.04
-    lines += [f"    validation: {min(share, 0.02)}", f"    test: {share}"]
+    if text.format == "text":  # a file is a document: five of them on average, for a split of one is often empty
+        share = max(share, min(0.25, round(5 / text.num_files, 2)))
+    lines += [f"    validation: {round(min(max(share / 2, 0.01), 0.1), 3)}", f"    test: {share}"]
     if text.text_bytes < 500e6:
         lines += [f"  group_bytes: {max(1_000_000, round(text.text_bytes / 8, -5)):_}       # the unit of work and of reuse"]
     return "\n".join(lines) + "\n"

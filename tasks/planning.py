@@ -16,6 +16,7 @@ from schemas.plan import Action, Plan, PlannedStage
 from schemas.sizing import TrainingSize, training_size
 from schemas.stage import Stage
 from tasks.cost_of_training import planned_cost
+from tasks.evaluate.held_out import check_test_split
 from tasks.file_hashes import FileHashes, Hashes
 from tasks.hashing import Hashing
 from tasks.identity import identity_of
@@ -52,8 +53,8 @@ def make_plan(
         InputError: a raw input is missing, an existing tokenizer or a pretrained model cannot be used, or `from_stage` needs stages that
             are not finished.
         UnsafeFileError: an existing tokenizer or a pretrained model holds pickles, or links that leave it.
-        ConfigError: the model cannot take the ids of the existing tokenizer, a source that is to be mixed in has no sequence, or the source
-            of `model.factory` cannot be found.
+        ConfigError: the model cannot take the ids of the existing tokenizer, a source that is to be mixed in has no sequence, the source of
+            `model.factory` cannot be found, or there is no text to evaluate the model by.
         VerificationError: a record is damaged, or a manifest or a tokenizer that a stage to be made would read.
     """
     store = Store(open_storage(config.storage.root))
@@ -84,6 +85,7 @@ def make_plan(
         planned = [_with_raw_changes(stage, raw, store=store, config=config) for stage in planned]
     _check_from(from_stage, planned, config=config)
     vocab_size = _check_outside_inputs(config, planned, project_dir=project_dir)
+    _check_test_split(config, planned, found=found)
     if (tokenizer := found.get(Stage.TOKENIZER)) is not None:
         vocab_size = tokenizer.summary.get("vocab_size")
     _check_inputs(store, config=config, planned=planned, found=found)
@@ -223,6 +225,13 @@ def _check_outside_inputs(config: RunConfig, planned: list[PlannedStage], *, pro
     if Stage.TRAIN in made:
         training_files(config, project_dir=project_dir)
     return vocab_size
+
+
+def _check_test_split(config: RunConfig, planned: list[PlannedStage], *, found: Mapping[Stage, ArtifactRecord]) -> None:
+    """Refuses a corpus by which the model could not be evaluated; while it is not made, the recipe alone tells."""
+    if any(stage.stage is Stage.EVALUATE and stage.action is not Action.REUSE for stage in planned):
+        corpus = found.get(config.corpus_stage)
+        check_test_split(config, None if corpus is None else corpus.summary.get("documents"))
 
 
 def _check_inputs(store: Store, *, config: RunConfig, planned: list[PlannedStage], found: Mapping[Stage, ArtifactRecord]) -> None:

@@ -244,3 +244,15 @@ def test_a_corpus_that_fails_ends_the_command_with_its_verdict(tmp_path: Path) -
     quarantined = sum(len(pq.read_table(path)) for path in (folder / "quarantine").iterdir())
     stats = json.loads((folder / "stats.json").read_text())["total"]
     assert stats["read"] == quarantined + sum(split["documents"] for split in stats["accepted"].values())
+
+
+def test_a_corpus_that_holds_out_no_text_ends_the_run_before_anything_is_trained(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", changes={"corpus.splits": {"validation": 0.1, "test": 1e-9}})
+    for command in ("run", "run", "plan"):  # the second run and the plan know the corpus, and refuse at once
+        done = project.headrace(command, "tiny.yaml")
+        assert done.returncode == ExitCode.USAGE, done.stdout + done.stderr
+        assert "corpus.splits.test = 1e-09: leaves no text to evaluate the model by, which follows training: none of " in done.stderr
+        assert "raise it, or give more text" in done.stderr
+    assert sorted(path.name for path in project.root.iterdir() if any(path.rglob("record.json"))) == ["validate"]
+    (run_id,) = project.run_ids()
+    assert project.answer("status", run_id)["state"] == "failed"

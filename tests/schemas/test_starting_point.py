@@ -76,6 +76,14 @@ def test_amounts_are_told_in_units_of_their_size(text_bytes: int, begins: str, e
     assert told.endswith(ends)
 
 
+@pytest.mark.parametrize(("num_files", "shares"), [(1, (0.1, 0.25)), (12, (0.1, 0.25)), (50, (0.05, 0.1)), (125, (0.02, 0.04)), (9000, (0.02, 0.04))])
+def test_few_documents_are_held_out_in_larger_shares(num_files: int, shares: tuple[float, float]) -> None:
+    """With 4 % of 12 documents the test split was empty three times of five, and evaluation refused it."""
+    facts = TextFacts(path="x", num_files=num_files, text_bytes=10**6, format="text", text_column="text")
+    splits = yaml.safe_load(recipe_text(facts, Wish(name="mine", cluster=ClusterKind.LOCAL, gpus=0, cores=1)))["corpus"]["splits"]
+    assert (splits["validation"], splits["test"]) == shares
+
+
 def test_the_file_is_commented() -> None:
     facts = TextFacts(path="x", num_files=1, text_bytes=10**6, format="text", text_column="text")
     text = recipe_text(facts, Wish(name="mine", cluster=ClusterKind.LOCAL, gpus=0, cores=1))

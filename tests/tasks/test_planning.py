@@ -9,6 +9,7 @@ import pytest
 from cluster.storage import FileStorage
 from schemas.artifact import ArtifactRecord
 from schemas.config import RunConfig
+from schemas.corpus_config import SplitConfig
 from schemas.errors import ConfigError, InputError
 from schemas.plan import Action, PlannedStage
 from schemas.recipe_config import ModelConfig
@@ -45,14 +46,15 @@ def write_model(project_dir: Path, *, layers: int = 2) -> None:
     (package / "layers.py").write_text(f"LAYERS = {layers}\n")
 
 
-def finish(config: RunConfig, project_dir: Path, *, tokens: Mapping[str, Any] | None = None) -> dict[Stage, ArtifactRecord]:
-    """Commits empty artifacts of the stages up to `train`, as this configuration identifies them now. `tokens`: the summary of `tokenize`."""
+def finish(config: RunConfig, project_dir: Path, **summaries: Mapping[str, Any]) -> dict[Stage, ArtifactRecord]:
+    """Commits empty artifacts of the stages up to `train`, as this configuration identifies them now. `summaries`: by stage."""
+    summaries = {"validate": {"documents": {"train": 9, "validation": 0, "test": 1}}, **summaries}
     store = Store(FileStorage(Path(config.storage.root)))
     records: dict[Stage, ArtifactRecord] = {}
     for stage in (Stage.VALIDATE, Stage.TOKENIZER, Stage.TOKENIZE, Stage.TRAIN):
         contents = {source: records[source].content_hash for source in config.inputs_of(stage)}
         identity = identity_of(stage, config=config, inputs=contents, hashes=PlainHashes(), project_dir=project_dir)
-        key, summary = store.place(identity, rebuild=False), dict(tokens or {}) if stage is Stage.TOKENIZE else {}
+        key, summary = store.place(identity, rebuild=False), dict(summaries.get(stage.value, {}))
         record = record_of(store.storage.root, stage, Draft(files=(), summary=summary, content_hash=stage.value), key=key)  # type: ignore[attr-defined]
         inputs = tuple(records[source].ref() for source in config.inputs_of(stage))
         known = {"name": config.name, "fingerprint": identity.fingerprint, "inputs": inputs, "outside": identity.outside, "recipe": identity.recipe}
@@ -169,7 +171,7 @@ def mixed(config: RunConfig, weights: Mapping[str, float], *, text: Path) -> Run
 def test_a_source_that_will_be_repeated_too_often_is_warned_of(config: RunConfig, tmp_path: Path) -> None:
     config = mixed(config, {"web": 3, "code": 1}, text=tmp_path / "text")
     by_source = {"web": 600, "code": 50}
-    finish(config, tmp_path / "project", tokens={"sequences": {"train": 650}, "sequences_by_source": by_source})
+    finish(config, tmp_path / "project", tokenize={"sequences": {"train": 650}, "sequences_by_source": by_source})
     plan = make_plan(config, project_dir=tmp_path / "project")
     assert [(share.source, share.epochs) for share in plan.size.sources] == [("web", 2.0), ("code", 8.0)]
     (warning,) = [warning for warning in plan.warnings if "2305.16264" in warning]
@@ -178,6 +180,17 @@ def test_a_source_that_will_be_repeated_too_often_is_warned_of(config: RunConfig
 
 def test_a_mixture_that_the_tokens_cannot_give_is_refused_at_once(config: RunConfig, tmp_path: Path) -> None:
     config = mixed(config, {"web": 3, "code": 1}, text=tmp_path / "text")
-    finish(config, tmp_path / "project", tokens={"sequences": {"train": 600}, "sequences_by_source": {"web": 600}})
+    finish(config, tmp_path / "project", tokenize={"sequences": {"train": 600}, "sequences_by_source": {"web": 600}})
     with pytest.raises(ConfigError, match=r"training\.mixture\.weights\.code = 1.*no training sequence"):
+        make_plan(config, project_dir=tmp_path / "project")
+
+
+@pytest.mark.parametrize("finds_out", ["by its share", "by its documents"])
+def test_a_corpus_by_which_no_model_could_be_evaluated_is_refused_before_it_is_trained(config: RunConfig, tmp_path: Path, finds_out: str) -> None:
+    if finds_out == "by its share":
+        corpus = config.corpus.model_copy(update={"splits": SplitConfig(test=0.0)})
+        config = config.model_copy(update={"corpus": corpus})
+    else:
+        finish(config, tmp_path / "project", validate={"documents": {"train": 10, "validation": 2, "test": 0}})
+    with pytest.raises(ConfigError, match=r"corpus\.splits\.test = 0\.0\d?: leaves no text to evaluate the model by.*; raise it, or give more text"):
         make_plan(config, project_dir=tmp_path / "project")
