@@ -59,7 +59,7 @@ def _boxes(columns: Columns) -> Boxes:
         ("column", "least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
         tuple((name, *(f"{value:.6g}" for value in values)) for name, values in quantiles.items()),
     )
-    return Boxes("Scales: quantiles of columns with numbers, on one axis", rows, axis.ticks(), table)
+    return Boxes("Scales: quantiles (right to 3 %) of columns with numbers, on one axis", rows, axis.ticks(), table)
 
 
 def _unit(smallest: float) -> float:

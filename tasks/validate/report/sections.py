@@ -132,7 +132,7 @@ def _length_boxes(stats: CorpusStats, *, names: Sequence[str]) -> Boxes:
         rows.append(BoxRow(label, Places._make(axis.at(value) for value in values), tone=tone))
         cells.append((label, f"{lengths.documents:,}", *(f"{value:,.0f}" for value in values), f"{lengths.chars / lengths.documents:,.0f}"))
     heads = ("source, split", "documents", "least", "5 %", "25 %", "median", "75 %", "95 %", "most", "mean")
-    return Boxes("Characters per document: quantiles by source and split", tuple(rows), axis.ticks(), Table(heads, tuple(cells)))
+    return Boxes("Characters per document: quantiles (right to 3 %) by source and split", tuple(rows), axis.ticks(), Table(heads, tuple(cells)))
 
 
 def characters_section(stats: CorpusStats, figures: CorpusFigures) -> Section:

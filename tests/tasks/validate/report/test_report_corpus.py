@@ -111,7 +111,7 @@ def test_the_page_says_what_stats_say_and_finds_what_was_planted(tmp_path: Path,
         assert counts[source.source][2:] == [f"{source.read:,}", f"{source.num_accepted:,}", f"{source.num_quarantined:,}", *documents]
     assert stats.total.read == 2250
     assert {row[0]: row[1] for row in read.tables["Reasons by source"][1:]}["web"] == "599"
-    quantiles = {row[0]: row[1:] for row in read.tables["Characters per document: quantiles by source and split"]}
+    quantiles = {row[0]: row[1:] for row in read.tables["Characters per document: quantiles (right to 3 %) by source and split"]}
     train = stats.sources[0].accepted["train"]
     assert (quantiles["web, train"][0], quantiles["web, train"][1], quantiles["web, train"][7]) == (
         f"{train.documents:,}",
