@@ -80,7 +80,7 @@ class FileEncoding(Frozen):
     relative_path: str
     """Path within the source."""
     encoding: str
-    """A value of `corpus.encoding`, never `auto`; empty when it could not be told."""
+    """A value of `corpus.encoding`, never `auto`, or `utf-32`; empty when it could not be told."""
     evidence: EncodingEvidence
     """How that was found."""
 

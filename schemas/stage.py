@@ -57,4 +57,4 @@ _INPUTS: dict[Stage, tuple[Stage | None, ...]] = {
 
 _SHARED = frozenset((Stage.VALIDATE, Stage.PREPARE, Stage.TOKENIZER, Stage.TOKENIZE))
 
-_VERSIONS: dict[Stage, int] = {**dict.fromkeys(Stage, 1), Stage.PREPARE: 2}
+_VERSIONS: dict[Stage, int] = {**dict.fromkeys(Stage, 1), Stage.VALIDATE: 2, Stage.PREPARE: 2}

@@ -29,9 +29,15 @@ _LEAST_MARGIN = 0.08
 """By how much the best candidate must be ahead of the next one that reads other text, in coherence minus chaos, each 0 to 1."""
 _MOST_DAMAGE = 0.05
 """Share of the characters beyond ASCII that may be broken in text that is UTF-8 all the same."""
-_WIDE = ("utf-16", "utf-16-le", "utf-16-be")
+_WIDE = ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
 """Encodings in which a line feed is more than its byte: they are decoded before lines are looked for."""
-_MARKS = ((BOM, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_MARKS = (
+    (BOM, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the next one: no text in UTF-16 has U+0000 as its first character
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+)
 _ASCII = bytes(range(0x80))
 _REPLACEMENT = "\ufffd"
 
@@ -48,7 +54,7 @@ class Detected(NamedTuple):
     """What a file was read as."""
 
     encoding: str
-    """A value of `EncodingName`, never `auto`; empty when it could not be told."""
+    """A value of `EncodingName`, never `auto`, or `utf-32`, which has a mark always; empty when it could not be told."""
     evidence: EncodingEvidence
     """How it was found."""
 
@@ -78,12 +84,12 @@ class Decoding:
             DamagedStreamError: see `lines.line_runs`.
             UnknownEncodingError: the file's encoding cannot be told; everything before was ASCII and was yielded.
         """
+        first = next(content, b"")  # all of the file, or longer than any mark
+        self._heed_mark(first)
+        content = itertools.chain([first], content)
         if self.declared == "utf-8":
             yield from line_runs(content)
             return
-        first = next(content, b"")
-        self._heed_mark(first)
-        content = itertools.chain([first], content)
         if self.found is not None and self.found.encoding in _WIDE:
             yield from line_runs(self._recoded(content, encoding=self.found.encoding))
             return
@@ -116,12 +122,15 @@ class Decoding:
         """Decides by the byte order mark, if there is one. Raises UnknownEncodingError when it contradicts what was declared."""
         marked = next((encoding for mark, encoding in _MARKS if start.startswith(mark)), None)
         if marked is None:
+            if self.declared == "utf-16":  # without a mark it is what Windows writes
+                self.found = Detected("utf-16-le", "declared")
             return
+        general = marked.removesuffix("-le").removesuffix("-be")
         if self.found is None:
-            self.found = Detected(marked, "byte order mark")
-        elif not self.declared.startswith(marked):
+            self.found = Detected(general, "byte order mark")
+        elif self.declared not in (marked, general):
             self.found = _NOT_TOLD
-            raise UnknownEncodingError(f"{self.declared} is declared, and the file begins with the byte order mark of {marked}")
+            raise UnknownEncodingError(f"{self.declared} is declared, and the file begins with the byte order mark of {marked}, which auto reads")
 
     def _decided(self, runs: Iterator[bytes]) -> Iterator[bytes]:
         """Yields the runs; those that tell the encoding, and what comes with them, once it is told."""
@@ -183,14 +192,11 @@ class Decoding:
             yield b"\n".join(good)
 
     def _recoded(self, content: Iterator[bytes], *, encoding: str) -> Iterator[bytes]:
-        """Yields blocks of UTF-16 as UTF-8. What has no meaning becomes bytes that are no UTF-8, and is found where it is."""
-        decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+        """Yields blocks of UTF-16 or UTF-32 as UTF-8. What has no meaning becomes bytes that are no UTF-8, and is found where it is."""
+        decoder = codecs.getincrementaldecoder(encoding)(_PASSED_ON)
         for block in content:
             yield self._unmarked(decoder.decode(block)).encode("utf-8", "surrogatepass")
-        try:
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:  # half a character at the end
-            yield b"\xff"
+        yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")  # half a character at the end
 
 
 def detect(data: bytes) -> Detected:
@@ -274,3 +280,15 @@ def _with_damage_last(runs: Iterator[bytes]) -> Iterator[bytes | DamagedStreamEr
         yield from runs
     except DamagedStreamError as damage:
         yield damage
+
+
+def _passed_on(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of codecs: half of a surrogate pair stays, and any other bytes without meaning become one. Neither can be UTF-8."""
+    try:
+        return codecs.lookup_error("surrogatepass")(error)
+    except UnicodeDecodeError as meaningless:
+        return "\udfff", meaningless.end
+
+
+_PASSED_ON = "headrace-passed-on"
+codecs.register_error(_PASSED_ON, _passed_on)

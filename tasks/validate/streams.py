@@ -1,12 +1,17 @@
 """A raw file as decompressed blocks, hashed while it is read: the bytes that are parsed are the bytes that are hashed.
 
 Memory: one raw block, one decompressed block and the decompressor's window, whatever the file's size.
+
+What pyarrow had decompressed in a read that fails cannot be had from it. So a file that fails is decompressed once more from its start, for what had
+not come yet: gzip by zlib, so that the zeros that tapes and block devices put behind a member can be passed over; zstd a byte at a time.
 """
 
+import contextlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +25,13 @@ from tasks.validate.sources import Compression
 _RAW_BLOCK_BYTES = 1 << 20
 _OUT_BLOCK_BYTES = 1 << 18
 _OUT_READ_BYTES = 1 << 12
-"""Read size from a decompressor. What is decompressed in a failing read is lost, so small reads rescue all but 4 KiB; measured as fast as 1 MiB."""
+"""Read size from pyarrow's decompressor, and so the most that is read a byte at a time once it failed; measured as fast as 1 MiB."""
+_ZLIB_READ_BYTES = 1 << 16
+"""Read size for zlib, which copies what is left of a read for every member and every piece."""
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+"""Both headers count, as they do for pyarrow."""
+_Read = Callable[[int], bytes]
+"""Returns the next bytes of a raw file, at most so many; none at the end."""
 
 
 class DamagedStreamError(Exception):
@@ -57,13 +68,17 @@ class HashingFile:
 
     def read(self, size: int) -> bytes:
         """Returns the next bytes, at most `size`; none at the end."""
-        try:
-            data = os.pread(self._descriptor, size, self.bytes_read)  # own position: `reopened` shares the descriptor's
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        data = self.read_at(self.bytes_read, size=size)
         self._state.update(data)
         self.bytes_read += len(data)
         return data
+
+    def read_at(self, position: int, *, size: int) -> bytes:
+        """Returns bytes from `position` on, at most `size`. They are not hashed."""
+        try:
+            return os.pread(self._descriptor, size, position)  # own position: `reopened` shares the descriptor's
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
     def digest(self) -> str:
         """Reads what is left and returns the hash of the whole file, hex."""
@@ -97,8 +112,8 @@ class _Lent:
 
     closed = False
 
-    def __init__(self, file: HashingFile) -> None:
-        self.read = file.read
+    def __init__(self, read: _Read) -> None:
+        self.read = read
 
     def close(self) -> None:
         """Does nothing."""
@@ -111,30 +126,111 @@ def blocks(file: HashingFile, *, compression: Compression) -> Iterator[bytes]:
         DamagedStreamError: the content cannot be decompressed further; everything before that was yielded.
         InputError: the disk failed.
     """
-    if compression == "none":
-        while block := file.read(_RAW_BLOCK_BYTES):
-            yield block
+    if compression != "none":
+        yield from _gathered(_decompressed(file, compression=compression))
         return
-    stream = pa.CompressedInputStream(pa.PythonFile(_Lent(file), mode="r"), compression)
-    pieces: list[bytes] = []
+    while block := file.read(_RAW_BLOCK_BYTES):
+        yield block
+
+
+def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yields pieces together, many at a time; before damage those that came before it."""
+    held: list[bytes] = []
     size = 0
-    while True:
-        try:
-            piece = stream.read(_OUT_READ_BYTES)
-        except OSError as error:
-            if pieces:
-                yield b"".join(pieces)
-            detail = str(error)
-            raise DamagedStreamError(detail, truncated="Truncated" in detail) from error
-        if not piece:
-            break
-        pieces.append(piece)
-        size += len(piece)
-        if size >= _OUT_BLOCK_BYTES:
-            yield b"".join(pieces)
-            pieces, size = [], 0
-    if pieces:
-        yield b"".join(pieces)
+    try:
+        for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= _OUT_BLOCK_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    except DamagedStreamError:
+        if size:
+            yield b"".join(held)
+        raise
+    if size:
+        yield b"".join(held)
+
+
+def _decompressed(file: HashingFile, *, compression: Compression) -> Iterator[bytes]:
+    """Yields the decompressed content. Raises: see `blocks`."""
+    num_bytes = 0
+    stream = _stream(file.read, compression=compression)
+    with contextlib.suppress(OSError):  # a failing disk is an InputError
+        while piece := stream.read(_OUT_READ_BYTES):
+            yield piece
+            num_bytes += len(piece)
+        return
+    again = _from_start(file)
+    yield from _behind(_gunzipped(again), start=num_bytes) if compression == "gzip" else _slowly_decompressed(again, start=num_bytes)
+
+
+def _stream(read: _Read, *, compression: Compression) -> pa.CompressedInputStream:
+    return pa.CompressedInputStream(pa.PythonFile(_Lent(read), mode="r"), compression)
+
+
+def _from_start(file: HashingFile) -> _Read:
+    """Returns what reads a file anew, beside its own position and hash."""
+    position = 0
+
+    def read(size: int) -> bytes:
+        nonlocal position
+        data = file.read_at(position, size=size)
+        position += len(data)
+        return data
+
+    return read
+
+
+def _behind(pieces: Iterator[bytes], *, start: int) -> Iterator[bytes]:
+    """Yields content from byte `start`."""
+    for piece in pieces:
+        if len(piece) > start:
+            yield piece[start:]
+        start = max(0, start - len(piece))
+
+
+def _gunzipped(read: _Read) -> Iterator[bytes]:
+    """Yields the content of a gzip file. Zeros behind a member are passed over, whatever follows them. Raises: see `blocks`."""
+    member = zlib.decompressobj(_GZIP_OR_ZLIB)
+    while data := read(_ZLIB_READ_BYTES):
+        while data:
+            if member.eof:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                member = zlib.decompressobj(_GZIP_OR_ZLIB)
+            yield from _inflated(member, data)
+            data = member.unused_data if member.eof else member.unconsumed_tail
+    if not member.eof:
+        yield from _inflated(member, b"")  # what did not fit into the last piece
+        raise DamagedStreamError("the file ends within a gzip member", truncated=True)
+
+
+def _inflated(member: "zlib._Decompress", data: bytes) -> Iterator[bytes]:
+    """Yields what some bytes of a member give, a block at most. Raises: see `blocks`."""
+    before = member.copy()
+    try:
+        piece = member.decompress(data, _OUT_BLOCK_BYTES)
+    except zlib.error as error:
+        with contextlib.suppress(zlib.error):  # again, a byte at a time, until it fails: the damage may be in the checksum alone
+            for index in range(len(data)):
+                yield before.decompress(data[index : index + 1])
+        raise DamagedStreamError(str(error), truncated=False) from error
+    yield piece
+
+
+def _slowly_decompressed(read: _Read, *, start: int) -> Iterator[bytes]:
+    """Yields the content of a zstd file from byte `start`, a byte at a time: a read that fails has lost nothing then. Raises: see `blocks`."""
+    stream = _stream(read, compression="zstd")
+    try:
+        while start and (passed := stream.read(min(start, _OUT_READ_BYTES))):
+            start -= len(passed)
+        while piece := stream.read(1):
+            yield piece
+    except OSError as error:
+        detail = str(error)
+        raise DamagedStreamError(detail, truncated="Truncated" in detail) from error
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

@@ -132,6 +132,66 @@ def test_a_byte_order_mark_decides(tmp_path: Path, kind: str, declared: str, mon
     assert outline(read(path, encoding=declared)) == [(1, {"text": "水轮\ufeff"}), (2, {"text": "ਊ ਊ"}), (3, {"text": "third"})]
 
 
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_utf8_is_no_exception_to_what_a_byte_order_mark_says(tmp_path: Path, kind: str, ending: str) -> None:
+    """The default: no key says anything."""
+    for name, content in (("a.jsonl", '{"text":"水轮"}\n' * 3), ("a.csv", "text\n水轮\n石磨\n"), ("a.txt", "水轮\n石磨\n")):
+        path = tmp_path / (name + ending)
+        path.write_bytes(compressed(("\ufeff" + content).encode(kind), ending))
+        (record,) = read(path, encoding="utf-8")
+        assert record.problem is not None, name
+        assert record.problem.reason is Reason.UNKNOWN_ENCODING, name
+        assert f"utf-8 is declared, and the file begins with the byte order mark of {kind}" in record.problem.detail
+        assert "corpus.encoding, or corpus.sources[].encoding" in record.problem.detail
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+@pytest.mark.parametrize("kind", ["utf-32", "utf-32-le", "utf-32-be"])
+def test_utf32_is_read_where_its_mark_decides(tmp_path: Path, kind: str, name: str, ending: str) -> None:
+    content = {"a.jsonl": '{"text":"水𠮷"}\n', "a.csv": "text\n水𠮷\n", "a.txt": "水𠮷"}[name]
+    path = tmp_path / (name + ending)
+    path.write_bytes(compressed((("" if kind == "utf-32" else "\ufeff") + content).encode(kind), ending))
+    assert outline(read(path, encoding="auto")) == [(1, {"text": "水𠮷"})]
+    assert outline(read(path, encoding="utf-16")) == [(1, Reason.UNKNOWN_ENCODING)]
+
+
+def test_utf32_that_has_no_meaning_is_found_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_RAW_BLOCK_BYTES", 7)
+    path = tmp_path / "a.jsonl"
+    bad = (b"\0\0\x11\0", b"\0\xd8\0\0", b"\xff\xff\xff\xff")
+    lines = [f'{{"text":"{character}"}}\n'.encode("utf-32-le") for character in "a?b?c?d"]
+    marks = iter(bad)
+    data = b"".join(line.replace("?".encode("utf-32-le"), next(marks)) if index % 2 else line for index, line in enumerate(lines))
+    path.write_bytes(b"\xff\xfe\0\0" + data + b"\0\0")
+    problem = Reason.INVALID_UTF8
+    expected = [
+        (1, {"text": "a"}),
+        (2, problem),
+        (3, {"text": "b"}),
+        (4, problem),
+        (5, {"text": "c"}),
+        (6, problem),
+        (7, {"text": "d"}),
+        (8, problem),
+    ]
+    assert outline(read(path, encoding="auto")) == expected
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_utf16_without_a_mark_is_what_windows_writes(tmp_path: Path, name: str) -> None:
+    content = {"a.jsonl": '{"text":"水轮"}\n', "a.csv": "text\n水轮\n", "a.txt": "水轮"}[name]
+    (tmp_path / name).write_bytes(content.encode("utf-16-le"))
+    assert outline(read(tmp_path / name, encoding="utf-16")) == [(1, {"text": "水轮"})]
+
+
+@pytest.mark.parametrize(("declared", "kind"), [("utf-16-le", "utf-16-be"), ("utf-16-be", "utf-16-le")])
+def test_the_mark_of_the_other_byte_order_stops_the_file(tmp_path: Path, declared: str, kind: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes('\ufeff{"text":"水轮"}\n'.encode(kind))
+    assert outline(read(tmp_path / "a.jsonl", encoding=declared)) == [(1, Reason.UNKNOWN_ENCODING)]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_a_byte_order_mark_that_contradicts_the_recipe_stops_the_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes('{"text":"水轮"}\n'.encode("utf-8-sig"))

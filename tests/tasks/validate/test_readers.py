@@ -45,7 +45,7 @@ def zstd(data: bytes) -> bytes:
         (BOM + b'{"text":"a"}\n', [(1, {"text": "a"})]),
         (b'{"text":"\xc3\xa9"}\n', [(1, {"text": "é"})]),
         (b'{"text":"\xe9"}\n{"text":"b"}\n', [(1, Reason.INVALID_UTF8), (2, {"text": "b"})]),
-        (b"\xff\xfe{\x00}\x00\n", [(1, Reason.INVALID_UTF8)]),
+        (b'{"text":"a"}\n\xff\xfe{\x00}\x00\n', [(1, {"text": "a"}), (2, Reason.INVALID_UTF8)]),
         (b'{"text":"a"\n{"text":"b"}\n', [(1, Reason.INVALID_JSON), (2, {"text": "b"})]),
         (b'{"text":"\\ud800"}\n', [(1, Reason.INVALID_JSON)]),
         (b'{"text":NaN}\n', [(1, Reason.INVALID_JSON)]),
