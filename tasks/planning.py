@@ -22,7 +22,7 @@ from tasks.hashing import Hashing
 from tasks.identity import identity_of
 from tasks.outside_inputs import check_tokenizer, training_files
 from tasks.planned_jobs import planned_scripts
-from tasks.raw_changes import RawChanges, raw_changes, read_shards
+from tasks.raw_changes import RawChanges, raw_changes, shards_reason
 from tasks.store import Identity, Store, differences
 from tasks.store_hygiene.usage import DiskMeter
 from tasks.store_room import RoomVerdict, judge_room
@@ -81,8 +81,8 @@ def make_plan(
             planned.append(_plan_stage(identity, store=store, found=found, rebuild=rebuild, from_stage=from_stage))
             if stage is Stage.VALIDATE and planned[-1].action is Action.BUILD:
                 raw = _raw_changes(config, identity, store=store, hashes=hashes)
-    if raw is not None:
-        planned = [_with_raw_changes(stage, raw, store=store, config=config) for stage in planned]
+        if raw is not None:
+            planned = [_with_raw_changes(stage, raw, store=store, config=config, hashes=hashes) for stage in planned]
     _check_from(from_stage, planned, config=config)
     vocab_size = _check_outside_inputs(config, planned, project_dir=project_dir)
     _check_test_split(config, planned, found=found)
@@ -179,18 +179,19 @@ def _raw_changes(config: RunConfig, identity: Identity, *, store: Store, hashes:
         return None
 
 
-def _with_raw_changes(stage: PlannedStage, raw: RawChanges, *, store: Store, config: RunConfig) -> PlannedStage:
+def _with_raw_changes(stage: PlannedStage, raw: RawChanges, *, store: Store, config: RunConfig, hashes: Hashes) -> PlannedStage:
     """Returns a planned stage with the files' names in its reasons, and with the shards that are cut anew."""
     if stage.stage is Stage.VALIDATE and raw.reasons():
         kept = tuple(reason for reason in stage.reasons if reason != _OUTSIDE_CHANGED["raw"])
         return stage.model_copy(update={"reasons": (*kept, *raw.reasons())})
-    shards = store.newest(Stage.TOKENIZE, config.name) if raw.reused and stage.stage is Stage.TOKENIZE and stage.action is Action.DEPENDS else None
-    if shards is not None and not differences(shards.recipe, config.identity(Stage.TOKENIZE)):
-        try:
-            return stage.model_copy(update={"reasons": (*stage.reasons, raw.shards(read_shards(store.storage, shards)))})
-        except VerificationError as error:
-            logger.info("it cannot be told which shards are cut anew: %s", error)
-    return stage
+    if stage.stage is not Stage.TOKENIZE or stage.action is not Action.DEPENDS:
+        return stage
+    try:
+        reason = shards_reason(raw, config=config, store=store, hashes=hashes)
+    except (FileNotFoundError, VerificationError) as error:
+        logger.info("it cannot be told which shards are cut anew: %s", error)
+        return stage
+    return stage.model_copy(update={"reasons": (*stage.reasons, reason)}) if reason else stage
 
 
 _OUTSIDE_CHANGED: Mapping[str, str] = {

@@ -73,7 +73,7 @@ def test_one_changed_byte_costs_one_group(project: Project) -> None:
     concerned = re.search(r"group (g\d{4}) of (\d+) scanned anew", stages["validate"])
     assert concerned is not None
     assert int(concerned[2]) == groups
-    cut = re.search(rf"group {concerned[1]}: at most (\d+) of {shards} shards", stages["tokenize"])
+    cut = re.search(rf"cut anew at most: group {concerned[1]} \((\d+) of {shards} shards\)", stages["tokenize"])
     assert cut is not None
     assert 0 < int(cut[1]) <= 3
     done = project.headrace("run", "tiny.yaml", timeout_s=400)
