@@ -26,8 +26,7 @@ def encode_conversations(
         names: of the sources that hold conversations.
 
     Raises:
-        InputError: nothing counts in any document.
-        VerificationError: the chat template refuses a conversation.
+        InputError: nothing counts in any document, or the chat template refuses a conversation.
     """
     encoder = ConversationEncoder(tokenizer.to_str().encode(), template=ChatTemplate.of_tokenizer((folder / CONFIG_NAME).read_bytes()))
     kept: list[Document] = []

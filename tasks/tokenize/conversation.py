@@ -10,14 +10,14 @@ conversation as well: a turn is what is added to the prompt for it, the token th
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import InputError, VerificationError
+from schemas.errors import InputError
 from schemas.frozen import Frozen
 from tasks.tokenizer.engine import Encoded, load_tokenizer
 
@@ -34,6 +34,8 @@ _SHOWN = 10
 Span = tuple[int, int]
 """Characters from … to of a text."""
 Message = Mapping[str, Any]
+Places = Callable[[Set[str]], Mapping[str, str]]
+"""Says where documents are from, by their names, as far as it is known."""
 
 
 class ChatTemplate(Frozen):
@@ -139,33 +141,32 @@ class ConversationEncoder:
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._line_ids: list[int] = self._tokenizer.encode("\n", add_special_tokens=False).ids
 
-    def encode(self, texts: Sequence[str], *, names: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str], *, names: Sequence[str], places: Places | None = None) -> Encoded:
         """Returns the ids of conversations, and which of them are learned.
 
         Args:
             texts: each a JSON list of messages.
             names: what error messages call them.
+            places: where they are from; asked for those that error messages name.
 
         Raises:
-            VerificationError: the template refuses some, or does not tell what an assistant says. Names them.
+            InputError: the template refuses some, or does not tell what an assistant says. Names them.
         """
         from jinja2 import TemplateError
 
         ids: list[npt.NDArray[np.uint32]] = []
         learned: list[npt.NDArray[np.bool_]] = []
-        findings: list[str] = []
+        refused: list[_Refused] = []
         for name, text in zip(names, texts, strict=True):
             try:
                 own_ids, own_learned = self._encode(self.rendered(text))
             except (TemplateError, TypeError, ValueError, LookupError) as error:
-                findings.append(f"document {name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                refused.append(_Refused(name, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
                 continue
             ids.append(own_ids)
             learned.append(own_learned)
-        if findings:
-            more = [f"and {len(findings) - _SHOWN} more"] if len(findings) > _SHOWN else []
-            mend = "take these conversations out, or set another tokenizer.chat_template; the accepted corpus has the documents by doc_id"
-            raise VerificationError((*findings[:_SHOWN], *more), subject="the chat template does not take all conversations", mend=mend)
+        if refused:
+            raise _refusal(refused, num_texts=len(texts), places=places)
         offsets = np.cumsum([0, *(part.size for part in ids)], dtype=np.int64)
         return Encoded(ids=np.concatenate([np.empty(0, np.uint32), *ids]), offsets=offsets, learned=np.concatenate([np.empty(0, bool), *learned]))
 
@@ -217,6 +218,27 @@ class ConversationEncoder:
                 return encoding.ids[skipped:], [(max(0, first - 1), last - 1) for first, last in encoding.offsets[skipped:]]
         encoding = tokenizer.encode(piece, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+
+class _Refused(NamedTuple):
+    """A conversation that the template refuses."""
+
+    name: str
+    reason: str
+
+
+def _refusal(refused: Sequence[_Refused], *, num_texts: int, places: Places | None) -> InputError:
+    """Returns the error that names refused conversations, some of many."""
+    shown = refused[:_SHOWN]
+    known = places({name for name, _ in shown}) if places is not None else {}
+    lines = [f"    {f'{known[name]} (document {name})' if name in known else f'document {name}'}: {reason}" for name, reason in shown]
+    if len(refused) > _SHOWN:
+        lines.append(f"    … and {len(refused) - _SHOWN:,} more")
+    return InputError(
+        "\n".join([f"the chat template refuses {len(refused):,} of {num_texts:,} conversations", *lines]),
+        why="what it cannot write has no ids, and nothing is left out without a word",
+        mend="mend these records or take them out of the source, or set another tokenizer.chat_template",
+    )
 
 
 def _pieces(rendered: Rendered) -> Iterator[tuple[int, str, bool]]:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cluster.storage import AlreadyExistsError, publish_file
@@ -25,7 +26,7 @@ from tasks.entry import ItemOutcome, ItemTask, item_main
 from tasks.taking_over import taken_by_other_bytes
 from tasks.tokenize.conversation import ConversationEncoder
 from tasks.tokenize.cutting import ShardCutter
-from tasks.tokenize.encoding import encode_documents
+from tasks.tokenize.encoding import encode_documents, places_of
 from tasks.tokenize.facts import ShardFacts
 from tasks.tokenize.loading import loaded
 from tasks.tokenize.packing import PackedShard
@@ -58,6 +59,7 @@ def run(task: ItemTask) -> ItemOutcome:
     """Encodes, checks, packs and publishes the shards of one corpus group.
 
     Raises:
+        InputError: the chat template refuses a conversation.
         VerificationError: an input is damaged, the engines disagree, or a shard's name is taken by other bytes.
     """
     options = thaw(task.options)
@@ -126,6 +128,7 @@ def _packed(work: _Group, file: AcceptedFile) -> Iterator[PackedShard]:
             shadow=work.shadow,
             conversations=work.conversations,
             sources=work.facts.conversations,
+            places=partial(places_of, work.corpus.folder / file.file.path),
         )
         yield from cutter.add(columns, encoded, sizes=sizes)
         documents += len(columns.texts)

@@ -1,22 +1,28 @@
 """Conversations get the ids that transformers gives them, assistants' words are what is learned, and nobody can feign a turn."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from schemas.errors import ConfigError, InputError, VerificationError
+from schemas.errors import ConfigError, InputError
+from schemas.exit_code import ExitCode
 from schemas.manifest import ShardManifest
 from schemas.stage import Stage
 from tasks.tokenize.build import build
 from tasks.tokenize.conversation import ChatTemplate, ConversationEncoder
+from tasks.tokenize.encoding import places_of
 from tasks.tokenize.megatron import export_split
 from tasks.tokenize.shard_reader import ShardReader
 from tasks.tokenizer.build import build as build_tokenizer
-from tests.fakes.in_process_work import InProcessWork, commit, config_with, write_corpus
+from tests.fakes.in_process_work import InProcessWork, commit, config_with, doc_id, write_corpus
+from tests.fakes.made_stages import judge_leniently, make_stages
+from tests.fakes.tiny_pipeline import make_project
 from tests.tasks.tokenize.conftest import texts
 
 pytestmark = pytest.mark.slow  # imports transformers
@@ -106,17 +112,32 @@ def test_a_special_token_that_somebody_says_is_text(tokenizer_json: bytes, refer
 
 def test_a_template_that_forgets_turns_is_refused_for_the_conversations_that_it_breaks(tokenizer_json: bytes) -> None:
     conversations = [HARMLESS[1], HARMLESS[0]]
-    with pytest.raises(VerificationError, match="written the same whatever follows") as caught:
+    with pytest.raises(InputError, match="written the same whatever follows") as caught:
         encoder_of(tokenizer_json, FORGETFUL).encode([json.dumps(conversation) for conversation in conversations], names=["short", "long"])
-    assert [finding.split(":")[0] for finding in caught.value.findings] == ["document long"]
+    assert [line.split(":")[0] for line in caught.value.what.splitlines()[1:]] == ["    document long"]
 
 
 def test_all_conversations_that_a_template_refuses_are_named_at_once(tokenizer_json: bytes) -> None:
     wrong = says("assistant: I begin", "user: you do")
-    with pytest.raises(VerificationError) as caught:
-        encoder_of(tokenizer_json, STRICT).encode([json.dumps(each) for each in (wrong, HARMLESS[1], wrong)], names=["x", "y", "z"])
-    assert [finding[:10] for finding in caught.value.findings] == ["document x", "document z"]
-    assert "a user begins" in caught.value.findings[0]
+    texts = [json.dumps(each) for each in (wrong, HARMLESS[1], wrong)]
+    with pytest.raises(InputError) as caught:
+        encoder_of(tokenizer_json, STRICT).encode(texts, names=["x", "y", "z"], places=lambda names: dict.fromkeys(names & {"z"}, "talk/a, row 3"))
+    assert caught.value.what.splitlines() == [
+        "the chat template refuses 2 of 3 conversations",
+        "    document x: TemplateError: a user begins",
+        "    talk/a, row 3 (document z): TemplateError: a user begins",
+    ]
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert "take them out" in caught.value.mend
+    assert "tokenizer.chat_template" in caught.value.mend
+
+
+def test_of_many_refused_conversations_some_are_named_and_all_counted(tokenizer_json: bytes) -> None:
+    wrong = json.dumps(says("assistant: I begin", "user: you do"))
+    with pytest.raises(InputError) as caught:
+        encoder_of(tokenizer_json, STRICT).encode([wrong] * 1200, names=[str(number) for number in range(1200)])
+    lines = caught.value.what.splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("the chat template refuses 1,200 of 1,200 conversations", "    … and 1,190 more", 12)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +243,38 @@ def test_a_recipe_of_conversations_without_a_template_is_refused() -> None:
 
     with pytest.raises((ConfigError, ValidationError), match=r"tokenizer\.chat_template"):
         config_with(corpus={"sources": [{"path": "x", "kind": "chat"}]})
+
+
+def test_refused_conversations_are_named_with_their_place_as_far_as_the_corpus_has_it(tmp_path: Path) -> None:
+    talk = [json.dumps(says(f"user: {word}", "assistant: yes")) for word in ("one", "two", "two")]
+    corpus = write_corpus(tmp_path, {(0, "train"): talk}, sources={(0, "train"): ["talk"] * 3})
+    path = tmp_path / corpus.key / "accepted/g0000-train.parquet"
+    ids = [doc_id(text) for text in talk]
+    assert places_of(path, {*ids, "unknown"}) == {ids[0]: "talk/a.txt", ids[1]: "talk/a.txt and 1 more"}
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("row", [[1, 2, 3]]), path)
+    assert places_of(path, {ids[0]}) == {ids[0]: "talk/a.txt, row 1"}
+    pq.write_table(table.select(["doc_id", "text"]), path)
+    assert places_of(path, {ids[0]}) == {}
+
+
+def test_a_refused_conversation_ends_a_run_as_wrong_input_and_tells_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across the item's process, the agent and the supervisor."""
+    judge_leniently(monkeypatch)
+    sources = [{"path": "text", "format": "text", "name": "code"}, {"path": "chats", "name": "talk", "kind": "chat", "text_column": "messages"}]
+    special = ["<|im_start|>", "<|im_end|>"]
+    changes = {"corpus.sources": sources, "tokenizer.chat_template": PLAIN, "tokenizer.special_tokens": special, "corpus.group_bytes": 10**9}
+    project = make_project(tmp_path / "project", changes=changes)
+    (project.folder / "chats").mkdir()
+    talk: list[list[dict[str, Any]]] = [list(says(f"user: question {number}", f"assistant: answer {number}")) for number in range(9)]
+    for number in (3, 4):
+        talk[number] = [{"role": "user", "content": f"question {number}"}, {"role": "assistant"}]
+    (project.folder / "chats" / "a.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in talk))
+    with pytest.raises(InputError) as caught:
+        make_stages(project, until=Stage.TOKENIZE)
+    assert caught.value.exit_code is ExitCode.USAGE
+    message = str(caught.value)
+    assert "the chat template refuses" in message
+    assert re.search(r"talk/a\.jsonl, row [45] \(document [0-9a-f]{32}\): UndefinedError: 'dict object' has no attribute 'content'", message)
+    assert "verification" not in message
+    assert "mend: mend these records" in message
