@@ -29,6 +29,8 @@ from schemas.errors import ConfigError, HeadraceError, Problem, UnsafeFileError
 from schemas.reference import has_secret, resolve_secrets
 
 _BLOCK_BYTES = 4 << 20
+_WALKS = 5
+"""How often a folder is walked to remove it while others still write into it."""
 TEMPORARY_PREFIX = ".tmp-"
 """How names of unfinished writes begin; they are never listed and never part of anything."""
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".bin.index")
@@ -116,18 +118,15 @@ class FileStorage:
             return ()
 
     def delete(self, key: str) -> None:
-        """See `Storage.delete`. A folder goes file by file, never through a link."""
+        """See `Storage.delete`. Another may delete the same meanwhile, or still write into the folder: then it is walked again."""
         path = self._path(key)
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
-            return
-        for folder, folders, files in os.walk(path, topdown=False, followlinks=False):
-            for name in files:
-                (Path(folder) / name).unlink(missing_ok=True)
-            for name in folders:
-                child = Path(folder) / name
-                child.unlink() if child.is_symlink() else child.rmdir()
-        path.rmdir()
+        for left in reversed(range(_WALKS)):
+            try:
+                _remove(path)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or not left:
+                    raise
 
     def local_path(self, key: str) -> Path:
         """See `Storage.local_path`."""
@@ -155,6 +154,24 @@ def open_storage(url: str) -> Storage:
         raise ConfigError((Problem("storage.root", repr(url), "must be absolute here", nearest=nearest),))
     make_folder(path)
     return FileStorage(path.resolve(), url=url if has_secret(url) else None)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a folder file by file, never through a link; nothing when there is none."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for folder, folders, files in os.walk(path, topdown=False, followlinks=False):
+        for name in files:
+            (Path(folder) / name).unlink(missing_ok=True)
+        for child in (Path(folder) / name for name in folders):
+            child.unlink(missing_ok=True) if child.is_symlink() else _remove_empty(child)
+    _remove_empty(path)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another was here first
+        folder.rmdir()
 
 
 # ---- local files: what storage, agents and compute do alike ---------------------------------------------------------------

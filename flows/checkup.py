@@ -201,15 +201,23 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S1
     """What dead processes left in shared memory, and how much of it is free."""
     if not folder.is_dir():
         return finding("warning", "shared memory", f"{folder} is missing", "mount a tmpfs there; in containers: --shm-size")
-    left = [path for path in folder.iterdir() if _LEFTOVERS.match(path.name) and not _is_in_use(path)]
+    found = {path: _size_of(path) for path in folder.iterdir() if _LEFTOVERS.match(path.name) and not _is_in_use(path)}
+    left = {path: size for path, size in found.items() if size is not None}
     if left:
-        size = sum(path.stat().st_size for path in left)
-        names = " ".join(str(path) for path in left[:10])
-        return finding("warning", "shared memory", f"{len(left)} leftovers of dead processes, {of_bytes(size)}", f"rm {names}")
+        names = " ".join(str(path) for path in list(left)[:10])
+        return finding("warning", "shared memory", f"{len(left)} leftovers of dead processes, {of_bytes(sum(left.values()))}", f"rm {names}")
     free = shutil.disk_usage(folder).free
     if free < 64_000_000:
         return finding("warning", "shared memory", f"only {of_bytes(free)} free in {folder}", "in containers: --shm-size=1g")
     return finding("ok", "shared memory", f"{of_bytes(free)} free, nothing left over")
+
+
+def _size_of(path: Path) -> int | None:
+    """Returns a file's bytes; None when it is gone since it was listed."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _is_in_use(path: Path) -> bool:

@@ -134,7 +134,7 @@ def _leave(home: Path) -> bool:
 def _users(home: Path, *, alive: bool) -> list[Path]:
     """Returns the user files whose process lives, or those whose process is dead."""
     found: list[Path] = []
-    for path in (home / "users").glob("*-*"):
+    for path in _user_files(home / "users"):
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -148,3 +148,11 @@ def _users(home: Path, *, alive: bool) -> list[Path]:
             os.close(descriptor)
         found += [path] if held is alive else []
     return found
+
+
+def _user_files(folder: Path) -> tuple[Path, ...]:
+    """Returns the files of users, dead or alive; none when somebody removed their folder, be it in the midst of this."""
+    try:
+        return tuple(path for path in folder.iterdir() if "-" in path.name)
+    except FileNotFoundError:
+        return ()

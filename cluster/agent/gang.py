@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cluster.agent.compilations import remove_dead_locks
-from cluster.agent.node import Node, Outcome, Wish, free_port
+from cluster.agent.node import Node, Outcome, Wish, held_port
 from cluster.agent.nursery import End, Program
 from cluster.agent.peers import NodeReport, Peers
 from cluster.agent.pulse import PulseBoard
@@ -48,16 +48,18 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
     reason, pace = "first start", Pace()
     node.ledger.begin(newest_commit(node.storage, node.artifact))
     while True:
-        record = take_epoch(
-            node.storage,
-            node.artifact,
-            attempt=node.spec.attempt,
-            key=node.spec.key,
-            world_size=node.spec.num_nodes * node.spec.ranks_per_node,
-            rendezvous=_rendezvous(node),
-            reason=reason,
-        )
-        own = GangEpoch(node, peers, record, pace).run()
+        host = _host(node)
+        with held_port(host) as port:
+            record = take_epoch(
+                node.storage,
+                node.artifact,
+                attempt=node.spec.attempt,
+                key=node.spec.key,
+                world_size=node.spec.num_nodes * node.spec.ranks_per_node,
+                rendezvous=f"{host}:{port}",
+                reason=reason,
+            )
+            own = GangEpoch(node, peers, record, pace).run()
         peers.tell(own, slot=record.epoch)
         reports = peers.collect(own, slot=record.epoch, settle_s=_SETTLE_S)
         since = [report.working_since for report in reports if report.working_since is not None]
@@ -90,10 +92,9 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
         reason = finding.message
 
 
-def _rendezvous(node: Node) -> str:
-    """Returns where this start's ranks meet: of one node on its loopback, where nobody else can come."""
-    host = node.advertise if node.spec.num_nodes > 1 else "127.0.0.1"
-    return f"{host}:{free_port(host)}"
+def _host(node: Node) -> str:
+    """Returns where ranks meet: of one node on its loopback, where nobody else can come."""
+    return node.advertise if node.spec.num_nodes > 1 else "127.0.0.1"
 
 
 def follow_gang(node: Node, peers: Peers) -> None:

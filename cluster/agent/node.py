@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cluster.agent.allocation import Allocation
@@ -291,9 +291,10 @@ class Node:
         return ended
 
 
-def free_port(host: str) -> int:
-    """Returns a port that nobody listens on now. Somebody may take it before rank 0 does: that costs one epoch."""
-    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextlib.contextmanager
+def held_port(host: str) -> Iterator[int]:
+    """Yields a port for rank 0, which Linux chooses for nobody else meanwhile: bound but not listening, it is free to rank 0's SO_REUSEADDR."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((host, 0))
+        yield holder.getsockname()[1]

@@ -27,6 +27,7 @@ _LINES_OF_REASON = 4
 """Lines before that report in which C++ says what it threw."""
 _LOG = re.compile(r"^log-(\d{6})\.txt$")
 _METRICS = re.compile(r"^metrics-r(\d{4})\.jsonl$")
+_PROGRESS = re.compile(r"^progress-(\d{6})\.json$")
 _NOTICES = re.compile(r"^notices-r(\d{4})\.jsonl$")
 
 
@@ -98,7 +99,7 @@ class EpochScratch:
 
     def progress(self) -> tuple[RankProgress, ...]:
         """Returns what ranks or items last said of themselves, by number. A file that makes no sense is passed over: the next one replaces it."""
-        told = map(_read_progress, sorted(self.folder.glob("progress-*.json")))
+        told = map(_read_progress, self._matching(_PROGRESS).values())
         return tuple(progress for progress in told if progress is not None)
 
     def progress_of(self, rank: int) -> RankProgress | None:
@@ -124,10 +125,16 @@ class EpochScratch:
         return _last_words([line.rstrip() for line in text.rstrip().splitlines()], most=lines)
 
     def _matching(self, pattern: re.Pattern[str]) -> dict[int, Path]:
-        if not self.folder.is_dir():
-            return {}
-        found = ((pattern.match(path.name), path) for path in self.folder.iterdir())
-        return {int(match[1]): path for match, path in sorted(found, key=lambda pair: pair[1].name) if match}
+        found = ((pattern.match(path.name), path) for path in sorted(_entries(self.folder)))
+        return {int(match[1]): path for match, path in found if match}
+
+
+def _entries(folder: Path) -> tuple[Path, ...]:
+    """Returns what is in a folder; nothing when there is none. Not `glob`: it raises when the agent removes the folder under its eyes."""
+    try:
+        return tuple(folder.iterdir())
+    except FileNotFoundError:
+        return ()
 
 
 def _read_progress(path: Path) -> RankProgress | None:

@@ -37,6 +37,8 @@ _STATES: Mapping[str, ProcessState] = {
 _CPU_FIELDS = slice(11, 15)
 """utime, stime, cutime and cstime among the fields of `/proc/PID/stat` after the name (proc(5) calls them 14 to 17)."""
 _FRAME = re.compile(r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$|^ +(?P<spied>\S+) \((?P<spied_file>.+):(?P<spied_line>\d+)\)$')
+_OUTERMOST = re.compile(r"^ +File .+ in (?:_run_module_as_main|<module>)$|^ *\.\.\.$")
+"""How faulthandler ends: the main thread comes last, and its outermost frame with it. Or it leaves out: frames or threads above a hundred."""
 _THREAD = re.compile(r"^(?:Current thread|Thread) ")
 _COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/|^wait \(.*/(?:torch|deepspeed)/")
 _OURS = re.compile(r"/cluster/agent/(?:zygote|standby|program)\.py|runpy")
@@ -180,11 +182,23 @@ def _finish(spy: "subprocess.Popen[str]", *, deadline: float) -> str:
 
 
 def _answer(process: RankProcess, *, deadline: float) -> str:
-    """Waits until a rank's answer is there and grows no more, or the rank has ended."""
-    size, since = 0, time.monotonic()
-    while time.monotonic() < deadline and not (size and time.monotonic() - since > _QUIET_S) and process_facts(process.pid) is not None:
+    """Waits until a rank's answer is there with its main thread and grows no more, or the rank has ended. On a busy machine it comes in parts."""
+    text, since = "", time.monotonic()
+    while time.monotonic() < deadline and process_facts(process.pid) is not None:
+        if _is_whole(text) and time.monotonic() - since > _QUIET_S:
+            break
         time.sleep(_QUIET_S / 5)
-        now = process.answer.stat().st_size if process.answer.exists() else 0
-        if now != size:
-            size, since = now, time.monotonic()
-    return process.answer.read_text(errors="replace").strip() if process.answer.exists() else ""
+        now = _written(process.answer)
+        if now != text:
+            text, since = now, time.monotonic()
+    return _written(process.answer).strip()
+
+
+def _written(answer: Path) -> str:
+    return answer.read_text(errors="replace") if answer.exists() else ""
+
+
+def _is_whole(text: str) -> bool:
+    """Whether faulthandler has come to its end. Pure."""
+    *_, last = ["", *text.splitlines()]
+    return _OUTERMOST.match(last) is not None

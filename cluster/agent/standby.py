@@ -41,6 +41,10 @@ class Spare:
     """What it was asked to run."""
     answered: bool = False
     """Whether the agent knows that it runs."""
+    is_second: bool = False
+    """Whether it was asked because another was lost."""
+    is_lost: bool = False
+    """Whether it ended before it ran what it was asked to; another does now."""
 
 
 class Keeper:
@@ -100,8 +104,23 @@ class Keeper:
         except OSError:
             spare = self._spawn(slot)
             spare.wire.send(request)
+        self._ask(spare, request)
+
+    def _ask(self, spare: Spare, request: Fork) -> None:
+        """Notes what a spare was asked to run."""
         spare.request = request
         self._asked[spare.pid] = spare
+
+    def _ask_another(self, lost: Spare, request: Fork) -> None:
+        """Has a new process begin what was sent to one that was ending: until its socket is torn down, sending succeeds."""
+        logger.warning("the spare process of local rank %d ended before it ran %s, which another begins", lost.slot, request.name)
+        lost.is_lost = True
+        self._asked.pop(lost.pid, None)
+        another = self._spawn(lost.slot)
+        another.is_second = True
+        with contextlib.suppress(OSError):  # it has ended, and is heard of
+            another.wire.send(request)
+        self._ask(another, request)
 
     def _spawn(self, slot: int) -> Spare:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -115,7 +134,7 @@ class Keeper:
 
     def _hear(self, spare: Spare) -> None:
         """Takes a spare's word: it runs now, has imported what was recorded, or is gone. Nothing, when its end was heard of a moment ago."""
-        if spare.answered:
+        if spare.answered or spare.is_lost:
             return
         message = spare.wire.receive()
         if isinstance(message, Imported):
@@ -124,7 +143,9 @@ class Keeper:
             return
         self._selector.unregister(spare.wire.socket)
         spare.wire.close()
-        if spare.request is not None:
+        if spare.request is not None and message is None and not spare.is_second:  # once: no process may be able to begin this
+            self._ask_another(spare, spare.request)
+        elif spare.request is not None:
             self._wire.send(Forked(token=spare.request.token, pid=spare.pid))
             spare.answered = True
         elif self._waiting.get(spare.slot) is spare:
@@ -137,9 +158,10 @@ class Keeper:
             spare = self._asked.pop(pid, None)
             if spare is None:
                 continue
-            while not spare.answered:
+            while not (spare.answered or spare.is_lost):
                 self._hear(spare)
-            self._wire.send(Exited(pid=pid, status=status))
+            if spare.answered:
+                self._wire.send(Exited(pid=pid, status=status))
 
 
 def wait_for_request(wire: Wire, preload: tuple[str, ...]) -> Fork | None:

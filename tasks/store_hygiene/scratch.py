@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def leftover_scratch(storage: Storage, *, now: float, young_s: float) -> tuple[P
         for folder in sorted(folders)
         if os.access(folder, os.R_OK | os.X_OK)  # it is here, and not hidden in another user's home
         for place in sorted(folder.iterdir())
-        if place.is_dir() and not place.is_symlink() and place.stat().st_uid == os.geteuid()
+        if (status := _status_of(place)) is not None and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
         if (ended_at := _ended_at(storage, place, runs=runs)) is not None and now - ended_at > young_s
     )
 
@@ -57,7 +58,17 @@ def _ended_at(storage: Storage, place: Path, *, runs: set[str]) -> float | None:
         if read_spec(storage, attempt).key == place.name:
             ended = read_exit(storage, attempt)
             return ended.ended_at if ended is not None else None
-    return place.stat().st_mtime if is_finished(reversed(run.events())) else None  # its artifact is gone
+    if not is_finished(reversed(run.events())) or (status := _status_of(place)) is None:
+        return None
+    return status.st_mtime  # its artifact is gone
+
+
+def _status_of(place: Path) -> os.stat_result | None:
+    """Returns what `lstat` says; None when the folder is gone: an agent removes its own as it ends."""
+    try:
+        return place.lstat()
+    except FileNotFoundError:
+        return None
 
 
 def _attempts(storage: Storage, artifact: str) -> Iterator[AttemptLayout]:

@@ -11,7 +11,6 @@ import pathlib
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,6 @@ CALLS: dict[str, tuple[tuple[object, str], ...]] = {
 """What a plan calls `call` → the functions that it stands for. Their first argument is a path or a descriptor."""
 
 _LIMIT_BYTES = 4096
-_LIMIT_S = 0.2
 
 
 def install(faults: Faults, *, rank: int, epoch: int, struck: Struck) -> None:
@@ -68,12 +66,28 @@ def _suffer(fault: Fault, path: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "hide":  # an NFS client that lists a folder as it was a moment ago
             return
-        case "limit":  # for a moment: that one file is refused in the middle
+        case "limit":  # until the kernel refused once: that one file, in the middle
             resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT_BYTES, resource.RLIM_INFINITY))
-            threading.Timer(_LIMIT_S, resource.setrlimit, (resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)).start()
+            for owner, function in CALLS["write"]:
+                setattr(owner, function, _lifting(getattr(owner, function)))
         case name:
             number = getattr(errno, name)
             raise OSError(number, os.strerror(number), path)
+
+
+def _lifting(genuine: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a write that lifts the limit once it met it."""
+
+    @functools.wraps(genuine)
+    def wrapped(*args: Any) -> Any:
+        try:
+            return genuine(*args)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            raise
+
+    return wrapped
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ PLACES: dict[Point, tuple[str, str, str]] = {
 """Point → module, class, method. `at` is given the step, `begin` the state."""
 
 _PATIENCE_S = 60.0
-"""Of a step that waits for a checkpoint: storage may be slow, and the rank gives signs of life meanwhile."""
+"""Of a step that waits for a checkpoint or for another rank: they may be slow, and the rank gives signs of life meanwhile."""
 _HEADROOM_BYTES = 64 << 20
 _TOO_MUCH = 1 << 34
 
@@ -76,7 +76,7 @@ class Injector:
             if fault.point is not point or after != (fault.kind is Kind.FLIP and point is Point.STEP) or not self._is_due(fault, step):
                 continue
             if fault.rank != self._task.rank:
-                time.sleep(fault.peers_wait_s)
+                self._come_late(number, fault)
             elif self._struck.take_turn(number, times=fault.times, epoch=self._task.spec.epoch):
                 self._begin(number, fault)
 
@@ -124,6 +124,16 @@ class Injector:
         if fault.kind is Kind.CORRUPT:
             return step >= fault.step and self._commit(fault.commit).exists()
         return fault.step in (ANY, step)
+
+    def _come_late(self, number: int, fault: Fault) -> None:
+        """Stays away until the victim has reached the point, however late, and then as long as the plan says."""
+        if not fault.peers_wait_s or self._struck.struck_before(number, epoch=self._task.spec.epoch):
+            return
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self._struck.count(number) and time.monotonic() < deadline:
+            own_pulse().beat()
+            time.sleep(0.002)
+        time.sleep(fault.peers_wait_s)
 
     def _begin(self, number: int, fault: Fault) -> None:
         if not fault.after_s:

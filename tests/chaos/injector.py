@@ -69,7 +69,7 @@ class Fault:
     after_s: float = 0.0
     """Seconds from reaching the point to the strike, from a second thread: the rank is inside then."""
     peers_wait_s: float = 0.0
-    """How long the other ranks stay away from the point, so that the victim waits for them inside a collective."""
+    """How long the other ranks stay away from the point once the victim reached it, so that it waits for them inside a collective."""
     once_struck: int = ANY
     """Only in an epoch after one in which the fault of this number struck."""
     message: str = ""

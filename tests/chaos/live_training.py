@@ -196,8 +196,13 @@ class LiveTraining:
 
     def agents(self) -> list[psutil.Process]:
         """Live agents, by node."""
-        agents = [process for process in self.processes() if "cluster.agent.agent" in process.cmdline()]
-        return sorted(agents, key=lambda agent: agent.cmdline()[agent.cmdline().index("--node-rank") + 1])
+        agents = list[tuple[int, psutil.Process]]()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+                words = process.cmdline()
+                if "cluster.agent.agent" in words:
+                    agents.append((int(words[words.index("--node-rank") + 1]), process))
+        return [agent for _, agent in sorted(agents, key=lambda found: found[0])]
 
     def zygote(self) -> psutil.Process:
         """The zygote of the only agent; ranks are forks of it and look alike."""

@@ -1,16 +1,13 @@
 """Ranks that neither end nor go on, and ranks that are slow, with the real engine (rows 4, 5 and 13 of the fault matrix)."""
 
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import psutil
 import pytest
 
-from cluster.attempt import read_heartbeats, read_notices
+from cluster.attempt import read_notices
 from schemas.attempt import Cause, Incident
 from schemas.exit_code import ExitCode
 from schemas.progress import NoticeKind
@@ -26,7 +23,14 @@ IN_TIME_S = 30.0
 
 
 def stopped_ranks(training: LiveTraining) -> list[psutil.Process]:
-    return [process for process in training.processes() if process.status() == psutil.STATUS_STOPPED]
+    return [process for process in training.processes() if _is_stopped(process)]
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return False
 
 
 def stacks(training: LiveTraining, incident: Incident, rank: int) -> str:
@@ -81,37 +85,11 @@ def test_ranks_at_one_place_are_told_apart_by_their_stacks(make_training: MakeTr
     assert all("in step 7, after forward" in line for line in incident.evidence[:2])
 
 
-@contextmanager
-def held_back(training: LiveTraining, *, rank: int, stopped_s: float, running_s: float) -> Iterator[None]:
-    """Stops a rank again and again for a moment, from its first steps until the body ends."""
-    ending = threading.Event()
-
-    def hold() -> None:
-        while not ending.wait(running_s):
-            beats = read_heartbeats(training.storage, training.layout.attempt("", 0)) if training.attempts else ()
-            for pid in [progress.pid for beat in beats for progress in beat.ranks if progress.rank == rank and progress.step > 0]:
-                try:
-                    os.kill(pid, signal.SIGSTOP)
-                    ending.wait(stopped_s)
-                    os.kill(pid, signal.SIGCONT)
-                except ProcessLookupError:
-                    return
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
-
-
 def test_a_rank_that_is_slow_is_told_and_not_replaced(make_training: MakeTraining) -> None:
     """Row 13."""
     training = make_training(training__steps=120, checkpoint__every_steps=120)
     training.paced = False
-    with held_back(training, rank=1, stopped_s=0.05, running_s=0.03):
-        training.run()
+    training.run(Faults().slow_steps(rank=1, seconds=0.1))
     assert training.incidents() == []
     notices = [notice for notice in read_notices(training.storage, training.layout.attempt("", 0)) if notice.kind is NoticeKind.STRAGGLER]
     assert notices

@@ -40,13 +40,11 @@ def wait_for(what: Callable[[], Any], *, timeout_s: float = 120.0) -> Any:
 
 def ranks(project: Project, *, epoch: int = 0) -> list[dict[str, Any]]:
     """What the training's ranks in an epoch last said of themselves, by rank: step by step, where heartbeats are a second old."""
-    found = []
-    for path in sorted((project.folder / ".headrace" / "state" / "scratch").glob(f"*-train-*/n0000/e{epoch:06d}/progress-*.json")):
-        try:
-            found.append(json.loads(path.read_bytes()))
-        except FileNotFoundError:  # the agent has ended
-            return []
-    return found
+    scratch = project.folder / ".headrace" / "state" / "scratch"
+    try:
+        return [json.loads(path.read_bytes()) for path in sorted(scratch.glob(f"*-train-*/n0000/e{epoch:06d}/progress-*.json"))]
+    except FileNotFoundError:  # the agent has ended, be it while its folder was listed
+        return []
 
 
 def at_step(project: Project, step: int, *, epoch: int = 0) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Rows 20 and 22 of the fault matrix on file systems of their own: one that is full, one that turns read-only; under agent and ranks alike."""
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def _remount(root: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "mend", "says"),
     [
-        (_fill, lambda root: (root / "filler").unlink(), " bytes are needed and 0 are free"),
+        (_fill, lambda root: (root / "filler").unlink(), r" bytes are needed and [\d,]+ are free"),
         (lambda root: _remount(root, "ro"), lambda root: _remount(root, "rw"), "Read-only file system"),
     ],
     ids=["full", "read-only"],
@@ -63,6 +64,6 @@ def test_a_file_system_that_takes_nothing_for_a_while(
     assert (small.attempts, small.incidents()) == ((0,), [])
     assert small.commits() == [5, 25, 30, 35, 40]
     assert notices(small, NoticeKind.CHECKPOINT_FAILED) == [10, 15, 20]
-    assert says in small.log()
+    assert re.search(says, small.log())
     assert [point.step for point in small.points()] == list(range(1, 41)), "what could not be published meanwhile came later"
     assert sorted(path.name for path in (small.artifact_dir / "checkpoints").iterdir())[:2] == ["step-00000005.e000000", "step-00000025.e000000"]

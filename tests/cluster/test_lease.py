@@ -97,13 +97,13 @@ def test_what_was_left_behind_days_ago_holds_nobody_up(storage: FileStorage) -> 
 
 def test_a_renewing_holder_keeps_it_beyond_its_ttl(storage: FileStorage) -> None:
     """The holder looks foreign to the taker, so that only its renewals speak for it."""
-    lease = Lease.take(storage, FOLDER, ttl_s=0.6)
+    lease = Lease.take(storage, FOLDER, ttl_s=2.0)
     term = LeaseTerm.model_validate_json(storage.read(f"{FOLDER}/000001.json"))
     storage.delete(f"{FOLDER}/000001.json")
     storage.create_exclusive(f"{FOLDER}/000001.json", canonical_json(term.model_copy(update={"process_table": "another boot/1"})))
     try:
         with pytest.raises(LeaseHeldError):
-            Lease.take(storage, FOLDER, wait_s=1.5)
+            Lease.take(storage, FOLDER, wait_s=4.0)
         assert lease.still_held()
         assert len([name for name in storage.names(FOLDER) if ".b" in name]) <= 2
     finally:

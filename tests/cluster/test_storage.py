@@ -1,5 +1,6 @@
 """What holds for a folder on a POSIX file system beyond the contract of all storages, and for local files."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -60,6 +61,35 @@ def test_deleting_a_folder_does_not_follow_links(storage: FileStorage, tmp_path:
     storage.delete("f")
     assert not (storage.root / "f").exists()
     assert (outside / "kept").exists()
+
+
+def test_a_folder_that_another_deletes_too_is_deleted(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmdir = os.rmdir
+
+    def second(folder: Path) -> None:
+        rmdir(folder)
+        rmdir(folder)
+
+    storage.create_exclusive("f/sub/a", b"1")
+    monkeypatch.setattr(storage_module.os, "rmdir", second)
+    storage.delete("f")
+    assert not (storage.root / "f").exists()
+
+
+@pytest.mark.parametrize("writes", [3, 100])
+def test_what_is_written_into_a_folder_while_it_is_deleted_is_deleted_too(storage: FileStorage, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    rmdir, left = os.rmdir, list(range(writes))
+
+    def after_a_write(folder: Path) -> None:
+        if left:
+            (folder / f"late-{left.pop()}").touch()
+        rmdir(folder)
+
+    storage.create_exclusive("f/a", b"1")
+    monkeypatch.setattr(storage_module.os, "rmdir", after_a_write)
+    with contextlib.nullcontext() if writes == 3 else pytest.raises(OSError, match="not empty"):
+        storage.delete("f")
+    assert (storage.root / "f").exists() == bool(left)
 
 
 def test_unfinished_writes_are_not_listed_and_leave_no_object(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:

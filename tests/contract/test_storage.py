@@ -4,6 +4,7 @@ Nothing here knows which storage it has; what only some can do (a local path) is
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -121,6 +122,15 @@ def test_deleting_a_folder_takes_all_below(storage: Storage) -> None:
     assert not any(storage.exists(key) for key in ("f/a", "f/sub/b", "f/sub/deeper/c"))
     assert storage.names("f") == ()
     assert storage.exists("g/d")
+
+
+def test_several_may_delete_one_folder(storage: Storage) -> None:
+    keys = [f"f/{folder}/{name}" for folder in "abcd" for name in "xyz"]
+    for key in keys:
+        storage.create_exclusive(key, b"1")
+    with ThreadPoolExecutor(4) as deleters:
+        list(deleters.map(storage.delete, ["f"] * 4))
+    assert not any(storage.exists(key) for key in keys)
 
 
 def test_deleting_what_is_not_there_is_nothing(storage: Storage) -> None:

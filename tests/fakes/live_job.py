@@ -20,7 +20,7 @@ from schemas.cluster_config import ClusterConfig
 from schemas.job import JobSpec
 from tests.fakes.gang_job import ENOUGH
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 class LiveJob:

@@ -1,11 +1,13 @@
 """Servers of tests, in processes of their own: on a port that is free, waited for, and gone with everything they started."""
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +17,10 @@ from pathlib import Path
 _STARTUP_S = 120.0
 _POLL_S = 0.05
 _PORTS = 5
+_MAY_BE = range(32_000, 32_768)
+"""Linux gives clients those from there on; test clusters and the S3 server take lower ones."""
+_CHOSEN: dict[int, int] = {}
+"""Port → descriptor of the lock file that keeps it from other processes' tests."""
 
 
 @contextlib.contextmanager
@@ -55,11 +61,26 @@ def serving(
 
 def free_port() -> int:
     """Returns a port of the loopback that nobody uses just now, nor the kernel gives to a client while a server that had it is down."""
-    while True:
-        port = random.randrange(32_000, 32_768)  # Linux gives clients those from there on; test clusters and the S3 server take lower ones
+    for port in random.sample(_MAY_BE, len(_MAY_BE)):
         with socket.socket() as free, contextlib.suppress(OSError):
             free.bind(("127.0.0.1", port))
+            _keep(port)
             return port
+    raise AssertionError("no port is free")
+
+
+def _keep(port: int) -> None:
+    """Keeps other processes' tests from choosing the port as long as this process lives: some use theirs much later. OSError: one has it."""
+    if port in _CHOSEN:
+        raise FileExistsError(port)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(Path(tempfile.gettempdir(), f"headrace-port-{port}"), flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    _CHOSEN[port] = descriptor
 
 
 def _comes_up(process: "subprocess.Popen[bytes]", url: str, *, log: Path) -> bool:

@@ -210,7 +210,7 @@ def test_files_that_changed_while_the_answer_was_found_are_not_believed(project:
 
 
 def test_young_files_are_not_believed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certifying, "_YOUNG_NS", 2_000_000_000)
+    monkeypatch.setattr(certifying, "_YOUNG_NS", 30_000_000_000)
     ask(project)
     assert remembered(project) is None
 

@@ -79,6 +79,13 @@ def test_what_a_living_process_maps_is_no_leftover(tmp_path: Path) -> None:
         assert "leftover" not in checkup.check_shared_memory(tmp_path)["what"]
 
 
+def test_what_goes_while_it_is_looked_at_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch_12345").touch()
+    monkeypatch.setattr(checkup, "_is_in_use", lambda path: path.unlink())
+    assert "leftover" not in checkup.check_shared_memory(tmp_path)["what"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_storage_that_keeps_its_promises(tmp_path: Path) -> None:
     assert levels(checkup.check_storage(tmp_path / "to" / "be" / "made")) == ["ok"]
     assert list(tmp_path.iterdir()) == []

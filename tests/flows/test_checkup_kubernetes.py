@@ -32,7 +32,7 @@ class Site:
     """A cluster that has everything, until a test takes something away."""
 
     def __init__(self, fake: FakeApi, url: str) -> None:
-        self.fake, self.api = fake, api_at(url, answer_s=1.0)
+        self.fake, self.api = fake, api_at(url, answer_s=10.0)
         fake.answers = {
             "/version": {"gitVersion": "v1.33.0"},
             "/api/v1/namespaces/lab": {"status": {"phase": "Active"}},

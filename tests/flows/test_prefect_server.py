@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -86,7 +87,7 @@ def test_users_share_one_server_which_ends_with_the_last(tmp_path: Path, start_u
         end(user, signal.SIGKILL)
     end(users[2])
     time.sleep(3.0)
-    assert is_healthy(url)  # one user is left
+    assert is_healthy(url, timeout_s=30.0)  # one user is left
     late = start_user(tmp_path)
     assert url_of(late) == url
     end(users[3], signal.SIGKILL)
@@ -221,3 +222,24 @@ def test_a_database_of_another_version_is_left_to_prefect(tmp_path: Path, migrat
     (tmp_path / "home0" / "schema-version").unlink()  # killed while it migrated
     assert not prepare_database(tmp_path / "home0")
     assert len(migrations) == 1
+
+
+def test_users_whose_folder_goes_while_it_is_listed_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that ends the server must not die of it."""
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "1-abcd").touch()
+    assert prefect_server_process._users(tmp_path, alive=False) == [tmp_path / "users" / "1-abcd"]
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, vanishing(getattr(os, name), tmp_path / "users"))
+    assert prefect_server_process._users(tmp_path, alive=False) == []
+
+
+def vanishing(genuine: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """Returns a listing before which the folder is renamed."""
+
+    def listing(path: Any) -> Any:
+        if path == folder:
+            folder.rename(folder.with_name("gone"))
+        return genuine(path)
+
+    return listing

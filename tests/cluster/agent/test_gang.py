@@ -214,7 +214,7 @@ def test_ranks_that_are_asked_by_a_signal_of_their_own_commit_and_the_next_attem
 def test_ranks_are_asked_to_stop_before_their_allocation_ends_and_the_chain_goes_on_by_itself(gang: Callable[..., LiveJob]) -> None:
     """The work needs more than what one allocation leaves for it; none of them uses up the budget of interruptions, which is empty."""
     limits = LIMITS.model_copy(update={"max_interruptions": 0})
-    job = gang(steps=200, step_s=0.05, changes={"time_limit_s": 14.0, "grace_s": 0.5, "limits": limits})
+    job = gang(steps=450, step_s=0.05, changes={"time_limit_s": 24.0, "grace_s": 0.5, "limits": limits})
     record = job.run()
     assert record.exit_code is ExitCode.DONE
     assert len(job.attempts) > 1

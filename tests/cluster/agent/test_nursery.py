@@ -68,6 +68,16 @@ def status_of(nursery: Nursery, tmp_path: Path, *argv: str, **env: str) -> int:
     return end.status
 
 
+def until_loaded(nursery: Nursery, tmp_path: Path, file: Path) -> None:
+    """Runs programs until one finds imported what `file` names."""
+    deadline, pause_s = time.monotonic() + 90.0, 0.5
+    while status_of(nursery, tmp_path, "loaded") != 0:
+        assert time.monotonic() < deadline
+        nursery.warm_up(file)
+        nursery.wait(pause_s)  # for a spare process that has just been started: one that is asked to run before it has imported is used up
+        pause_s *= 2
+
+
 def test_processes_run_with_their_environment_log_and_folder(nursery: Nursery, tmp_path: Path) -> None:
     assert status_of(nursery, tmp_path, "plain") == 0
     assert (tmp_path / "plain.log").read_text() == f"hello from plain hi {tmp_path}\n"
@@ -161,11 +171,7 @@ def test_what_a_first_rank_imported_is_there_for_the_next(nursery: Nursery, tmp_
     assert {"wave", "colorsys"} <= set(recorded_modules(file))
     assert "__main__" not in recorded_modules(file)
     nursery.warm_up(file)
-    deadline = time.monotonic() + 30.0
-    while status_of(nursery, tmp_path, "loaded") != 0:
-        assert time.monotonic() < deadline
-        nursery.warm_up(file)
-        nursery.wait(0.5)  # time to import, for a spare process that has just been started
+    until_loaded(nursery, tmp_path, file)
 
 
 def test_other_ranks_write_nothing_down(nursery: Nursery, tmp_path: Path) -> None:
@@ -179,11 +185,7 @@ def test_a_module_that_cannot_be_imported_ahead_does_not_end_the_zygote(nursery:
     file = tmp_path / "modules.json"
     file.write_text('["broken", "no.such.module", "colorsys"]')
     nursery.warm_up(file)
-    deadline = time.monotonic() + 30.0
-    while status_of(nursery, tmp_path, "loaded") != 0:
-        assert time.monotonic() < deadline
-        nursery.warm_up(file)
-        nursery.wait(0.5)  # time to import, for a spare process that has just been started
+    until_loaded(nursery, tmp_path, file)
 
 
 def test_closing_leaves_no_process(nursery: Nursery, tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_spare_takes_the_next_place_and_a_dead_one_is_made_up_for(nursery: Nur
     nursery.warm_up(tmp_path / "modules.json")
     wait_until(lambda: len(keeper.children()) == 4)
     (dead, *_) = [child for child in keeper.children() if child.pid not in spares]
-    dead.kill()
+    dead.kill()  # the keeper may ask it before it hears of that
     nursery.kill_all()
     running = [nursery.start(program(tmp_path, "sleep", LOCAL_RANK=str(slot))) for slot in (0, 1)]
     assert dead.pid not in running

@@ -14,7 +14,7 @@ from cluster.agent.scratch import NodeScratch
 from cluster.attempt import read_heartbeats, read_notices
 from cluster.layout import ArtifactLayout, AttemptLayout
 from cluster.storage import FileStorage, replace_local
-from schemas.progress import Notice, NoticeKind, RankPhase, RankProgress
+from schemas.progress import Heartbeat, Notice, NoticeKind, RankPhase, RankProgress
 from tests.fakes.live_job import wait_until
 
 ARTIFACT = ArtifactLayout("train/x-0123456789ab")
@@ -70,6 +70,13 @@ def reads(storage: FileStorage, key: str) -> Callable[[], bool]:
 
 def segments(storage: FileStorage, folder: str) -> bytes:
     return b"".join(storage.read(f"{folder}/{name}") for name in storage.names(folder))
+
+
+def beats(storage: FileStorage) -> tuple[Heartbeat, ...]:
+    """The newest heartbeat of each node, asked for until there is one: between listing and reading newer ones may have replaced it."""
+    found = list[Heartbeat]()
+    wait_until(lambda: bool(found.extend(read_heartbeats(storage, ATTEMPT)) or found))
+    return tuple(found)
 
 
 def progress(*, rank: int, step: int) -> RankProgress:
@@ -131,11 +138,11 @@ def test_heartbeats_carry_progress_and_only_the_newest_are_kept(publisher: Publi
     replace_local(scratch.epoch(2).folder / "progress-000001.json", progress(rank=1, step=4).model_dump_json().encode())
     publisher.items_done = 3
     wait_until(lambda: any(beat.ranks for beat in read_heartbeats(storage, ATTEMPT)))
-    [beat] = read_heartbeats(storage, ATTEMPT)
+    [beat] = beats(storage)
     assert (beat.epoch, beat.items_done, beat.ranks) == (2, 3, (progress(rank=1, step=4),))
     assert beat.usage is not None
     assert beat.usage.memory_total_bytes > 0
-    wait_until(lambda: read_heartbeats(storage, ATTEMPT)[0].sequence >= 4)
+    wait_until(lambda: beats(storage)[0].sequence >= 4)
     assert len(storage.names(ATTEMPT.heartbeats)) <= 4
 
 

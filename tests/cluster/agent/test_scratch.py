@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from cluster.agent.scratch import EpochScratch
 from cluster.restart import Ending, classify
 from schemas.attempt import Cause
@@ -16,6 +18,14 @@ def test_files_are_found_by_rank(tmp_path: Path) -> None:
     assert list(scratch.logs()) == [0, 2]
     assert list(scratch.metrics()) == [1]
     assert EpochScratch(tmp_path / "none").logs() == {}
+
+
+def test_a_folder_that_is_removed_between_two_looks_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent removes it when its job ends; others read it."""
+    scratch = EpochScratch(tmp_path / "removed")
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    assert scratch.progress() == ()
+    assert scratch.logs() == {}
 
 
 def test_progress_passes_over_what_makes_no_sense(tmp_path: Path) -> None:

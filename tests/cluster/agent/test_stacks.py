@@ -101,6 +101,36 @@ def test_a_process_that_has_ended_has_no_stack_and_no_facts(start: Callable[[str
     assert main_stack(collect_stacks([process])[0]) == ()
 
 
+MAIN = """
+Thread 0x00007f3bd5625b80 (most recent call first):
+  File "/checkout/job.py", line 3 in step
+  File "<frozen runpy>", line 198 in _run_module_as_main
+"""
+
+
+class SlowWriter:
+    """A clock, and a process on a busy machine that writes its main thread's stack only after a while."""
+
+    def __init__(self, answer: Path, *, at_s: float) -> None:
+        self._answer, self._at_s, self._now = answer, at_s, 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        if self._now < self._at_s <= self._now + seconds:
+            self._answer.write_text(self._answer.read_text() + MAIN)
+        self._now += seconds
+
+
+@pytest.mark.parametrize(("at_s", "frames"), [(0.5, ("step (/checkout/job.py:3)",)), (5.0, ("run (/lib/threading.py:982)",))])
+def test_an_answer_that_comes_in_parts_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_s: float, frames: tuple[str, ...]) -> None:
+    answer = tmp_path / "stacks.txt"
+    answer.write_text('Thread 0x00007f3ba17fa6c0 (most recent call first):\n  File "/lib/threading.py", line 982 in run\n')
+    monkeypatch.setattr(stacks, "time", SlowWriter(answer, at_s=at_s))
+    assert main_stack(stacks._answer(RankProcess(0, os.getpid(), answer), deadline=stacks.ANSWER_S)) == frames
+
+
 def test_processor_time_includes_that_of_children(start: Callable[[str], RankProcess]) -> None:
     busy = start("compute")
     wait_until(lambda: (facts := process_facts(busy.pid)) is not None and facts.cpu_s > 0.3)

@@ -27,7 +27,7 @@ class Scene:
         self.fake, self.url, self.watches = fake, url, []
         self.add("a")
 
-    def watch(self, *, answer_s: float = 2.0) -> PodWatch:
+    def watch(self, *, answer_s: float = 10.0) -> PodWatch:
         api = api_at(self.url, answer_s=answer_s)
         self.watches.append(PodWatch(lambda: api))
         return self.watches[-1]

@@ -1,8 +1,10 @@
 """Scratch folders that ended attempts left behind on this machine."""
 
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,22 @@ def test_links_and_what_other_users_own_stay(chain: StoredChain, run: Run, monke
     scratch(chain, f"{run.layout.run_id}-train-0000aa")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert found(chain) == set()
+
+
+def test_what_its_agent_removes_meanwhile_is_passed_over(chain: StoredChain, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once after the first look at it."""
+    going, genuine = scratch(chain, f"{run.layout.run_id}-train-0000aa"), os.stat
+
+    def look(path: Any, **options: Any) -> os.stat_result:
+        status = genuine(path, **options)
+        if path == going:
+            shutil.rmtree(going)
+        return status
+
+    monkeypatch.setattr(os, "stat", look)
+    assert found(chain) == set()
+    monkeypatch.undo()
+    assert not going.exists()
 
 
 def test_a_state_folder_that_is_not_here_or_not_to_be_entered_is_passed_over(chain: StoredChain, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
 """Real ranks on made-up token shards: a tiny Llama, gloo on the CPU, forked from one process that has the libraries."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cluster.agent.node import held_port
 from cluster.storage import file_entry, hash_file
 from schemas.artifact import FileEntry
 from schemas.config import RunConfig
@@ -68,12 +69,13 @@ class RankServer:
         with (log_dir / "server.log").open("wb") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         self._log_dir = log_dir
+        self._held = contextlib.ExitStack()
+        """The port of the present gang, until the next: rank 0 may listen only after many seconds."""
 
     def start(self, spec: Path, *, world_size: int, program: str = "tasks.train.job:run", log_dir: Path) -> list[int]:
         """Forks a gang and returns its pids."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self._held.close()
+        port = self._held.enter_context(held_port("127.0.0.1"))
         request = {"program": program, "spec": str(spec), "world_size": world_size, "port": port, "log_dir": str(log_dir)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -88,6 +90,7 @@ class RankServer:
 
     def close(self) -> None:
         """Ends the server."""
+        self._held.close()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -172,14 +175,20 @@ class Gang:
         assert statuses == [expect] * world_size, self.logs()
 
     def kill_at(self, config: RunConfig, *, step: int, rank: int = 1, world_size: int = 2, number: int = signal.SIGKILL) -> list[int]:
-        """Starts an epoch, sends a signal to `rank` once it is at `step`, kills what is left after a SIGKILL, and returns the statuses."""
-        pids = self.start(config, world_size=world_size)
-        self.wait_for(lambda progress: progress["step"] >= step, rank=rank)
+        """Starts an epoch, sends a signal to `rank` while it waits at `step`, kills what is left after a SIGKILL, and returns the statuses."""
+        program = f"{HERE / 'rank_programs.py'}:held"  # progress is told four times a second: short trainings would be over
+        pids = self.start(config, world_size=world_size, program=program, options={"held_rank": rank, "held_at": step})
+        deadline = time.monotonic() + 120.0
+        while not (self.scratch / "held").exists():
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.002)
         os.kill(pids[rank], number)
         if number == signal.SIGKILL:
             for pid in pids:
                 if pid != pids[rank]:
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it ended of the lost connection, and was waited for
+                        os.kill(pid, signal.SIGKILL)
+        (self.scratch / "go").touch()
         return self.server.wait()
 
     def kill(self) -> list[int]:

@@ -1,7 +1,9 @@
 """What ranks run in tests besides training itself; see rank_server.py."""
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +15,13 @@ from tasks.train.checkpoint.fragments import TrainingTensors
 from tasks.train.checkpoint.reader import CheckpointReader
 from tasks.train.checkpoint.snapshot import Snapshot
 from tasks.train.checkpoint.writer import CheckpointFacts, CheckpointWriter
+from tasks.train.data import TrainingBatches
 from tasks.train.job import run
 from tasks.train.libraries import prepare_libraries
 from tasks.train.session import open_session
+
+_HELD_S = 120.0
+"""A rank that nobody lets go, because its test is gone."""
 
 
 def resave(task: RankTask) -> None:
@@ -53,6 +59,23 @@ def crash_in_writer(task: RankTask) -> None:
     if task.rank == task.options["crash_rank"]:
         os.environ["FAULTY_ROOT"] = str(task.output_dir)
         fail_in_writer("crash", step=task.options["crash_at"])
+    run(task)
+
+
+def held(task: RankTask) -> None:
+    """Trains; the rank of the option `held_rank` waits before the step after `held_at` others, where it leaves the file `held`, for the file `go`."""
+    at, folder = TrainingBatches.at, Path(task.spec.scratch_dir)
+
+    def wait_at(self: TrainingBatches, step: int) -> Any:
+        if step >= task.options["held_at"]:
+            (folder / "held").touch()
+            deadline = time.monotonic() + _HELD_S
+            while not (folder / "go").exists() and time.monotonic() < deadline:
+                time.sleep(0.005)
+        return at(self, step)
+
+    if task.rank == task.options["held_rank"]:
+        TrainingBatches.at = wait_at  # type: ignore[method-assign]
     run(task)
 
 

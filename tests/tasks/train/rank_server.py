@@ -4,10 +4,12 @@ Requests, one JSON object a line on stdin: {"program", "spec", "world_size", "po
 or `/path/file.py:function`, a function of one RankTask. Answers on stdout: {"pids": […]} after the fork, {"statuses": […]} at the end.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tasks.entry import RankTask, rank_main
+
+_OTHERS_S = 120
+"""How long ranks may go on after one that failed."""
 
 
 def _load(program: str) -> Callable[[RankTask], None]:
@@ -49,6 +54,25 @@ def _become(request: dict[str, Any], rank: int) -> NoReturn:
     rank_main(_load(request["program"]))
 
 
+def _ends(pids: list[int]) -> list[int]:
+    """Returns how the ranks ended, by rank. Those that outlive a failed one for long are killed: before they meet they wait half an hour for it."""
+    statuses: dict[int, int] = {}
+
+    def kill_others(*_: object) -> None:
+        for pid in set(pids) - set(statuses):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill_others)
+    while len(statuses) < len(pids):
+        pid, status = os.waitpid(-1, 0)
+        statuses[pid] = os.waitstatus_to_exitcode(status)
+        if status:
+            signal.alarm(_OTHERS_S)
+    signal.alarm(0)
+    return [statuses[pid] for pid in pids]
+
+
 def main() -> None:
     """Serves requests until stdin ends."""
     import tasks.train.preload  # noqa: F401  # imports the libraries
@@ -58,8 +82,7 @@ def main() -> None:
         request = json.loads(line)
         pids = [_fork(request, rank) for rank in range(request["world_size"])]
         print(json.dumps({"pids": pids}), flush=True)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        print(json.dumps({"statuses": statuses}), flush=True)
+        print(json.dumps({"statuses": _ends(pids)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from schemas.errors import VerificationError
 from schemas.execution_config import CheckpointConfig
 from schemas.progress import NoticeKind
 from tasks.train.checkpoint.commit import CheckpointStore
+from tests.fakes.shared_memory import left_since, shared_memory
 
 pytestmark = pytest.mark.slow  # imports torch
 
@@ -232,9 +233,9 @@ def test_the_writer_dies_with_its_rank(store: CheckpointStore, make_writer: Any,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/shm")
 def test_snapshots_leave_no_name_behind(make_writer: Any) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory()
     assert save(make_writer(make_fragments(1)), 2)
-    assert set(os.listdir("/dev/shm")) <= before
+    assert left_since(before) == frozenset()
 
 
 @pytest.mark.parametrize("digest", ["0" * 32, "f" * 32, "8" + "0" * 15 + "7" + "f" * 15, "0123456789abcdef" * 2])
