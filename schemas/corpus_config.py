@@ -1,7 +1,8 @@
 """The recipe's `corpus` section: the raw text, how it is read, what it must satisfy, and how it is split."""
 
+import codecs
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,6 +38,20 @@ EncodingName = Literal[
     "koi8-r",
 ]
 """How raw text is encoded: names of Python's codecs. `gb18030` reads GBK and GB 2312, `cp949` EUC-KR, and `cp932` Shift-JIS as Windows writes it."""
+
+_READ_BY = {"gbk": "gb18030", "gb2312": "gb18030", "ascii": "utf-8", "utf-8-sig": "utf-8"}
+"""Encodings whose text another one reads, by the names of Python's codecs. A byte order mark is left out anyway."""
+
+
+def encoding_for(name: str) -> str | None:
+    """Returns the value of `EncodingName` that reads what Python knows by `name` (`windows-1252`, `gbk`); empty when none does, None when it does
+    not know it.
+    """
+    try:
+        codec = codecs.lookup(name).name
+        return next((value for value in get_args(EncodingName)[1:] if codecs.lookup(value).name == _READ_BY.get(codec, codec)), "")
+    except (LookupError, ValueError, TypeError):  # no such name, no name at all, no text
+        return None
 
 
 class SourceConfig(Frozen):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.config import RunConfig
+from schemas.corpus_config import encoding_for
 from schemas.errors import Problem
 from schemas.frozen import meaning_of
 from schemas.suggestion import model_at, nearest_choice, nearest_key, nearest_match, nearest_number
@@ -135,7 +136,8 @@ def _rule_and_nearest(detail: ErrorDetails, location: Location) -> tuple[str, st
     match kind:
         case "enum" | "literal_error":
             choices = _choices(context)
-            return f"must be one of {', '.join(map(str, choices))}", nearest_choice(value, choices)
+            known = encoding_for(value) if location[-1] == "encoding" else None  # by its name, never by how that is spelt: cp437 is not cp1253
+            return f"must be one of {', '.join(map(str, choices))}", nearest_choice(value, choices) if known is None else known
         case "greater_than_equal":
             return f"must be at least {context['ge']:g}", _plain(context["ge"])
         case "less_than_equal":
@@ -145,8 +147,8 @@ def _rule_and_nearest(detail: ErrorDetails, location: Location) -> tuple[str, st
         case "less_than":
             return f"must be below {context['lt']:g}", _default(location)
         case "string_pattern_mismatch":
-            nearest = nearest_match(value, context["pattern"])
-            return f"must match {context['pattern']} ({_meaning(location)})", nearest
+            meaning = _meaning(location)
+            return f"must match {context['pattern']}{f' ({meaning})' if meaning else ''}", nearest_match(value, context["pattern"])
         case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
             return "must be a whole number", nearest_number(value, whole=True)
         case "float_parsing" | "float_type" | "finite_number":
@@ -216,7 +218,9 @@ def _is_model(location: Location) -> bool:
 
 
 def _meaning(location: Location) -> str:
-    """Returns the first sentence of what the field's docstring says."""
+    """Returns the first sentence of what the docstring says of the field, or of the one that holds the list or mapping whose item it is."""
+    while location and ((parent := model_at(location[:-1])) is None or str(location[-1]) not in parent.model_fields):
+        location = location[:-1]
     parent = model_at(location[:-1])
     text = " ".join(meaning_of(parent, str(location[-1])).split()) if parent else ""
     return re.split(r"(?<=[.;:])\s", text)[0].rstrip(".;:") if text else ""

@@ -74,6 +74,20 @@ class GopherLimits(Frozen):
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
     """The words of which prose holds some; lower case."""
 
+    @model_validator(mode="after")
+    def _some_document_is_allowed(self) -> Self:
+        contradictions = []
+        if self.min_words > self.max_words:
+            contradictions.append(f"min_words ({self.min_words}) is above max_words ({self.max_words}), so no document could be accepted")
+        if self.min_mean_word_length > self.max_mean_word_length:  # not judged where most words are CJK characters
+            contradictions.append(
+                f"min_mean_word_length ({self.min_mean_word_length:g}) is above max_mean_word_length ({self.max_mean_word_length:g}), "
+                "so no document with spaces between its words could be accepted"
+            )
+        if contradictions:
+            raise ValueError("\n".join(contradictions))
+        return self
+
 
 class RepetitionLimits(Frozen):
     """Gopher's rules against repetition (arXiv 2112.11446, table A1). Each is a share of the document's lines, paragraphs or characters."""
@@ -116,7 +130,7 @@ class C4Limits(Frozen):
     drop_lorem_ipsum: bool = True
     """Refuse documents with `lorem ipsum`."""
     drop_curly_brackets: bool = True
-    """Refuse documents with `{`. Turn it off for code."""
+    """Refuse documents that keep a line with `{`. Turn it off for code."""
 
 
 class FineWebLimits(Frozen):

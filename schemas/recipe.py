@@ -165,8 +165,7 @@ def _nearest_file(path: Path) -> str:
     try:
         while not missing.parent.is_dir() and missing.parent != missing:
             missing = missing.parent
-        names = os.listdir(missing.parent)
-        close = difflib.get_close_matches(missing.name, names, n=5, cutoff=0.6)  # links that lead nowhere are listed as well, `missing` perhaps among them
+        close = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=5, cutoff=0.6)  # also links that lead nowhere, itself perhaps
         return next((str(near) for name in close if (near := missing.with_name(name)).exists()), "")
     except OSError:
         return ""

@@ -10,11 +10,11 @@ from typing import Any
 from cluster.storage import hash_file, publish_file
 from schemas.artifact import FileEntry
 from schemas.corpus_config import CorpusConfig
-from schemas.errors import InputError, VerificationError
+from schemas.errors import VerificationError
 from schemas.frozen import Frozen
 from schemas.manifest import AcceptedFile
 from schemas.preparation_config import PreparationConfig
-from tasks.prepare.compared import FILES_KEY, files_hash
+from tasks.prepare.compared import FILES_KEY, files_hash, unfit
 from tasks.prepare.filtering import Pipeline, Pipelines
 from tasks.prepare.ngram_index import INDEX_FILES, HeldOutText, NgramIndex
 from tasks.prepare.rows import INDEX_FOLDER, read_documents
@@ -62,7 +62,7 @@ def build_index(
         temporary: gives paths for unfinished files.
 
     Raises:
-        InputError: a file cannot be read as text, or there is too much text.
+        InputError: files cannot be read as text (all of them are named), or there is too much text.
         VerificationError: a file changed since the stage was planned, or is another one on this node.
     """
     against = config.preparation.decontamination
@@ -100,17 +100,21 @@ def _documents(files: Sequence[AcceptedFile], *, folder: Path, config: CorpusCon
 
 
 def _named_texts(config: CorpusConfig, *, prompts: Sequence[str]) -> Iterator[HeldOutText]:
-    """Yields the prompts, then the texts of the named files, normalized as documents are."""
+    """Yields the prompts, then the texts of the named files, normalized as documents are. Raises InputError at the end, naming all unfit files."""
     normalized = Pipeline(steps_of(PreparationConfig(normalization=config.preparation.normalization), split="test"))
     asked = (HeldOutText(f"{PROMPTS_KEY}:{number}", prompt, PROMPTS_KEY) for number, prompt in enumerate(prompts, start=1))
-    for text in chain(asked, *map(_texts_of_file, map(Path, config.preparation.decontamination.files))):
+    files, problems = config.preparation.decontamination.files, list[str]()
+    for text in chain(asked, *(_texts_of_file(Path(file), problems) for file in files)):
         ((_, outcome),) = normalized.apply([text.text])
         if outcome.text is not None:
             yield text._replace(text=outcome.text)
+    if problems:
+        raise unfit(problems, count=len(files))
 
 
-def _texts_of_file(path: Path) -> Iterator[HeldOutText]:
-    """Yields every string of a `.jsonl` file, at any depth of its records, else the whole file as one text."""
+def _texts_of_file(path: Path, problems: list[str]) -> Iterator[HeldOutText]:
+    """Yields every string of a `.jsonl` file, at any depth of its records, else the whole file as one text. Adds to `problems` when it is neither."""
+    number = 0
     try:
         if path.suffix != ".jsonl":
             yield HeldOutText(path.name, path.read_text(encoding="utf-8"), path.name)
@@ -119,10 +123,13 @@ def _texts_of_file(path: Path) -> Iterator[HeldOutText]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield from (HeldOutText(f"{path.name}:{number}", text, path.name) for text in _strings_in(json.loads(line)))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be compared with", why=f"not readable as UTF-8 text or JSON Lines: {error}", mend=f"correct {FILES_KEY}"
-        ) from error
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:
+        found = f"{error.msg} in column {error.colno}" if isinstance(error, json.JSONDecodeError) else error  # its own line is always the first
+        problems.append(f"{path}: line {number} cannot be read as JSON: {found}")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _strings_in(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ Reads no content itself and imports nothing heavy: `plan` runs it in millisecond
 import fnmatch
 import os
 import stat
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ def plan_inputs(config: RunConfig, hashes: Hashes | None) -> tuple[InputFile, ..
         hashes: of files; a cache is welcome here, because the scan hashes the very bytes it parses again. None: sizes alone are wanted.
 
     Raises:
-        MissingTextError: a source does not exist, or matches nothing.
-        InputError: a source holds links that leave it, or a file cannot be read. All problems of a source, and all of remote ones, at once.
+        MissingTextError: sources do not exist, or match nothing.
+        InputError: a source holds links that leave it, or cannot be read. All problems of all sources at once; then the first file that cannot be
+            hashed.
         UnreachableError: the server of a source refuses, or does not answer.
     """
     listed = _listed(config)
@@ -84,17 +86,34 @@ class _Listed:
 
 def _listed(config: RunConfig) -> list[_Listed]:
     """Returns the files of all sources. Raises as `plan_inputs`."""
-    listed: list[_Listed] = []
-    remote = find_all_remote(config, is_selected=is_selected)
+    listed, remote, problems = list[_Listed](), dict[str, dict[str, RemoteFile]](), list[InputError]()
+    try:
+        remote = find_all_remote(config, is_selected=is_selected)
+    except InputError as error:
+        problems.append(error)
     for name, source in zip(config.corpus.source_names, config.corpus.sources, strict=True):
-        if name in remote:
-            listed += [_Listed(name, file, relative, file.size) for relative, file in remote[name].items()]
+        if is_remote(source.path):
+            listed += [_Listed(name, file, relative, file.size) for relative, file in remote.get(name, {}).items()]
             continue
         try:
             listed += [_Listed(name, found.path, found.relative_path, found.path.stat().st_size) for found in find_files(source, name=name)]
+        except InputError as error:
+            problems.append(error)
         except OSError as error:
-            raise _unreadable(error, source=name, subject=source.path) from error
+            problems.append(_unreadable(error, source=name, subject=source.path))
+    if problems:
+        raise _all_of(problems)
     return listed
+
+
+def _all_of(problems: list[InputError]) -> InputError:
+    """Returns all problems as one. Missing text alone stays that: elsewhere it may be there."""
+    if len(problems) == 1:
+        return problems[0]
+    what = "\n".join(["corpus.sources: not all can be read", *(textwrap.indent(problem.what, "    ") for problem in problems)])
+    why, mend = ("; ".join(dict.fromkeys(filter(None, texts))) for texts in zip(*((problem.why, problem.mend) for problem in problems), strict=True))
+    kind = MissingTextError if all(isinstance(problem, MissingTextError) for problem in problems) else InputError
+    return kind(what, why=why, mend=mend)
 
 
 def _unreadable(error: OSError, *, source: str, subject: str) -> InputError:
@@ -112,12 +131,12 @@ def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
     path = _local_path(source.path, name=name)
     if is_glob(source.path) and not path.exists():
         root = Path(*_fixed_part(path))
-        names = _matches(path, root=root)
+        names = _matches(path, root=root, name=name)
     elif path.is_dir():
         root = path
         names = [relative for relative in _walk(root, source) if is_selected(relative, source)]
     elif path.exists():
-        return _checked([(path.resolve(), path.name)], root=path.resolve().parent, name=name)
+        return _checked([(_real(path), path.name)], root=_real(path).parent, name=name)
     else:
         raise MissingTextError(
             f"source {name!r}: {source.path!r} does not exist",
@@ -130,7 +149,7 @@ def find_files(source: SourceConfig, *, name: str) -> tuple[FoundFile, ...]:
             why=f"nothing matches include {list(source.include)}, exclude {list(source.exclude)}; names that begin with a dot do not count",
             mend="correct corpus.sources[].path, include or exclude",
         )
-    root = root.resolve()
+    root = _real(root)
     return _checked([(root / relative, relative) for relative in sorted(names)], root=root, name=name)
 
 
@@ -188,13 +207,19 @@ def _fixed_part(pattern: Path) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _matches(pattern: Path, *, root: Path) -> list[str]:
-    """Returns the files below `root` that a glob matches, relative to it. `**` crosses folders, `*` does not."""
+def _matches(pattern: Path, *, root: Path, name: str) -> list[str]:
+    """Returns the files below `root` that a glob matches, relative to it. `**` crosses folders, `*` does not. InputError: it is no glob."""
+    if any("**" in part and part != "**" for part in pattern.parts):
+        raise InputError(
+            f"source {name!r}: {str(pattern)!r} is no glob",
+            why="`**` stands for any folders, and is a part of a path by itself",
+            mend="write `**/*.jsonl` for files in any folder, `*.jsonl` for those in one",
+        )
     if not root.is_dir():
         return []
     relative_pattern = pattern.relative_to(root).as_posix()
     found = (path.relative_to(root) for path in root.glob(relative_pattern) if not path.is_dir())
-    return sorted({path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)})
+    return sorted({path.as_posix() for path in found if not _is_hidden(path)})
 
 
 def is_entered(folder: str, source: SourceConfig) -> bool:
@@ -204,14 +229,18 @@ def is_entered(folder: str, source: SourceConfig) -> bool:
 
 
 def _walk(root: Path, source: SourceConfig) -> Iterator[str]:
-    """Yields the files of all entered folders, relative to `root`. Linked folders are not: inside the source their files come up anyway."""
+    """Yields the files of all entered folders, relative to `root`. Linked folders are not: inside the source their files come up anyway, unless
+    they are hidden.
+    """
+    real = _real(root)
     for folder, folders, files in os.walk(root, onerror=_raise, followlinks=False):
         inside = Path(folder).relative_to(root)
         linked = [child for child in folders if Path(folder, child).is_symlink()]
         folders[:] = sorted(child for child in folders if child not in linked and is_entered((inside / child).as_posix(), source))
         for child in linked:
-            if not Path(folder, child).resolve().is_relative_to(root.resolve()):
-                files.append(child)  # refused later, with the other links that leave the source
+            target = _real(Path(folder, child))
+            if not target.is_relative_to(real) or _is_hidden(target.relative_to(real)):
+                files.append(child)  # refused later, with the other links
         for child in files:
             if not child.startswith("."):
                 yield (inside / child).as_posix()
@@ -237,7 +266,7 @@ def _checked(files: list[tuple[Path, str]], *, root: Path, name: str) -> tuple[F
     """
     found, problems = [], []
     for path, relative in files:
-        resolved = path.resolve()
+        resolved = _real(path)
         if problem := _problem_of(path, resolved=resolved, relative=relative, root=root):
             problems.append(problem)
         else:
@@ -248,7 +277,7 @@ def _checked(files: list[tuple[Path, str]], *, root: Path, name: str) -> tuple[F
         raise InputError(
             f"source {name!r}: {len(problems)} of {len(files)} files are refused\n{lines}",
             why="only regular files inside the source are read: a link could lead anywhere",
-            mend="replace them by the files themselves, or leave them out with `exclude`",
+            mend="replace links by the files themselves, or leave out with `exclude` what is refused",
         )
     return tuple(found)
 
@@ -265,7 +294,18 @@ def _problem_of(path: Path, *, resolved: Path, relative: str, root: Path) -> str
         mode = resolved.stat().st_mode
     except OSError as error:
         return f"{path}: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return f"{path} -> {resolved}: a symbolic link to a hidden folder, which is not looked into"
     return "" if stat.S_ISREG(mode) else f"{path}: not a regular file"
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _real(path: Path) -> Path:
+    """Returns the path without symbolic links, as far as they lead: of a loop `stat` tells, where `Path.resolve` raises RuntimeError."""
+    return Path(os.path.realpath(path))
 
 
 def _nearest(path: Path) -> str:

@@ -23,6 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with a recipe two folders down, and a current folder elsewhere."""
     for folder in ("project/.git", "project/docs", "project/recipes/deep", "elsewhere/docs"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "elsewhere/docs/a.txt").touch()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return tmp_path / "project"
 
@@ -166,7 +167,7 @@ def test_options_without_effect_are_named(project: Path) -> None:
     [
         ("{language: {min_score: 0.9}}", "language.min_score"),
         ("{quality: {gopher: true, c4_limits: {min_sentences: 2}}}", "quality.c4_limits.min_sentences"),
-        ("{decontamination: {files: [docs]}}", "decontamination.files"),
+        ("{decontamination: {files: [docs/a.txt]}}", "decontamination.files"),
         ("{duplicates: {exact: true, threshold: 0.5}}", "duplicates.threshold"),
     ],
 )

@@ -9,7 +9,7 @@ import yaml
 
 from schemas.errors import ConfigError, InputError, Problem
 from schemas.recipe import load_recipe
-from tests.schemas.wrong_recipes import ALL, BASE, GONE, Wrong
+from tests.schemas.wrong_recipes import ALL, BASE, GONE, GOPHER, Wrong
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("project")
     (base / "pyproject.toml").touch()
     (base / "docs").mkdir()
+    (base / "docs/a.txt").touch()
     (base / "tokenizer.json").write_text("not json")
     (base / "ds.json").write_text("{}")
     return base
@@ -105,6 +106,30 @@ def test_all_problems_come_at_once(folder: Path) -> None:
             "oops",
         ]
     )
+
+
+def test_all_contradictory_limits_come_at_once(folder: Path) -> None:
+    limits = {"min_words": 9, "max_words": 8, "min_mean_word_length": 5.5, "max_mean_word_length": 5}
+    problems = problems_of(folder, edited({GOPHER: limits}))
+    assert [problem.key for problem in problems] == [f"{GOPHER}.{key}" for key in ("min_words", "min_mean_word_length")]
+
+
+def test_a_missing_source_does_not_hide_those_that_hold_nothing(folder: Path) -> None:
+    for name in ("full", "bare/deeper"):
+        (folder / "texts" / name).mkdir(parents=True)
+    (folder / "texts/full/a.txt").touch()
+    sources = ["texts/full", "texts/bare", "texts/f*/*.txt", "texts/bare/*", "texts/nowhere", "texts/**.txt", "texts/full/a.txt"]
+    found = {problem.key: problem.message for problem in problems_of(folder, edited({"corpus.sources": sources}))}
+    assert found == {"corpus.sources.1": "holds no file", "corpus.sources.3": "holds no file", "corpus.sources.4": "does not exist"}
+
+
+def test_a_link_that_leads_nowhere_is_not_what_was_meant(folder: Path) -> None:
+    links = {"round-1": "round-2", "round-2": "round-1", "gone": "nothing"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    problems = problems_of(folder, edited({"corpus.sources": [*links, "round-3", "round-1/b.txt"]}))
+    assert [problem.nearest for problem in problems] == ["", "", "", "", ""]
+    assert [problem.message for problem in problems] == ["is a symbolic link that leads nowhere"] * 3 + ["does not exist"] * 2
 
 
 def test_no_rule_is_reported_for_a_value_that_is_wrong_itself(folder: Path) -> None:

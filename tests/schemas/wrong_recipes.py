@@ -24,6 +24,10 @@ CHAT: dict[str, Any] = {"path": "docs", "kind": "chat"}
 TALK: dict[str, Any] = {"corpus.sources": [CHAT], "tokenizer.chat_template": "{{ messages }}"}
 
 
+PREPARATION = "corpus.preparation"
+GOPHER, COMPARED = f"{PREPARATION}.quality.gopher_limits", f"{PREPARATION}.decontamination"
+
+
 class Wrong(NamedTuple):
     """One wrong recipe: an edit of the base, and what is expected of the problem that it causes."""
 
@@ -102,6 +106,16 @@ WRONG_CHOICES = (
     Wrong({"tokenization.layout": "fix"}, "tokenization.layout", "'fix'", "fixed"),
     Wrong({"tokenization.packing": "best-fit"}, "tokenization.packing", "'best-fit'", "best_fit"),
     Wrong({"training.document_attention": "mask"}, "training.document_attention", "'mask'", "masked"),
+    Wrong({"corpus.encoding": "gbk"}, "corpus.encoding", "'gbk'", "gb18030"),
+    Wrong({"corpus.encoding": "cp936"}, "corpus.encoding", "'cp936'", "gb18030"),
+    Wrong({"corpus.encoding": "windows-1252"}, "corpus.encoding", "'windows-1252'", "cp1252"),
+    Wrong({"corpus.encoding": "ISO-8859-1"}, "corpus.encoding", "'ISO-8859-1'", "latin-1"),
+    Wrong({"corpus.encoding": "us-ascii"}, "corpus.encoding", "'us-ascii'", "utf-8"),
+    Wrong({"corpus.encoding": "cp437"}, "corpus.encoding", "'cp437'", ""),  # near cp1253 in nothing but its name
+    Wrong({"corpus.encoding": "uft-8"}, "corpus.encoding", "'uft-8'", "utf-8"),
+    Wrong({"corpus.encoding": ["gbk"]}, "corpus.encoding", "['gbk']", ""),
+    Wrong({"corpus.encoding": "g\0\u4e2d"}, "corpus.encoding", "'g", ""),
+    Wrong({"corpus.sources": [{"path": "docs", "encoding": "sjis"}]}, "corpus.sources.0.encoding", "'sjis'", "shift_jis"),
     Wrong({"cluster.kind": "slrum"}, "cluster.kind", "'slrum'", "slurm"),
     Wrong({"cluster.kind": "k8s"}, "cluster.kind", "'k8s'", "kubernetes"),
 )
@@ -149,6 +163,7 @@ WRONG_VALUES = (
     Wrong({"budget": {"gpu_hour": 8}}, "budget.gpu_hour", "8", "budget.gpu_hours"),
     Wrong({"model.config": GONE, "model.factory": "package.module.make"}, "model.factory", "'package.module.make'", "package.module:make"),
     Wrong({"evaluation.length_buckets": [512, 256]}, "evaluation.length_buckets", "[512, 256]", "", "ascending"),
+    Wrong({f"{PREPARATION}.language.keep": ["en", "english"]}, f"{PREPARATION}.language.keep.1", "'english'", "", "(ISO 639-1 codes of the"),
     Wrong({"checkpoint.every_steps": 0}, "checkpoint.every_steps", "0", "1"),
     Wrong({"checkpoint.every_steps": "automatic"}, "checkpoint.every_steps", "'automatic'", "auto"),
     Wrong({"registration.gate.max_perplexity": 1.0}, "registration.gate.max_perplexity", "1.0", "", "above 1"),
@@ -172,6 +187,9 @@ BROKEN_RULES = (
     Wrong({"training.document_attention": "masked"}, "tokenization.boundaries", "", "true", "where documents start"),
     Wrong({"model.config.vocab_size": 512}, "model.config.vocab_size", "512", "", "below tokenizer.vocab_size (2048)"),
     Wrong({"corpus.rules": {"min_chars": 9, "max_chars": 8}}, "corpus.rules.min_chars", "9", "", "no document could be accepted"),
+    Wrong({GOPHER: {"min_words": 9, "max_words": 8}}, f"{GOPHER}.min_words", "9", "", "min_words (9) is above max_words (8), so no document"),
+    Wrong({GOPHER: {"max_words": 8}}, f"{GOPHER}.min_words", "", "", "min_words (50) is above max_words (8)"),
+    Wrong({GOPHER: {"min_mean_word_length": 50}}, f"{GOPHER}.min_mean_word_length", "50", "", "(50) is above max_mean_word_length (10)"),
     Wrong({"corpus.splits": {"validation": 0.6, "test": 0.5}}, "corpus.splits.validation", "0.6", "", "nothing to train on"),
     Wrong({"corpus.sources": [{"path": "docs", "name": "a"}, {"path": "docs", "name": "a"}]}, "corpus.sources", "[{'path'", "", "twice: a"),
     Wrong({"cluster.extra_directives": ["--x"]}, "cluster.extra_directives", "['--x']", "", "kind: slurm"),
@@ -204,7 +222,12 @@ MISSING_AND_OUTSIDE = (
     Wrong({"corpus.sources": [{"name": "a"}]}, "corpus.sources.0.path", "", "", "is required"),
     Wrong({"training": GONE}, "training", "", "", "is required"),
     Wrong({"corpus.sources": ["docz"]}, "corpus.sources.0", "'{base}/docz'", "{base}/docs", "does not exist"),
+    Wrong({"corpus.sources": ["x" * 300]}, "corpus.sources.0", "'{base}", "", "cannot be looked at: File name too long"),
     Wrong({"tokenizer.path": "tokeniser.json"}, "tokenizer.path", "'{base}/tokeniser.json'", "{base}/tokenizer.json", "does not exist"),
+    Wrong({COMPARED: {"ngram": 13, "files": ["docs"]}}, f"{COMPARED}.files.0", "'{base}/docs'", "", "is a folder: name the files in it"),
+    Wrong(
+        {COMPARED: {"ngram": 13, "files": ["docs/*.jsonl"]}}, f"{COMPARED}.files.0", "'{base}/docs/*.jsonl'", "", "wildcards in corpus.sources alone"
+    ),
     Wrong({"deepspeed": "dss.json"}, "deepspeed", "'{base}/dss.json'", "{base}/ds.json", "cannot be read"),
     Wrong({"deepspeed": "tokenizer.json"}, "deepspeed", "'{base}/tokenizer.json'", "", "not JSON"),
     Wrong({"storage.root": "${env:HEADRACE_NO_SUCH}/x"}, "storage.root", "'${env:HEADRACE_NO_SUCH}/x'", "", "is not set"),

@@ -47,9 +47,29 @@ def test_every_string_of_json_lines_counts_and_a_text_file_is_one_text(tmp_path:
 def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name}: cannot be compared with") as caught:
+    with pytest.raises(InputError, match="1 of 1 cannot be compared with") as caught:
         index(tmp_path, path)
-    assert "corpus.preparation.decontamination.files" in str(caught.value)
+    assert f"    {path}: " in caught.value.what
+    assert "corpus.preparation.decontamination.files" in caught.value.mend
+
+
+def test_all_files_that_are_not_what_their_names_say_are_named_at_once(tmp_path: Path) -> None:
+    contents = {
+        "latin.txt": b"caf\xe9",
+        "fine.txt": prose(1).encode(),
+        "broken.jsonl": b'"fine"\n\n{"broken',
+        "deep.jsonl": b"[" * 100_000,
+        "long.jsonl": b"9" * 5000,
+        "fine.jsonl": b'"fine"',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="4 of 6 cannot be compared with") as caught:
+        index(tmp_path, *(tmp_path / name for name in contents))
+    assert f"{tmp_path}/latin.txt: not UTF-8" in caught.value.what
+    assert f"{tmp_path}/broken.jsonl: line 3 cannot be read as JSON: Unterminated string starting at in column 2" in caught.value.what
+    assert f"{tmp_path}/deep.jsonl: line 1 cannot be read as JSON" in caught.value.what
+    assert f"{tmp_path}/long.jsonl: line 1 cannot be read as JSON: Exceeds the limit" in caught.value.what
 
 
 def test_another_file_on_this_node_than_was_planned_with_is_refused(tmp_path: Path) -> None:

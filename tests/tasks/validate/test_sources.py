@@ -1,6 +1,7 @@
 """Which files a source stands for, and which are refused."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from cluster.storage import hash_file
 from schemas.config import RunConfig
 from schemas.corpus_config import SourceConfig
-from schemas.errors import InputError
+from schemas.errors import InputError, MissingTextError
 from tasks.validate.sources import compression_of, find_files, format_doubts, format_of, plan_inputs
 from tests.fakes.plain_hashes import PlainHashes
 
@@ -119,6 +120,57 @@ def test_special_files_broken_links_and_unstorable_names_are_refused(tmp_path: P
     assert "broken: No such file" in message
     assert "not valid UTF-8" in message
     message.encode()  # printable: nothing of the raw name is left in it
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/**/*"])
+def test_links_that_lead_round_in_a_circle_are_refused_as_broken_ones_are(tmp_path: Path, pattern: str) -> None:
+    make_tree(tmp_path, "a.txt")
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    with pytest.raises(InputError, match="2 of 3 files are refused") as caught:
+        found(f"{tmp_path}{pattern}")
+    assert f"{tmp_path}/one: Too many levels of symbolic links\n" in str(caught.value)
+    assert "exclude" in caught.value.mend
+
+
+def test_a_link_to_a_folder_that_is_not_looked_into_is_refused(tmp_path: Path) -> None:
+    """Its files do not come up anyway, as those of other folders of the source do."""
+    make_tree(tmp_path, "a.txt", "sub/b.txt", ".hidden/deep/c.txt")
+    (tmp_path / "again").symlink_to("sub")
+    (tmp_path / "itself").symlink_to(".")
+    assert found(tmp_path) == ["a.txt", "sub/b.txt"]
+    (tmp_path / "hiding").symlink_to(".hidden/deep")
+    with pytest.raises(InputError, match="1 of 3 files are refused") as caught:
+        found(tmp_path)
+    assert f"hiding -> {tmp_path}/.hidden/deep: a symbolic link to a hidden folder" in str(caught.value)
+    assert found(tmp_path, exclude=("hiding",)) == ["a.txt", "sub/b.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["**.txt", "sub/a**", "**x/*.txt"])
+def test_two_asterisks_within_a_name_are_no_glob(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(InputError, match=r"is no glob") as caught:
+        found(tmp_path / pattern)
+    assert "**/*.jsonl" in caught.value.mend
+
+
+def test_what_is_wrong_with_any_source_is_told_at_once(tmp_path: Path, recipe: Recipe) -> None:
+    make_tree(tmp_path, "fine/a.txt", "linked/a.txt")
+    (tmp_path / "linked/broken").symlink_to("nothing")
+    wrong = ["https://host/folder/", str(tmp_path / "nowhere"), str(tmp_path / "linked"), str(tmp_path / "*.jsonl"), str(tmp_path / "**.jsonl")]
+    with pytest.raises(InputError) as caught:
+        plan_inputs(recipe(str(tmp_path / "fine"), *wrong), PlainHashes())
+    assert not isinstance(caught.value, MissingTextError)
+    assert re.findall(r"^    source 'source-(\d)'", caught.value.what, re.MULTILINE) == ["1", "2", "3", "4", "5"]
+    for says in ("web servers list nothing", "does not exist", "broken: No such file", "holds no file to read", "is no glob"):
+        assert says in caught.value.what
+    assert "nearest folder that exists" in caught.value.mend
+    assert "exclude" in caught.value.mend
+
+
+def test_text_that_is_missing_here_is_told_of_all_sources_and_may_still_be_elsewhere(tmp_path: Path, recipe: Recipe) -> None:
+    with pytest.raises(MissingTextError, match=r"(?s)'source-0'.*'source-1'") as caught:
+        plan_inputs(recipe(str(tmp_path / "nowhere"), str(tmp_path / "*.txt")), PlainHashes())
+    assert "a source is a file, a glob or a folder; nothing matches include" in caught.value.why
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/*.jsonl", "empty", "empty/*.jsonl"])
