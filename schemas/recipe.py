@@ -6,27 +6,26 @@ with `--set` start at the current directory, as on any command line. URLs and `$
 Imports nothing heavy: the command line's fast path goes through here.
 """
 
-import difflib
 import errno
 import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from schemas.canonical import sha256
-from schemas.cluster_config import ClusterKind
 from schemas.config import RunConfig
 from schemas.diagnosis import diagnose
 from schemas.errors import ConfigError, InputError, Problem
+from schemas.local_inputs import input_problems, nearest_file
 from schemas.override import ORIGIN, apply_override, parse_overrides
 from schemas.reference import plain_password, reference_problems, resolve_machine
-from schemas.source_url import SOURCE_KEYS, URL, holds_secret, is_glob, is_remote, url_problem
+from schemas.source_url import SOURCE_KEYS, URL, holds_secret, is_remote, url_problem
 from schemas.warning import warnings_of
-from schemas.yaml_text import Document, Location, dotted, parse_yaml, shorten
+from schemas.yaml_text import Document, Location, dotted, map_text, parse_yaml, shorten
 
 _PROJECT_MARKS = ("pyproject.toml", ".git", ".headrace")
 _PATH_KEYS = tuple(
@@ -42,8 +41,6 @@ _PATH_KEYS = tuple(
         r"tracking\.mlflow_uri",
     )
 )
-_INPUT_KEYS = re.compile(r"corpus\.sources\.\d+(\.path)?|corpus\.preparation\.decontamination\.files\.\d+|tokenizer\.path|model\.pretrained")
-_COMPARED_KEYS = re.compile(r"corpus\.preparation\.decontamination\.files\.\d+")
 _VERBATIM_KEYS = re.compile(r"(cluster\.(.*\.)?setup|cluster\.extra_directives|evaluation\.prompts|tracking\.sample_prompt)(\..*)?")
 """Text for shells, schedulers and models, where `${…}` is not ours."""
 _MAX_BYTES = 1_000_000
@@ -96,7 +93,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     config, found = diagnose(data)
     problems += found
     problems += _value_problems(data)
-    problems += _missing_files(data)
+    problems += input_problems(data)
     if problems or config is None:
         raise ConfigError(tuple(_with_origin(problem, document, assigned) for problem in _unique(problems)), source=str(path))
     config = _anchor_defaults(config, base=project_dir)
@@ -136,7 +133,7 @@ def _read(path: Path) -> str:
             )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        nearest = _nearest_file(path)
+        nearest = nearest_file(path)
         raise InputError(f"recipe {path} does not exist", mend=f"did you mean {nearest}?" if nearest else "`headrace init` writes one") from None
     except UnicodeDecodeError as error:
         raise InputError(
@@ -159,32 +156,11 @@ def _parse(text: str, path: Path) -> Document:
     return document
 
 
-def _nearest_file(path: Path) -> str:
-    """Returns the existing file with a name close to the missing `path`'s, in the deepest folder of it that exists; or an empty string."""
-    missing = path
-    try:
-        while not missing.parent.is_dir() and missing.parent != missing:
-            missing = missing.parent
-        close = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=5, cutoff=0.6)  # also links that lead nowhere, itself perhaps
-        return next((str(near) for name in close if (near := missing.with_name(name)).exists()), "")
-    except OSError:
-        return ""
-
-
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-def _map_text(value: Any, location: Location, change: Callable[[str, Location], Any]) -> Any:
-    """Returns plain data with `change(text, location)` in place of every text."""
-    if isinstance(value, dict):
-        return {str(key): _map_text(item, (*location, str(key)), change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_text(item, (*location, index), change) for index, item in enumerate(value)]
-    return change(value, location) if isinstance(value, str) else value
-
-
 def _machine_values(data: Any) -> Any:
-    return _map_text(data, (), lambda text, location: resolve_machine(text) if not _VERBATIM_KEYS.fullmatch(dotted(location)) else text)
+    return map_text(data, (), lambda text, location: resolve_machine(text) if not _VERBATIM_KEYS.fullmatch(dotted(location)) else text)
 
 
 def _anchor(data: Any, location: Location, *, base: Path) -> Any:
@@ -200,7 +176,7 @@ def _anchor(data: Any, location: Location, *, base: Path) -> Any:
             return text
         return str(absolute(text, base=base))
 
-    return _map_text(data, location, anchored)
+    return map_text(data, location, anchored)
 
 
 def _anchor_defaults(config: RunConfig, *, base: Path) -> RunConfig:
@@ -224,7 +200,7 @@ def _inline_deepspeed(data: dict[str, Any], problems: list[Problem], files: list
         inlined = _json_of(Path(section))
     except OSError as error:
         problems.append(
-            Problem(key="deepspeed", value=repr(section), message=f"the file cannot be read: {error.strerror}", nearest=_nearest_file(Path(section)))
+            Problem(key="deepspeed", value=repr(section), message=f"the file cannot be read: {error.strerror}", nearest=nearest_file(Path(section)))
         )
         return rest
     except ValueError as error:
@@ -263,60 +239,8 @@ def _value_problems(data: Mapping[str, Any]) -> list[Problem]:
                 problems.append(Problem(key=key, value="", message="holds a password in plain, which would be stored with the run", nearest=masked))
         return text
 
-    _map_text(dict(data), (), judge)
+    map_text(dict(data), (), judge)
     return problems
-
-
-def _missing_files(data: Mapping[str, Any]) -> list[Problem]:
-    """Returns the local inputs that cannot be what is wanted. Other machines may see other files, so this is for `kind: local` only.
-
-    Sources that hold nothing are told along with others: who makes the list of files looks at them otherwise, and would come too late.
-    """
-    cluster = data.get("cluster")
-    if isinstance(cluster, Mapping) and cluster.get("kind") in (ClusterKind.SLURM, ClusterKind.KUBERNETES):
-        return []
-    inputs: dict[str, str] = {}
-
-    def gather(text: str, location: Location) -> str:
-        key = dotted(location)
-        if _INPUT_KEYS.fullmatch(key) and text and not (URL.match(text) or "${" in text):
-            inputs[key] = text
-        return text
-
-    _map_text(dict(data), (), gather)
-    wrong = {key: problem for key, text in inputs.items() if (problem := _input_problem(key, text)) is not None}
-    sources = {key: text for key, text in inputs.items() if wrong and key not in wrong and SOURCE_KEYS.fullmatch(key)}
-    wrong |= {key: Problem(key=key, value=repr(text), message="holds no file") for key, text in sources.items() if _is_empty(Path(text))}
-    return [wrong[key] for key in inputs if key in wrong]
-
-
-def _input_problem(key: str, text: str) -> Problem | None:
-    """Returns what is wrong with one local input, by its own path alone."""
-    path = Path(text)
-    try:
-        if path.exists():
-            is_folder = _COMPARED_KEYS.fullmatch(key) and path.is_dir()
-            return Problem(key=key, value=repr(text), message="is a folder: name the files in it, one by one") if is_folder else None
-    except OSError as error:
-        return Problem(key=key, value=repr(text), message=f"cannot be looked at: {error.strerror}")
-    if not is_glob(text):
-        message = "is a symbolic link that leads nowhere" if path.is_symlink() else "does not exist"
-    elif SOURCE_KEYS.fullmatch(key):
-        return None
-    else:
-        message = "does not exist; `*`, `?` and `[` are wildcards in corpus.sources alone: name each file"
-    return Problem(key=key, value=repr(text), message=message, nearest=_nearest_file(path))
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether no file, not even a hidden one, lies below a folder, or matches a glob."""
-    if path.exists():
-        return path.is_dir() and not any(found.is_file() for found in path.rglob("*"))
-    fixed = next(parent for parent in path.parents if not is_glob(str(parent)))
-    try:
-        return not any(found.is_file() for found in fixed.glob(str(path.relative_to(fixed))))
-    except ValueError:  # no glob: told by who lists files
-        return False
 
 
 # ---- where a problem was written -------------------------------------------------------------------------------------

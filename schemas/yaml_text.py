@@ -5,6 +5,7 @@ says, so the scalars here follow YAML 1.2's core schema (and digits may be group
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,15 @@ def _refuse_explosion(text: str) -> None:
 def dotted(location: Location) -> str:
     """Returns a location as the user would write it after `--set`: `corpus.sources.0.path`."""
     return ".".join(map(str, location))
+
+
+def map_text(value: Any, location: Location, change: Callable[[str, Location], Any]) -> Any:
+    """Returns plain data with `change(text, location)` in place of every text."""
+    if isinstance(value, dict):
+        return {str(key): map_text(item, (*location, str(key)), change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_text(item, (*location, index), change) for index, item in enumerate(value)]
+    return change(value, location) if isinstance(value, str) else value
 
 
 def shorten(value: Any, *, limit: int = 60) -> str:
