@@ -39,8 +39,16 @@ EncodingName = Literal[
 ]
 """How raw text is encoded: names of Python's codecs. `gb18030` reads GBK and GB 2312, `cp949` EUC-KR, and `cp932` Shift-JIS as Windows writes it."""
 
-_READ_BY = {"gbk": "gb18030", "gb2312": "gb18030", "ascii": "utf-8", "utf-8-sig": "utf-8"}
-"""Encodings whose text another one reads, by the names of Python's codecs. A byte order mark is left out anyway."""
+_READ_BY: Mapping[str, EncodingName] = {
+    "gbk": "gb18030",
+    "gb2312": "gb18030",
+    "ascii": "utf-8",
+    "utf-8-sig": "utf-8",
+    "utf-32": "auto",
+    "utf-32-le": "auto",
+    "utf-32-be": "auto",
+}
+"""Encodings whose text another value reads, by the names of Python's codecs. A byte order mark is left out anyway."""
 
 
 def encoding_for(name: str) -> str | None:
@@ -49,7 +57,7 @@ def encoding_for(name: str) -> str | None:
     """
     try:
         codec = codecs.lookup(name).name
-        return next((value for value in get_args(EncodingName)[1:] if codecs.lookup(value).name == _READ_BY.get(codec, codec)), "")
+        return _READ_BY.get(codec) or next((value for value in get_args(EncodingName)[1:] if codecs.lookup(value).name == codec), "")
     except (LookupError, ValueError, TypeError):  # no such name, no name at all, no text
         return None
 
@@ -119,7 +127,7 @@ class SplitConfig(Frozen):
     validation: Fraction = 0.01
     """Share held out for the validation loss during training."""
     test: Fraction = 0.01
-    """Share held out for the `evaluate` stage."""
+    """Share held out for the `evaluate` stage. May be 0 where text is prepared and no model is trained."""
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:

@@ -59,12 +59,12 @@ def _input_problem(key: str, text: str) -> Problem | None:
 
 def _is_empty(path: Path) -> bool:
     """Whether no file, not even a hidden one, lies below a folder, or matches a glob."""
-    if path.exists():
-        return path.is_dir() and not any(found.is_file() for found in path.rglob("*"))
-    fixed = next(parent for parent in path.parents if not is_glob(str(parent)))
     try:
+        if path.exists():
+            return path.is_dir() and not any(found.is_file() for found in path.rglob("*"))
+        fixed = next(parent for parent in path.parents if not is_glob(str(parent)))
         return not any(found.is_file() for found in fixed.glob(str(path.relative_to(fixed))))
-    except ValueError:  # no glob: told by who lists files
+    except (OSError, ValueError):  # not readable, or no glob: told by who lists files
         return False
 
 

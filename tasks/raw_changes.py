@@ -73,11 +73,15 @@ class RawChanges:
         preparation = config.corpus.preparation
         compared, duplicates = preparation.decontamination, preparation.duplicates
         if touched and (compared.ngram is not None or duplicates.exact or duplicates.near):
-            return "groups in which prepare refuses other documents than before"
+            by = "validate or prepare" if self._may_move_copies(config) else "prepare"
+            return f"groups in which {by} refuses other documents than before"
+        return "groups in which a duplicate comes back or goes" if self._may_move_copies(config) else ""
+
+    def _may_move_copies(self, config: RunConfig) -> bool:
+        """Whether `validate` may give a copy back to another group, or take one from it: the first one stays."""
+        touched = self.groups | self.gone
         untouched = (group.index for group in self.now.groups if group.index not in touched)
-        if config.corpus.rules.drop_duplicates and any(index > min(touched, default=index) for index in untouched):  # the first copy stays
-            return "groups in which a duplicate comes back or goes"
-        return ""
+        return config.corpus.rules.drop_duplicates and any(index > min(touched, default=index) for index in untouched)
 
 
 def raw_changes(config: RunConfig, identity: Identity, *, hashes: Hashes, storage: Storage, earlier: ArtifactRecord) -> RawChanges:
@@ -132,7 +136,7 @@ def shards_reason(raw: RawChanges, *, config: RunConfig, store: Store, hashes: H
         VerificationError: a record or a manifest is damaged.
     """
     shards = store.newest(Stage.TOKENIZE, config.name)
-    if shards is None or recipe_differences(shards.recipe, config.identity(Stage.TOKENIZE)):
+    if shards is None or not _is_as_asked(shards, config):
         return ""
     corpus = _corpus_of(shards, config=config, store=store)
     if corpus is None or corpus.summary.get("facts") != raw.facts or not _has_tokenizer(shards, config=config, store=store, hashes=hashes):
@@ -148,13 +152,13 @@ def _corpus_of(shards: ArtifactRecord, *, config: RunConfig, store: Store) -> Ar
     corpus = store.read(shards.input(config.corpus_stage).key)
     if corpus.stage is Stage.VALIDATE:
         return corpus
-    return None if recipe_differences(corpus.recipe, config.identity(Stage.PREPARE)) else store.read(corpus.input(Stage.VALIDATE).key)
+    return store.read(corpus.input(Stage.VALIDATE).key) if _is_as_asked(corpus, config) else None
 
 
 def _has_tokenizer(shards: ArtifactRecord, *, config: RunConfig, store: Store, hashes: Hashes) -> bool:
     """Whether shards were encoded with the tokenizer that the recipe gives, or with what was trained as it says."""
     tokenizer = store.newest(Stage.TOKENIZER, config.name)
-    if tokenizer is None or recipe_differences(tokenizer.recipe, config.identity(Stage.TOKENIZER)):
+    if tokenizer is None or not _is_as_asked(tokenizer, config):
         return False
     if tokenizer.content_hash != shards.input(Stage.TOKENIZER).content_hash:
         return False
@@ -163,6 +167,11 @@ def _has_tokenizer(shards: ArtifactRecord, *, config: RunConfig, store: Store, h
     from tasks.tokenizer.existing import existing_hash
 
     return tokenizer.outside.get("existing") == existing_hash(Path(config.tokenizer.path), hashes.hash)
+
+
+def _is_as_asked(record: ArtifactRecord, config: RunConfig) -> bool:
+    """Whether an artifact was made as the recipe asks for it, by this version of its stage; of its inputs nothing is said."""
+    return record.stage_version == record.stage.version and not recipe_differences(record.recipe, config.identity(record.stage))
 
 
 def _plan_of(storage: Storage, corpus: ArtifactRecord) -> CorpusPlan:

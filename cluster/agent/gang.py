@@ -48,15 +48,14 @@ def lead_gang(node: Node, peers: Peers) -> Outcome:
     reason, pace = "first start", Pace()
     node.ledger.begin(newest_commit(node.storage, node.artifact))
     while True:
-        host = _host(node)
-        with held_port(host) as port:
+        with held_port() as port:
             record = take_epoch(
                 node.storage,
                 node.artifact,
                 attempt=node.spec.attempt,
                 key=node.spec.key,
                 world_size=node.spec.num_nodes * node.spec.ranks_per_node,
-                rendezvous=f"{host}:{port}",
+                rendezvous=f"{_host(node)}:{port}",
                 reason=reason,
             )
             own = GangEpoch(node, peers, record, pace).run()

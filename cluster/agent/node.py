@@ -292,9 +292,11 @@ class Node:
 
 
 @contextlib.contextmanager
-def held_port(host: str) -> Iterator[int]:
-    """Yields a port for rank 0, which Linux chooses for nobody else meanwhile: bound but not listening, it is free to rank 0's SO_REUSEADDR."""
+def held_port() -> Iterator[int]:
+    """Yields a port for rank 0, which Linux gives to nobody else meanwhile, on whatever address: bound but not listening, it is free to who sets
+    SO_REUSEADDR, as rank 0 does.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((host, 0))
+        holder.bind(("", 0))  # of one address alone, others would be given it on another, where rank 0 may have to listen, too
         yield holder.getsockname()[1]

@@ -45,9 +45,9 @@ _REPLACEMENT = "\ufffd"
 class UnknownEncodingError(Exception):
     """A file whose encoding cannot be told: part of reading, caught by the readers. `problem`: what was found, and what would help."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, *, mend: str = "name it") -> None:
         super().__init__(detail)
-        self.problem = Problem(Reason.UNKNOWN_ENCODING, f"{detail}; name it: corpus.encoding, or corpus.sources[].encoding")
+        self.problem = Problem(Reason.UNKNOWN_ENCODING, f"{detail}; {mend}: corpus.encoding, or corpus.sources[].encoding")
 
 
 class Detected(NamedTuple):
@@ -130,7 +130,8 @@ class Decoding:
             self.found = Detected(general, "byte order mark")
         elif self.declared not in (marked, general):
             self.found = _NOT_TOLD
-            raise UnknownEncodingError(f"{self.declared} is declared, and the file begins with the byte order mark of {marked}, which auto reads")
+            found = f"{self.declared} is declared, and the file begins with the byte order mark of {marked}"
+            raise UnknownEncodingError(found, mend="`auto` reads it")
 
     def _decided(self, runs: Iterator[bytes]) -> Iterator[bytes]:
         """Yields the runs; those that tell the encoding, and what comes with them, once it is told."""

@@ -14,14 +14,15 @@ from typing import Self
 from schemas.corpus_config import EncodingName, RulesConfig, SourceConfig
 from tasks.validate.encodings import Decoding, UnknownEncodingError
 from tasks.validate.json_lines import json_batches, utf8_problem
-from tasks.validate.lines import BOM, KEPT_BYTES, LINE_LIMIT_BYTES, RefusedLine
+from tasks.validate.lines import KEPT_BYTES, LINE_LIMIT_BYTES, RefusedLine
 from tasks.validate.problem import Problem, Reason
 from tasks.validate.records import Batch, Columns, Record
 from tasks.validate.sources import Compression, Format, compression_of, delimiter_of, format_of
 from tasks.validate.streams import DamagedStreamError, HashingFile, blocks
 
 _RECORDS_PER_BATCH = 256
-_UTF8_BYTES_PER_CHAR = 4
+_MOST_BYTES_PER_CHAR = 4
+"""In UTF-8, UTF-16, UTF-32 and GB 18030."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class _TextLines:
 
 
 def _read_text(file: HashingFile, reading: Reading) -> Iterator[Record]:
-    limit = reading.max_chars * _UTF8_BYTES_PER_CHAR + len(BOM)
+    limit = (1 + reading.max_chars) * _MOST_BYTES_PER_CHAR  # a byte order mark is a character
     pieces: list[bytes] = []
     size = 0
     try:

@@ -1,9 +1,11 @@
-"""A raw file as decompressed blocks, hashed while it is read: the bytes that are parsed are the bytes that are hashed.
+"""A raw file as decompressed blocks, hashed while it is read: the bytes that are parsed are the bytes that are hashed, unless the file is damaged
+and changes between two readings.
 
 Memory: one raw block, one decompressed block and the decompressor's window, whatever the file's size.
 
-What pyarrow had decompressed in a read that fails cannot be had from it. So a file that fails is decompressed once more from its start, for what had
-not come yet: gzip by zlib, so that the zeros that tapes and block devices put behind a member can be passed over; zstd a byte at a time.
+What pyarrow had decompressed in a call that fails cannot be had from it. So a file that fails is decompressed once more from its start, for what had
+not come yet: gzip by zlib, so that the zeros that tapes and block devices put behind a member can be passed over; zstd with its raw bytes one by one
+where the damage is, so that a call decompresses one block of a frame at most.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from tasks.validate.sources import Compression
 _RAW_BLOCK_BYTES = 1 << 20
 _OUT_BLOCK_BYTES = 1 << 18
 _OUT_READ_BYTES = 1 << 12
-"""Read size from pyarrow's decompressor, and so the most that is read a byte at a time once it failed; measured as fast as 1 MiB."""
+"""Read size from pyarrow's decompressor, and so the most that is read a byte at a time where it failed; measured as fast as 1 MiB."""
 _ZLIB_READ_BYTES = 1 << 16
 """Read size for zlib, which copies what is left of a read for every member and every piece."""
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
@@ -154,27 +156,37 @@ def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _decompressed(file: HashingFile, *, compression: Compression) -> Iterator[bytes]:
     """Yields the decompressed content. Raises: see `blocks`."""
-    num_bytes = 0
-    stream = _stream(file.read, compression=compression)
+    num_bytes = last = 0
+
+    def read(size: int) -> bytes:
+        nonlocal last
+        last = file.bytes_read
+        return file.read(size)
+
+    stream = _stream(read, compression=compression)
     with contextlib.suppress(OSError):  # a failing disk is an InputError
         while piece := stream.read(_OUT_READ_BYTES):
             yield piece
             num_bytes += len(piece)
         return
-    again = _from_start(file)
-    yield from _behind(_gunzipped(again), start=num_bytes) if compression == "gzip" else _slowly_decompressed(again, start=num_bytes)
+    if compression == "gzip":
+        yield from _behind(_gunzipped(_from_start(file)), start=num_bytes)
+    else:
+        yield from _slowly_decompressed(file, start=num_bytes, damaged_from=last)
 
 
 def _stream(read: _Read, *, compression: Compression) -> pa.CompressedInputStream:
     return pa.CompressedInputStream(pa.PythonFile(_Lent(read), mode="r"), compression)
 
 
-def _from_start(file: HashingFile) -> _Read:
-    """Returns what reads a file anew, beside its own position and hash."""
+def _from_start(file: HashingFile, *, slow_from: int | None = None) -> _Read:
+    """Returns what reads a file anew, beside its own position and hash; from byte `slow_from` on a byte at a time."""
     position = 0
 
     def read(size: int) -> bytes:
         nonlocal position
+        if slow_from is not None:
+            size = min(size, max(slow_from - position, 1))
         data = file.read_at(position, size=size)
         position += len(data)
         return data
@@ -220,17 +232,28 @@ def _inflated(member: "zlib._Decompress", data: bytes) -> Iterator[bytes]:
     yield piece
 
 
-def _slowly_decompressed(read: _Read, *, start: int) -> Iterator[bytes]:
-    """Yields the content of a zstd file from byte `start`, a byte at a time: a read that fails has lost nothing then. Raises: see `blocks`."""
-    stream = _stream(read, compression="zstd")
-    try:
-        while start and (passed := stream.read(min(start, _OUT_READ_BYTES))):
-            start -= len(passed)
-        while piece := stream.read(1):
-            yield piece
-    except OSError as error:
-        detail = str(error)
-        raise DamagedStreamError(detail, truncated="Truncated" in detail) from error
+def _slowly_decompressed(file: HashingFile, *, start: int, damaged_from: int) -> Iterator[bytes]:
+    """Yields the content of a damaged zstd file from byte `start`, all of it that can be had. Raises: see `blocks`.
+
+    Args:
+        file: the raw file.
+        start: bytes of the content that came before.
+        damaged_from: no raw byte before this one is to blame.
+    """
+    detail = ""
+    for size in (_OUT_READ_BYTES, 1):  # what a read that fails has gathered is lost, so the last of it is read a byte at a time
+        stream = _stream(_from_start(file, slow_from=damaged_from), compression="zstd")
+        try:
+            left = start
+            while left and (passed := stream.read(min(left, _OUT_READ_BYTES))):
+                left -= len(passed)
+            while piece := stream.read(size):
+                yield piece
+                start += len(piece)
+            return
+        except OSError as error:
+            detail = str(error)
+    raise DamagedStreamError(detail, truncated="Truncated" in detail)
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

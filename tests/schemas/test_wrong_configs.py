@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from schemas.errors import ConfigError, InputError, Problem
+from schemas.local_inputs import input_problems
 from schemas.recipe import load_recipe
 from tests.schemas.wrong_recipes import ALL, BASE, GONE, GOPHER, Wrong
 
@@ -213,3 +214,16 @@ def test_a_file_that_cannot_be_read(folder: Path) -> None:
         load_recipe(folder)
     with pytest.raises(InputError, match="not UTF-8"):
         load_recipe(folder / "latin.yaml")
+
+
+def test_a_folder_that_cannot_be_looked_into_hides_no_other_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "a.txt").touch()
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    sources = [str(tmp_path / "closed"), str(tmp_path / "none.txt")]
+    (problem,) = input_problems({"corpus": {"sources": sources}})
+    assert (problem.key, problem.message) == ("corpus.sources.1", "does not exist")

@@ -109,6 +109,7 @@ WRONG_CHOICES = (
     Wrong({"corpus.encoding": "gbk"}, "corpus.encoding", "'gbk'", "gb18030"),
     Wrong({"corpus.encoding": "cp936"}, "corpus.encoding", "'cp936'", "gb18030"),
     Wrong({"corpus.encoding": "windows-1252"}, "corpus.encoding", "'windows-1252'", "cp1252"),
+    Wrong({"corpus.encoding": "utf-32-le"}, "corpus.encoding", "'utf-32-le'", "auto"),
     Wrong({"corpus.encoding": "ISO-8859-1"}, "corpus.encoding", "'ISO-8859-1'", "latin-1"),
     Wrong({"corpus.encoding": "us-ascii"}, "corpus.encoding", "'us-ascii'", "utf-8"),
     Wrong({"corpus.encoding": "cp437"}, "corpus.encoding", "'cp437'", ""),  # near cp1253 in nothing but its name

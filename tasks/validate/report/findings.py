@@ -46,7 +46,10 @@ REMEDIES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "the files are not in the encoding that the recipe names; `auto` finds it out",
         ("corpus.encoding", "corpus.sources[].encoding"),
     ),
-    Reason.UNKNOWN_ENCODING: ("more than one encoding fits, or a byte order mark names another: name the right one", ("corpus.sources[].encoding",)),
+    Reason.UNKNOWN_ENCODING: (
+        "more than one encoding fits: name the right one; or a byte order mark names another: `auto` reads it",
+        ("corpus.sources[].encoding",),
+    ),
     Reason.NO_CONVERSATION: ("mend the turns of the record: who speaks, and what is said", ("corpus.sources[].text_column",)),
     Reason.INVALID_JSON: (_LINES, ()),
     Reason.NOT_AN_OBJECT: ("each line must be one JSON object; mend what writes the files", ()),

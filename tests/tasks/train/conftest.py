@@ -75,7 +75,7 @@ class RankServer:
     def start(self, spec: Path, *, world_size: int, program: str = "tasks.train.job:run", log_dir: Path) -> list[int]:
         """Forks a gang and returns its pids."""
         self._held.close()
-        port = self._held.enter_context(held_port("127.0.0.1"))
+        port = self._held.enter_context(held_port())
         request = {"program": program, "spec": str(spec), "world_size": world_size, "port": port, "log_dir": str(log_dir)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")

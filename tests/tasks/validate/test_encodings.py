@@ -157,6 +157,11 @@ def test_utf32_is_read_where_its_mark_decides(tmp_path: Path, kind: str, name: s
     assert outline(read(path, encoding="utf-16")) == [(1, Reason.UNKNOWN_ENCODING)]
 
 
+def test_a_text_may_be_as_long_as_the_rule_says_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(("水" * 1_000).encode("utf-32"))
+    assert outline(read(tmp_path / "a.txt", encoding="auto", max_chars=1_000)) == [(1, {"text": "水" * 1_000})]
+
+
 def test_utf32_that_has_no_meaning_is_found_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_RAW_BLOCK_BYTES", 7)
     path = tmp_path / "a.jsonl"

@@ -112,6 +112,40 @@ def test_a_zstd_file_that_was_cut_gives_all_that_can_be_decompressed(tmp_path: P
     assert damage.truncated
 
 
+BLOCK_BYTES = 128 << 10
+"""Of content, in each block of a zstd frame but for the last."""
+
+
+def block_positions(frame: bytes) -> list[int]:
+    """Where the blocks of a zstd frame begin (RFC 8878, 3.1.1): behind the frame's header, each with a header of three bytes."""
+    descriptor = frame[4]
+    has_window = not descriptor & 0x20
+    position = 5 + has_window + (0, 1, 2, 4)[descriptor & 3] + (0 if has_window else 1, 2, 4, 8)[descriptor >> 6]
+    found, is_last = list[int](), False
+    while not is_last:
+        header = int.from_bytes(frame[position : position + 3], "little")
+        found.append(position)
+        is_last, is_repeated = bool(header & 1), header >> 1 & 3 == 1
+        position += 3 + (1 if is_repeated else header >> 3)
+    return found
+
+
+@pytest.mark.parametrize(
+    "data", [content(150_000), b"the same line again and again\n" * 400_000, os.urandom(1_500_000)], ids=["text", "repeated", "random"]
+)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_damaged_block_costs_no_block_before_it(tmp_path: Path, data: bytes, share: float) -> None:
+    frame = bytearray(zstd(data))
+    positions = block_positions(frame)
+    number = round(share * (len(positions) - 1))
+    frame[positions[number]] |= 6  # a kind of block that there is not
+    (tmp_path / "a.zst").write_bytes(frame)
+    kept, damage = decompressed(tmp_path / "a.zst", "zstd")
+    assert kept == data[: number * BLOCK_BYTES]
+    assert damage is not None
+    assert not damage.truncated
+
+
 def test_a_wrong_checksum_costs_no_content(tmp_path: Path) -> None:
     whole = bytearray(gzip.compress(content(30_000)))
     whole[-8] ^= 1
