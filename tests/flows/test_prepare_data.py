@@ -1,11 +1,15 @@
 """The first stages alone, in order, on one run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+from cluster.environment import checkout
 from schemas.artifact import ArtifactRef
 from schemas.journal import RunHandle
 from schemas.stage import Stage
@@ -57,3 +61,12 @@ def test_it_is_called_like_the_whole_pipeline() -> None:
 
     of_plans = {"on_change"}  # it makes what is missing, and never trains
     assert signature(prepare_data.fn).parameters.keys() == signature(pretrain.fn).parameters.keys() - of_plans
+
+
+@pytest.mark.slow  # imports Prefect anew
+def test_a_flow_that_is_called_from_python_reports_to_nobody() -> None:
+    asks = "import flows.prepare_data; from prefect.settings import get_current_settings as now; print(now().server.analytics_enabled)"
+    told = {"PREFECT_SERVER_ANALYTICS_ENABLED", "DO_NOT_TRACK"}
+    environment = {name: value for name, value in os.environ.items() if name not in told}
+    done = subprocess.run([sys.executable, "-c", asks], cwd=checkout(), env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr
