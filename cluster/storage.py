@@ -194,6 +194,14 @@ def path_below(folder: Path, relative: str) -> Path:
     return path
 
 
+def entries_of(folder: Path) -> tuple[Path, ...]:
+    """Returns what is in a folder; nothing when there is none. Not `glob`: it raises when another process removes the folder under its eyes."""
+    try:
+        return tuple(folder.iterdir())
+    except FileNotFoundError:
+        return ()
+
+
 def link_exclusive(temporary: Path, path: Path) -> None:
     """Gives the durable file `temporary` its name `path`, durably, unless the name is taken. `temporary` stays.
 

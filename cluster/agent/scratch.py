@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from cluster.storage import entries_of
 from schemas.job import JobSpec
 from schemas.progress import RankProgress
 
@@ -125,16 +126,8 @@ class EpochScratch:
         return _last_words([line.rstrip() for line in text.rstrip().splitlines()], most=lines)
 
     def _matching(self, pattern: re.Pattern[str]) -> dict[int, Path]:
-        found = ((pattern.match(path.name), path) for path in sorted(_entries(self.folder)))
+        found = ((pattern.match(path.name), path) for path in sorted(entries_of(self.folder)))
         return {int(match[1]): path for match, path in found if match}
-
-
-def _entries(folder: Path) -> tuple[Path, ...]:
-    """Returns what is in a folder; nothing when there is none. Not `glob`: it raises when the agent removes the folder under its eyes."""
-    try:
-        return tuple(folder.iterdir())
-    except FileNotFoundError:
-        return ()
 
 
 def _read_progress(path: Path) -> RankProgress | None:

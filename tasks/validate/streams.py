@@ -4,8 +4,8 @@ and changes between two readings.
 Memory: one raw block, one decompressed block and the decompressor's window, whatever the file's size.
 
 What pyarrow had decompressed in a call that fails cannot be had from it. So a file that fails is decompressed once more from its start, for what had
-not come yet: gzip by zlib, so that the zeros that tapes and block devices put behind a member can be passed over; zstd with its raw bytes one by one
-where the damage is, so that a call decompresses one block of a frame at most.
+not come yet: gzip by zlib, so that the zeros that tapes and block devices put behind a member can be passed over; zstd, up to twice, with its raw
+bytes one by one where the damage is, so that a call decompresses one block of a frame at most.
 """
 
 import contextlib

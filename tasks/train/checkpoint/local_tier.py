@@ -18,6 +18,7 @@ import xxhash
 
 from cluster.durable import make_folder, sync_folder, write_durably
 from cluster.layout import step_name
+from cluster.storage import entries_of
 from schemas.canonical import canonical_json
 from schemas.checkpoint import LocalRecord
 from schemas.sealed import SealBrokenError
@@ -89,9 +90,9 @@ class LocalTier:
     def forget(self, rank: int) -> None:
         """Removes all that a rank has here: the training is over. Raises OSError."""
         checkpoints, records = self.folder / "checkpoints", self._records(rank)
-        for folder in (*_entries(checkpoints), checkpoints):
+        for folder in (*entries_of(checkpoints), checkpoints):
             self._remove_files(rank, folder)
-        for record in _entries(records):
+        for record in entries_of(records):
             record.unlink(missing_ok=True)
         for folder in (records, records.parent, self.folder):
             _remove_if_empty(folder)
@@ -103,21 +104,13 @@ class LocalTier:
 
     def _remove_files(self, rank: int, folder: Path) -> None:
         """Removes a rank's files from a folder, and the folder with the last of them, whichever rank's that is."""
-        for path in _entries(folder):
+        for path in entries_of(folder):
             if path.name.startswith(f"rank-{rank:04d}."):
                 path.unlink(missing_ok=True)
         _remove_if_empty(folder)
 
     def _records(self, rank: int) -> Path:
         return self.folder / "records" / f"rank-{rank:04d}"
-
-
-def _entries(folder: Path) -> tuple[Path, ...]:
-    """Returns what is in a folder; nothing when there is none. Not `glob`: it raises when another rank removes a folder under its eyes."""
-    try:
-        return tuple(folder.iterdir())
-    except FileNotFoundError:
-        return ()
 
 
 def _remove_if_empty(folder: Path) -> None:
