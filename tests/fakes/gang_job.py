@@ -50,10 +50,10 @@ def main() -> None:
     step, ending = max(0, committed), max(0, committed) >= total
     while not ending:
         step += 1
+        own_pulse().begin_step(step)  # first, as training does: who is said to step has said in which step
         _progress(spec, rank, RankPhase.STEPPING, step=step - 1, committed=committed, total=total)
         if step == max(0, committed) + 1:
             record_modules()
-        own_pulse().begin_step(step)
         if options.get("talk"):
             print(f"epoch {spec.epoch} step {step}", flush=True)
         for fault in options.get("faults", ()):
