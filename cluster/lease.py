@@ -114,11 +114,13 @@ class Lease:
         started = seen_at = time.monotonic()
         seen: _State | None = None
         while True:
+            looked_at = time.monotonic()
             state = _look(storage, folder)
             if state != seen:
                 seen, seen_at = state, time.monotonic()
             holder = _holder(storage, folder, state)
-            if holder is None or _has_ended(storage, folder, state, holder=holder, unchanged_s=time.monotonic() - seen_at):
+            unchanged_s = looked_at - seen_at  # from the end of one look to the beginning of another: a storage that rests is no holder that does
+            if holder is None or _has_ended(storage, folder, state, holder=holder, unchanged_s=unchanged_s):
                 with contextlib.suppress(AlreadyExistsError):  # another was faster: look again
                     storage.create_exclusive(_key(folder, state.term + 1), canonical_json(_own_term(ttl_s, purpose=purpose)))
                     _sweep(storage, folder, below=state.term + 1)

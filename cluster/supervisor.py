@@ -245,6 +245,8 @@ class _Supervision:
         if process_dead or silent_s > _ASK_AFTER_S or node_is_silent:
             job = self._launcher.query([spec.key])[spec.key]
         record = read_exit(self._storage, attempt)  # last: a job that ended meanwhile has left it
+        if record is not None:
+            beats = read_heartbeats(self._storage, attempt)  # its last ones: nobody looks at this attempt again
         state = JobState.RUNNING if job is None else job.state
         if state in KNOWN or (self._vouched_at is None and not beats):
             self._vouched_at = self._patience.clock()

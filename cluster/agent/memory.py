@@ -46,7 +46,9 @@ def counters(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) 
     for line in membership.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            found.append(groups / path.lstrip("/") / "memory.events")
+            group = groups / path.lstrip("/")
+            own_count = group / "memory.events.local"  # the other one adds up whatever was killed in groups below
+            found.append(own_count if own_count.exists() else group / "memory.events")
         elif "memory" in controllers.split(","):
             found.append(groups / "memory" / path.lstrip("/") / "memory.oom_control")
     own = tuple(file for file in found if file.exists())

@@ -26,6 +26,8 @@ ANSWER_S = 2.0
 _SIGNAL = signal.SIGRTMIN + 6 if sys.platform == "linux" else signal.SIGUSR2
 """A real-time signal: schedulers and libraries use SIGUSR1 and SIGUSR2 themselves."""
 _QUIET_S = 0.05
+_AT_LEAST_S = 2.0
+"""They are waited for so long, however long py-spy took."""
 _STATES: Mapping[str, ProcessState] = {
     "R": ProcessState.RUNNING,
     "S": ProcessState.SLEEPING,
@@ -84,7 +86,7 @@ def waits_for_disk(pid: int) -> bool:
 
 
 def collect_stacks(processes: Iterable[RankProcess]) -> dict[int, str]:
-    """Returns each rank's stacks as text, after at most some `ANSWER_S`.
+    """Returns each rank's stacks as text, after at most some `ANSWER_S`: of those that run before those that are stopped.
 
     Stopped processes of which py-spy tells nothing are woken to answer, and then go on: the caller ends them all afterwards.
     """
@@ -95,12 +97,17 @@ def collect_stacks(processes: Iterable[RankProcess]) -> dict[int, str]:
     spied = {rank: _finish(spy, deadline=deadline) for rank, spy in spies.items()}
     answers: dict[int, str] = {}
     waking = [process for process in asked if not (spied.get(process.rank) and _is_frozen(process.pid))]
+    stopped = [process for process in waking if _is_frozen(process.pid)]
     for process in waking:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, _SIGNAL)
-            os.kill(process.pid, signal.SIGCONT)
-    deadline = max(deadline, time.monotonic() + 10 * _QUIET_S)  # py-spy may have used it up
+        _send(process.pid, _SIGNAL)
+    deadline = max(deadline, time.monotonic() + _AT_LEAST_S)  # py-spy may have used it up
     for process in waking:
+        if process not in stopped:
+            answers[process.rank] = _answer(process, deadline=deadline)
+    for process in stopped:  # only now: it goes on with its work, and then those that wait for it do
+        _send(process.pid, signal.SIGCONT)
+    deadline = max(deadline, time.monotonic() + _AT_LEAST_S)
+    for process in stopped:
         answers[process.rank] = _answer(process, deadline=deadline)
     return {
         process.rank: "\n".join(
@@ -148,6 +155,11 @@ def _descendants(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [*children, *(below for child in children for below in _descendants(child))]
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
 
 
 def _is_frozen(pid: int) -> bool:

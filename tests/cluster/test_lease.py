@@ -75,6 +75,25 @@ def test_a_recycled_pid_is_not_the_holder(storage: FileStorage) -> None:
     Lease.take(storage, FOLDER).release()
 
 
+class Resting(FileStorage):
+    """Takes longer than the holder's ttl for every answer."""
+
+    def read(self, key: str) -> bytes:
+        time.sleep(0.2)
+        return super().read(key)
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        time.sleep(0.2)
+        return super().names(prefix)
+
+
+def test_a_storage_that_rests_makes_no_holder_silent(storage: FileStorage, tmp_path: Path) -> None:
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(ttl_s=0.1))
+    with pytest.raises(LeaseHeldError):
+        Lease.take(Resting(tmp_path), FOLDER)
+    assert storage.names(FOLDER) == ("000001.json",)
+
+
 def test_a_silent_holder_elsewhere_is_replaced_after_its_ttl_as_watched_from_here(storage: FileStorage) -> None:
     storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(ttl_s=0.3))
     with pytest.raises(LeaseHeldError):
@@ -150,7 +169,7 @@ def test_who_holds_it_and_who_held_it_last(storage: FileStorage) -> None:
 
 
 def test_of_another_user_s_lease_the_message_says_whom_to_ask(storage: FileStorage) -> None:
-    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term())
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(ttl_s=30.0))
     with pytest.raises(LeaseHeldError, match="ask ada@far, or headrace cancel --force"):
         Lease.take(storage, FOLDER)
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster import supervisor
 from cluster.attempt import list_attempts, read_exit, read_spec
 from cluster.launchers.protocol import JobState
+from cluster.layout import AttemptLayout
 from cluster.liveness import Life
-from schemas.attempt import Cause
+from cluster.storage import Storage
+from schemas.attempt import Cause, ExitRecord
 from schemas.errors import ConfigError, Problem, UnreachableError
 from schemas.exit_code import ExitCode
 from schemas.job import ItemRecord, JobSpec
@@ -27,6 +30,21 @@ def test_submits_follows_and_returns_the_exit_record(stage: ScriptedJob) -> None
     assert spec.scratch_dir.endswith(spec.key)
     assert [view.step for view in stage.views][:3] == [7, 7, 7]
     assert (stage.views[-1].step, stage.views[-1].total_steps, stage.views[-1].epoch, stage.views[-1].state) == (9, 20, 3, Life.ENDED)
+
+
+def test_what_a_job_says_as_it_ends_is_in_the_last_view(stage: ScriptedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It speaks a last time, and ends, between the look at its heartbeats and the one at its exit record."""
+
+    def end_first(storage: Storage, attempt: AttemptLayout) -> ExitRecord | None:
+        if stage.views and not storage.exists(attempt.exit):
+            stage.beat(stage.launcher.submitted[0], sequence=1, step=20)
+            stage.end(stage.launcher.submitted[0])
+        return read_exit(storage, attempt)
+
+    monkeypatch.setattr(supervisor, "read_exit", end_first)
+    stage.launcher.scripts = [runs(stage)]
+    assert stage.run().exit_code is ExitCode.DONE
+    assert (stage.views[-1].step, stage.views[-1].state) == (20, Life.ENDED)
 
 
 def test_a_finished_job_is_not_run_again(stage: ScriptedJob) -> None:

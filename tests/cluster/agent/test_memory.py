@@ -26,6 +26,13 @@ def test_the_jobs_own_counter_is_found(tmp_path: Path, membership: str, file: st
     assert counters(proc, groups) == (groups / file,)
 
 
+def test_what_was_killed_in_groups_below_does_not_count_where_the_kernel_tells_them_apart(tmp_path: Path) -> None:
+    proc, groups = group(tmp_path, "0::/job\n", "job/memory.events", "oom_kill 1\n")
+    own = groups / "job" / "memory.events.local"
+    own.write_text("oom_kill 0\n")
+    assert counters(proc, groups) == (own,)
+
+
 def test_the_machines_counter_stands_in(tmp_path: Path) -> None:
     proc, groups = group(tmp_path, "0::/gone\n", "other", "")
     (proc / "vmstat").write_text("oom_kill 3\n")

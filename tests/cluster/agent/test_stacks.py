@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,25 +17,29 @@ from cluster.watchdog import ProcessState
 from tests.fakes.live_job import wait_until
 
 PROGRAM = """
-import ctypes, sys, threading, time
+import ctypes, os, sys, threading, time
 from cluster.agent.stacks import answer_with_stacks
 
 def hold_the_gil():
-    ctypes.PyDLL(None).sleep(600)
+    sleep = ctypes.PyDLL(None).sleep
+    os.write(1, READY)
+    sleep(600)
 
 def wait_for_oneself():
     lock = threading.Lock()
     lock.acquire()
+    os.write(1, READY)
     lock.acquire()
 
 def compute():
+    os.write(1, READY)
     while True:
         pass
 
+READY = b"ready\\n"  # said where the stack is what it will stay
+
 answer_with_stacks()
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-sys.stdout.write("ready\\n")
-sys.stdout.flush()
 globals()[sys.argv[1]]()
 """
 
@@ -74,16 +77,22 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], RankProcess]]:
         process.communicate()
 
 
+def state_of(process: RankProcess) -> ProcessState | None:
+    facts = process_facts(process.pid)
+    return facts.state if facts is not None else None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("has_spy", [True, False])
 def test_stacks_of_processes_that_answer_to_nothing_else(start: Callable[[str], RankProcess], monkeypatch: pytest.MonkeyPatch, has_spy: bool) -> None:
     if not has_spy:
         monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(stacks, "ANSWER_S", 60.0)  # on a busy machine three py-spies take longer than an agent has for them
     names = ("hold_the_gil", "wait_for_oneself", "wait_for_oneself")
     processes = [start(name) for name in names]
-    time.sleep(0.2)
+    wait_until(lambda: [state_of(process) for process in processes] == [ProcessState.SLEEPING] * 3)
     os.kill(processes[2].pid, signal.SIGSTOP)
-    wait_until(lambda: (facts := process_facts(processes[2].pid)) is not None and facts.state is ProcessState.STOPPED)
+    wait_until(lambda: state_of(processes[2]) is ProcessState.STOPPED)
     found = collect_stacks(processes)
     assert ("py-spy:" in found[0]) == has_spy
     for rank, name in enumerate(names):
@@ -92,6 +101,26 @@ def test_stacks_of_processes_that_answer_to_nothing_else(start: Callable[[str], 
     stopped = process_facts(processes[2].pid)
     assert stopped is not None
     assert stopped.state.frozen == has_spy, "who can be read while it is stopped is not woken"
+
+
+@pytest.mark.slow
+def test_those_that_wait_for_a_stopped_one_answer_before_that_goes_on(start: Callable[[str], RankProcess], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Woken first, it would do its part, and the others would be found somewhere else."""
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    stopped, waiting = start("compute"), start("wait_for_oneself")
+    os.kill(stopped.pid, signal.SIGSTOP)
+    wait_until(lambda: state_of(stopped) is ProcessState.STOPPED)
+    kill, woken = os.kill, list[tuple[int, bool]]()
+
+    def send(pid: int, number: int) -> None:
+        if number == signal.SIGCONT:
+            woken.append((pid, waiting.answer.stat().st_size > 0))
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", send)
+    found = collect_stacks([stopped, waiting])
+    assert woken == [(stopped.pid, True)]
+    assert all("faulthandler:" in text for text in found.values())
 
 
 def test_a_process_that_has_ended_has_no_stack_and_no_facts(start: Callable[[str], RankProcess]) -> None:
