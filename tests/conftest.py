@@ -38,7 +38,9 @@ os.environ.update(QUIET)
 _KEEPS_NO_BYTECODE = sys.dont_write_bytecode
 sys.dont_write_bytecode = False  # while tests are collected, whatever the shell says: to compile them all takes longer than to run a thousand
 
-settings.register_profile("fast", max_examples=20)
+settings.register_profile("untimed", settings(), deadline=None)  # how long an example takes is the machine's affair
+settings.register_profile("fast", settings(), deadline=None, max_examples=20)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,7 +19,7 @@ from tests.fakes.job_request import gang_request
 from tests.fakes.kubernetes_job import lab_cluster
 from tests.fakes.live_job import LiveJob, wait_until
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Place:

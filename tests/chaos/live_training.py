@@ -232,7 +232,7 @@ class LiveTraining:
             except psutil.NoSuchProcess:
                 continue
 
-    def _await_the_end(self, timeout_s: float = 10.0) -> None:
+    def _await_the_end(self, timeout_s: float = 60.0) -> None:
         """Waits for processes that are about to end: an agent writes its exit record before it leaves."""
         deadline = time.monotonic() + timeout_s
         while self.processes() and time.monotonic() < deadline:

@@ -74,7 +74,7 @@ sys.exit(int(record.exit_code))
 """
 
 
-def slurm_job(request: JobSpec, *, cluster: ClusterConfig = MAIN, patience_s: float = 120.0, answer_s: float = ANSWER_S) -> LiveJob:
+def slurm_job(request: JobSpec, *, cluster: ClusterConfig = MAIN, patience_s: float = 300.0, answer_s: float = ANSWER_S) -> LiveJob:
     """Returns the job for the tests' cluster. `answer_s`: when a command that does not answer is given up."""
     return LiveJob(request, launcher=SlurmLauncher(cluster, run=partial(call, answer_s=answer_s)), patience_s=patience_s)
 

@@ -49,7 +49,7 @@ def outcome(finished_pipeline: FinishedPipeline) -> Outcome:
         answer = asked.here(*arguments)
         assert answer.code == 0, f"{arguments}: exit {answer.code}\n{answer.out}\n{answer.err}"
         said += [answer.out, answer.err]
-    assert lost.left_behind() == [], "what its server still writes is written"
+    assert [asked.left_behind() for asked in (lost, project)] == [[], []], "what their servers still write is written"
     canaries = (*project.secrets.values(), secret_file.read_text())
     return Outcome(top, secret_file, project, canaries, finished_pipeline.watch, finished_pipeline.trap, "\n".join(said))
 

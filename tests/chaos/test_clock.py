@@ -46,4 +46,4 @@ def test_a_clock_that_jumps_is_no_hang_and_no_loss(make_training: MakeTraining, 
     assert (training.attempts, training.incidents()) == ((0,), [])
     at = {point.step: point.at for point in training.points()}
     assert at[14] - at[12] > _HOUR_S / 2, "the ranks' clock jumped forth"
-    assert at[29] - at[27] < -_HOUR_S, "and back"
+    assert at[29] - at[26] < -_HOUR_S, "and back"  # rank 0 tells times: while rank 1 is held already it may still be about to tell that of 27

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.chaos.test_storage_faults import KEEP_ALL, notices
 pytestmark = [pytest.mark.slow, pytest.mark.mount]
 
 _SIZE = 96 << 20
+_PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -43,7 +45,11 @@ def _fill(root: Path) -> None:
 
 
 def _remount(root: Path, how: str) -> None:
-    subprocess.run(("mount", "-o", f"remount,{how}", str(root)), check=True)
+    """Mounts it anew; the kernel refuses to make read-only what somebody writes to at this moment, as agents do every second."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (done := subprocess.run(("mount", "-o", f"remount,{how}", str(root)), capture_output=True, text=True, check=False)).returncode != 0:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

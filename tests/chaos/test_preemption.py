@@ -20,6 +20,14 @@ pytestmark = pytest.mark.slow
 GRACE_S = 5.0
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, be it while it is asked."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_while_ranks_start_nothing_is_lost_and_nobody_waits(make_training: MakeTraining, calm_hash: str) -> None:
     """One rank has not begun to listen, the other waits for it at the rendezvous: neither can commit anything."""
     training = make_training()
@@ -28,7 +36,7 @@ def test_while_ranks_start_nothing_is_lost_and_nobody_waits(make_training: MakeT
     def preempt() -> None:
         (agent,) = training.agents()
         agent.send_signal(signal.SIGTERM)
-        wait_until(lambda: not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE)  # the rank is held back until then
+        wait_until(lambda: has_ended(agent))  # the rank is held back until then
 
     with training.meanwhile({0: preempt}):
         assert training.run(Faults().hold(rank=0, at_step=-1, point=Point.START)).content_hash == calm_hash
@@ -48,6 +56,7 @@ def test_while_a_checkpoint_is_on_its_way_both_are_committed(make_training: Make
     training = make_training()
     training.paced, training.job_changes = False, {"grace_s": 30.0}
     faults = Faults().hold(rank=0, at_step=7).slow_fs(rank=0, path="step-00000005", seconds=2.0)
+    faults = faults.slow_steps(seconds=0.05)  # else the last one may be made before the agent has looked up and told the ranks
     with training.meanwhile({0: lambda: training.agents()[0].send_signal(signal.SIGUSR1)}):
         assert training.run(faults).content_hash == calm_hash
     first = training.exit_record(0)

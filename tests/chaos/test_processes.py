@@ -4,8 +4,10 @@ Each test asserts what came of it, what the incidents say (what, who, when, what
 bit for bit that of a training to which nothing happened.
 """
 
+import contextlib
 import signal
 
+import psutil
 import pytest
 
 from schemas.attempt import Cause
@@ -44,7 +46,9 @@ def test_a_rank_killed_anywhere_in_a_step_costs_at_most_one_interval(make_traini
     incidents = training.incidents()
     assert [incident.rank for incident in incidents] == [1, 0, 1, 0, 1, 0, 1]
     assert {(incident.cause, incident.exit_status, incident.decision) for incident in incidents} == {(Cause.KILLED, -signal.SIGKILL, "restart")}
-    assert [incident.step for incident in incidents] == [3, 7, 12, 18, 23, 30, 35]
+    assert [incident.step for incident in incidents[:5]] == [3, 7, 12, 18, 23]
+    # a checkpoint is begun between two steps: whether a rank has said that the next one begins before the gang is killed depends on who is faster
+    assert [incident.step in (saved - 1, saved) for incident, saved in zip(incidents[5:], (30, 35), strict=True)] == [True, True]
     for incident, struck_at in zip(incidents, training.struck.times(), strict=True):
         assert incident.step - max(0, incident.committed_step) <= EVERY + COMMIT_TAKES
         assert struck_at <= incident.at + 0.1
@@ -131,7 +135,8 @@ def test_a_scheduler_that_takes_the_node_away_costs_no_step(make_training: MakeT
     training = make_training()
     training.job_changes = {"grace_s": 30.0}
     with training.meanwhile({0: lambda: training.agents()[0].send_signal(signal.SIGTERM)}):
-        assert training.run(Faults().hold(rank=1, at_step=12)).content_hash == calm_hash
+        faults = Faults().hold(rank=1, at_step=12).slow_steps(seconds=0.05)  # else the last one may be made before the agent has told the ranks
+        assert training.run(faults).content_hash == calm_hash
     first, second = (training.exit_record(attempt) for attempt in training.attempts)
     assert (first.exit_code, first.cause) == (ExitCode.INTERRUPTED, Cause.PREEMPTION)
     assert second.exit_code is ExitCode.DONE
@@ -166,10 +171,12 @@ def test_a_node_that_vanishes_is_replaced(make_training: MakeTraining, calm_hash
     def drop_node() -> None:
         agent = training.agents()[node]
         for process in (*agent.children(recursive=True), agent):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # ranks die with their zygote, and may be gone before it is their turn
+                process.kill()
 
     with training.meanwhile({0: drop_node}):
-        assert training.run(Faults().hold(rank=1, at_step=12)).content_hash == calm_hash
+        faults = Faults().hold(rank=1, at_step=12).slow_steps(seconds=0.05)  # else the last one may be made before the agent has told the ranks
+        assert training.run(faults).content_hash == calm_hash
     first, second = (training.exit_record(attempt) for attempt in training.attempts)
     assert (first.exit_code, second.exit_code) == (ExitCode.INTERRUPTED, ExitCode.DONE)
     incidents = training.incidents()  # the other node may first hear of a lost connection, and start its rank again in vain

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cluster.agent.stacks import process_facts
+from cluster.trailing import QUIET_LIMIT_S
 from schemas.artifact import ArtifactRecord
 from schemas.recipe import load_recipe
 from schemas.stage import Stage
@@ -25,7 +26,8 @@ from tasks.validate.checks import Verdict
 from tasks.wiring import Listener, bench_of, find_or_make, ignore_view
 from tests.fakes.tiny_pipeline import Project, make_project
 
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
+"""Of all stages together, on a machine that is busy with other things, too."""
 _UNFINISHED = re.compile(r"^\.tmp-e\d+-(\d+)-")
 
 
@@ -116,3 +118,4 @@ def test_an_item_that_is_stopped_in_the_middle_changes_nothing_but_the_time(
     told = [event for event in run.events() if event.kind == "incident"]
     assert [(event.stage, event.figures["cause"], event.figures["decision"]) for event in told] == [(stages[-1], "hang", "restart")]
     assert re.match(r"item \d \(g\d{4}\): hang; restart", told[0].message)
+    assert told[0].figures["detected_after_s"] < QUIET_LIMIT_S, "because it was stopped, and not because it was silent for long"

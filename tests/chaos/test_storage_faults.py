@@ -128,10 +128,11 @@ def test_a_stalled_file_system_skips_checkpoints_and_holds_up_no_step(make_train
     training = make_training(**KEEP_ALL)
     training.paced = False
     stalled_s = 4.0  # steps get done meanwhile on a busy machine, too
-    faults = Faults().slow_steps(seconds=0.05).slow_fs(rank=1, path="checkpoints/step-", seconds=stalled_s)
-    assert training.run(faults).content_hash == calm_hash
+    faults = Faults().slow_steps(seconds=0.05).hold(rank=0, at_step=7).slow_fs(rank=1, path="checkpoints/step-", seconds=stalled_s)
+    with training.meanwhile({2: lambda: training.struck.let_go(1)}):  # the writer starts when it gets a processor: steps wait for its first write
+        assert training.run(faults).content_hash == calm_hash
     assert training.incidents() == []
-    (stalled_at,) = training.struck.times(1)
+    (stalled_at,) = training.struck.times(2)
     meanwhile = [point.step for point in training.points() if stalled_at < point.at < stalled_at + stalled_s]
     assert len(meanwhile) >= 3, "steps were made while the write hung"
     skipped = notices(training, NoticeKind.CHECKPOINT_SKIPPED)

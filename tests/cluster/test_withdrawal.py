@@ -335,7 +335,7 @@ class Queue:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(HAPPENINGS, max_size=8), st.lists(st.integers(1, 6000), max_size=3))
 def test_one_job_works_at_a_time_and_the_training_ends(happenings: list[Happening], deaths: list[int]) -> None:
     """Whatever the queue gives and when, and however often supervisors die."""

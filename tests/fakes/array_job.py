@@ -4,7 +4,7 @@
 
 `options`: item_s, and `faults`, a list of {item, kind, times} with the kinds of `gang_job`. `tell_inputs`, `tell_environment`: what the item sees
 becomes its output. `content_by_epoch`: another start makes other bytes. `waits_below`: items with smaller numbers wait, in the first attempt, until
-they are ended.
+they are ended. `waits_at_first`: so do all items in epoch 0; what is started again after an incident is in a later one.
 """
 
 import argparse
@@ -39,6 +39,8 @@ def main() -> None:
             if fault["item"] == arguments.index and strikes(output, {"rank": fault["item"], "step": 0, **fault}, spec.epoch):
                 strike(fault["kind"])
         while arguments.index < spec.job.options.get("waits_below", 0) and spec.job.attempt == 0:
+            time.sleep(0.1)
+        while spec.epoch == 0 and spec.job.options.get("waits_at_first"):
             time.sleep(0.1)
         time.sleep(spec.job.options["item_s"])
     finally:

@@ -85,9 +85,16 @@ class LiveJob:
         return [process for agent in self.agents() for process in (agent, *_descendants(agent))]
 
     def rank_pid(self, rank: int) -> int:
-        """The pid that a rank told in its progress."""
-        beats = read_heartbeats(self.storage, self.attempt(self.attempts[-1]))
-        return next(progress.pid for beat in beats for progress in beat.ranks if progress.rank == rank)
+        """The pid that a rank told in its progress. A heartbeat may be replaced between listing and reading: then the next one tells."""
+        attempt, found = self.attempt(self.attempts[-1]), list[int]()
+
+        def is_told() -> bool:
+            beats = read_heartbeats(self.storage, attempt)
+            found.extend(progress.pid for beat in beats for progress in beat.ranks if progress.rank == rank)
+            return bool(found)
+
+        wait_until(is_told)
+        return found[0]
 
     def sweep(self) -> None:
         """Kills what is left."""

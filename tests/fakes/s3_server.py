@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.fakes.server_process import free_port
 
 BUCKET = "headrace"
 _WRITER, _READER = ("WRITERKEY", "writer-secret-0123"), ("READERKEY", "reader-secret-0123")
@@ -32,9 +32,10 @@ _IDENTITIES = {
     ]
 }
 _PORTS = ("master", "volume", "filer", "s3", "admin")
+_MAY_BE = range(12_000, 22_000)
 _GRPC = 10_000
 """What each port's second one lies above it."""
-_STARTUP_S = 60.0
+_STARTUP_S = 120.0
 _TRIES = 5
 
 
@@ -63,7 +64,7 @@ def s3_serving(folder: Path) -> Iterator[S3Server]:
     """Runs a server as long as the body."""
     (folder / "identities.json").write_text(json.dumps(_IDENTITIES))
     for _ in range(_TRIES):  # between the choice of ports and their use another process may take one
-        ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        ports = {name: free_port(_MAY_BE, above=_GRPC) for name in _PORTS}
         process = _start(folder, ports)
         try:
             server = S3Server(f"http://127.0.0.1:{ports['s3']}")
@@ -97,25 +98,6 @@ def _start(folder: Path, ports: Mapping[str, int]) -> "subprocess.Popen[bytes]":
     argv = [str(Path(sys.executable).parent / "weed"), "mini", *(f"-{name}={value}" for name, value in options.items())]
     with (folder / "s3.log").open("ab") as log:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Returns ports that are free now, and whose second ones are."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(12_000, 22_000)
-        if port not in found and _is_free(port) and _is_free(port + _GRPC):
-            found.append(port)
-    return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _comes_up(process: "subprocess.Popen[bytes]", server: S3Server) -> bool:

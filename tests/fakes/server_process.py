@@ -59,11 +59,18 @@ def serving(
     raise AssertionError(f"{_PORTS} ports were taken\n{_end_of(log)}")
 
 
-def free_port() -> int:
-    """Returns a port of the loopback that nobody uses just now, nor the kernel gives to a client while a server that had it is down."""
-    for port in random.sample(_MAY_BE, len(_MAY_BE)):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
+def free_port(may_be: range = _MAY_BE, *, above: int = 0) -> int:
+    """Returns a port of the loopback that nobody uses just now, nor the kernel gives to a client while a server that had it is down.
+
+    Args:
+        may_be: which one it may be.
+        above: how far above it a second one is to be free; 0: there is none.
+    """
+    for port in random.sample(may_be, len(may_be)):
+        with contextlib.suppress(OSError):
+            for each in {port, port + above}:
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", each))
             _keep(port)
             return port
     raise AssertionError("no port is free")

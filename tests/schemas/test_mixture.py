@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.config import RunConfig
@@ -28,7 +28,6 @@ def recipe(mixture: Any, **training: Any) -> dict[str, Any]:
 
 
 @given(weights=st.dictionaries(st.text("abc", min_size=1, max_size=4), st.floats(1e-6, 1e6), min_size=1, max_size=40))
-@settings(deadline=None)
 def test_slots_are_the_nearest_whole_numbers_to_the_weights(weights: dict[str, float]) -> None:
     quotas = MixtureConfig(weights=weights).quotas(dict.fromkeys(weights, 5))
     assert quotas.keys() == weights.keys()

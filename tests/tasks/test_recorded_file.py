@@ -55,7 +55,7 @@ def test_damage_is_named_and_exits_with_7(tmp_path: Path, entry: FileEntry, read
 
 
 @given(position=st.integers(0, len(CONTENT) - 1), bit=st.integers(0, 7))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, position: int, bit: int) -> None:
     folder = tmp_path_factory.mktemp("flipped")
     path = folder / "manifest.json"

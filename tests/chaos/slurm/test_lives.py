@@ -25,8 +25,8 @@ exhaustive = pytest.mark.exhaustive
 
 @exhaustive
 def test_the_end_of_an_allocation_is_committed_and_the_next_one_goes_on(make_job: MakeJob) -> None:
-    # sixteen seconds of steps, and ten until ranks are asked to stop: a busy machine, too, gets them to work in that time
-    job = make_job(options={"steps": 320, "commit_every": 1000}, time_limit_s=18.0, grace_s=1.0)
+    # 25 seconds of steps, and 18 until ranks are asked to stop: a busy machine, too, gets them to work in that time
+    job = make_job(options={"steps": 500, "commit_every": 1000}, time_limit_s=26.0, grace_s=1.0)
     record = job.run()
     assert record.exit_code is ExitCode.DONE
     ended = [record_of(job, number) for number in job.attempts[:-1]]

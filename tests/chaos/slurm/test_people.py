@@ -5,7 +5,7 @@ import contextlib
 import psutil
 import pytest
 
-from cluster.attempt import read_verdict
+from cluster.attempt import newest_commit, read_verdict
 from schemas.attempt import Cause
 from schemas.exit_code import ExitCode
 from tests.chaos.slurm_trouble import (
@@ -56,16 +56,20 @@ def test_who_cancels_a_waiting_job_wants_it_to_end(make_job: MakeJob) -> None:
 
 @exhaustive
 def test_a_cancelled_job_whose_agents_had_no_time_for_a_word_is_known_by_slurm(make_job: MakeJob) -> None:
-    job = make_job(num_nodes=2, ranks=1, options={"step_s": 3.0, "commit_every": 1}, lost_after_s=60.0)
+    job, family = make_job(num_nodes=2, ranks=1, options={"step_s": 3.0, "commit_every": 1}, lost_after_s=60.0), list[psutil.Process]()
 
-    def cancel() -> None:
-        family = job.family()  # looked for beforehand: a rank that has heard needs no longer than the rest of its step
-        slurm("scancel", *job_ids(job))
+    def look() -> None:
+        family.extend(job.family())  # looked for beforehand: a rank that has heard needs no longer than the rest of its step
+        (job_id,), seen = job_ids(job), newest_commit(job.storage, job.layout)
+        job.when(lambda _view: newest_commit(job.storage, job.layout) > seen, lambda: cancel(job_id))  # a step has just begun
+
+    def cancel(job_id: str) -> None:
+        slurm("scancel", job_id)
         for process in family:  # as Slurm does itself after its KillWait
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    job.when(lambda view: view.committed_step >= 1, cancel)
+    job.when(lambda view: view.committed_step >= 1, look)
     record = job.run()
     assert (record.exit_code, record.cause) == (ExitCode.INTERRUPTED, Cause.CANCELLED)
     assert job.attempts == (0,)

@@ -82,7 +82,8 @@ def test_a_failed_item_runs_again_under_an_epoch_of_its_own(array: Callable[...,
 
 @pytest.mark.slow
 def test_an_item_that_always_fails_stops_the_array_and_is_named(array: Callable[..., LiveJob]) -> None:
-    job = array(items=3, faults=[fault("raise", item=1, times=99)])
+    one_by_one = {"at_a_time": 1}  # so the others are done before its second start
+    job = array(items=3, faults=[fault("raise", item=1, times=99)], changes=one_by_one)
     record = job.run()
     assert record.exit_code is ExitCode.POLICY
     assert "item 1: ValueError: the data ran out of luck" in record.message
@@ -103,7 +104,7 @@ def test_a_verdict_of_one_item_ends_the_others(array: Callable[..., LiveJob]) ->
 @pytest.mark.slow
 def test_a_killed_zygote_is_no_item_without_progress(array: Callable[..., LiveJob]) -> None:
     """Items that go down together with their zygote count each for itself, not as so many starts without progress."""
-    job = array(items=4, item_s=2.0, changes={"at_a_time": 4})
+    job = array(items=4, waits_at_first=True, changes={"at_a_time": 4})
 
     def kill_zygote() -> None:
         wait_until(lambda: len(job.family()) == 6)
@@ -194,6 +195,7 @@ def test_an_idle_node_does_what_another_has_not_begun_and_runs_again_what_trails
     job = array(num_nodes=2, items=16, changes={"at_a_time": 1}, faults=[fault("hang", item=14, times=1)])
     record = job.run()
     assert (record.exit_code, record.incidents) == (ExitCode.DONE, ()), "nothing failed"
+    wait_until(lambda: job.family() == [])  # node 1 publishes its last words while node 0 leaves the exit record
     assert finished(job) == set(range(16))
     assert len([item for _, item in starts(job) if item == 14]) == 2
     assert len(starts(job)) == 17, "nothing else ran twice"
@@ -204,7 +206,6 @@ def test_an_idle_node_does_what_another_has_not_begun_and_runs_again_what_trails
     beats = read_heartbeats(job.storage, job.attempt())
     assert sum(beat.items_done for beat in beats) == 16
     assert sum(beat.array.bytes_done for beat in beats if beat.array is not None) == sum(range(16))
-    wait_until(lambda: job.family() == [])
 
 
 @pytest.mark.exhaustive

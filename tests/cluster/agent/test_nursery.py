@@ -155,10 +155,12 @@ def test_a_killed_zygote_takes_its_processes_along_and_is_replaced(nursery: Nurs
 
 
 def test_a_zygote_that_dies_unnoticed_is_replaced_at_the_next_start(nursery: Nursery, tmp_path: Path) -> None:
-    pid = nursery.start(program(tmp_path, "exit", "0"))
+    pid = nursery.start(program(tmp_path, "sleep"))  # one that ended by itself might be gone before it is asked for its parent
     zygote = psutil.Process(pid).parent()
     assert zygote is not None
-    nursery.wait(30.0)
+    nursery.signal(signal.SIGTERM)
+    [end] = nursery.wait(30.0)
+    assert (end.pid, end.zygote_died) == (pid, False)
     zygote.kill()
     wait_until(lambda: started_at(zygote.pid) is None)
     assert status_of(nursery, tmp_path, "exit", "4") == 4

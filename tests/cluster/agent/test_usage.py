@@ -7,7 +7,8 @@ from cluster.agent.usage import UsageMeter
 from tests.fakes.child_process import running
 from tests.fakes.live_job import wait_until
 
-BUSY = "import os, sys; b = b'x' * (64 << 20); print('ready', flush=True)\nwhile True: pass"
+BUSY = "import os, sys; b = b'x' * (160 << 20); print('ready', flush=True)\nwhile True: pass"
+"""Takes much more than servers of other tests, which are children of this process, too, may give back meanwhile."""
 
 
 def test_children_are_measured_and_what_they_wrote_is_not_forgotten() -> None:

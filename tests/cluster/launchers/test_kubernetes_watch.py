@@ -119,9 +119,10 @@ def test_a_watch_from_too_long_ago_is_told_so_by_an_event(scene: Scene, monkeypa
 
 def test_while_nobody_answers_nothing_is_known_and_then_it_is_again(scene: Scene) -> None:
     watch = scene.watching()
-    scene.fake.faults.append(Fault("GET", "pods", 503, times=20))
+    scene.fake.faults.append(Fault("GET", "pods", 503, times=1_000_000))  # until it was noticed
     scene.fake.forget_history()
     wait_until(lambda: watch.pods() is None)
+    scene.fake.faults.clear()
     wait_until(lambda: state(watch) is JobState.RUNNING)
 
 

@@ -47,7 +47,7 @@ def plain_probability(stream: list[int], context: list[int], token: int, *, orde
     return probability(order)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(STREAMS, st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4))
 def test_agrees_with_a_plain_reimplementation(stream: list[int], context: list[int]) -> None:
     order = 3

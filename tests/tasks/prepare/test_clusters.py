@@ -28,7 +28,7 @@ def family(seed: int, *, words: int, members: int, changes: int) -> list[str]:
     return [" ".join(copy) for copy in copies]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 10**6))
 def test_planted_near_duplicates_are_found_and_strangers_are_not(seed: int) -> None:
     # well above the threshold, so that the error of the estimate does not decide; and well below
@@ -73,7 +73,6 @@ def components_of(texts: list[str]) -> list[frozenset[str]]:
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 10**6), pairs=st.integers(0, 60))
-@settings(deadline=None)
 def test_components_are_those_of_a_plain_search_in_any_order_of_the_pairs(count: int, seed: int, pairs: int) -> None:
     drawn = np.random.default_rng(seed)
     left, right = drawn.integers(0, count, size=(2, pairs))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
@@ -106,7 +106,6 @@ GOLDEN_FIRST, GOLDEN_SECOND = 18_087_130_916_781_002_264, 10_504_455_364_762_601
 documents = st.lists(st.lists(st.sampled_from("abc水。"), max_size=30).map(" ".join), max_size=5)
 
 
-@settings(deadline=None)
 @given(documents, documents)
 def test_what_is_found_equals_a_comparison_of_words(held_out: list[str], texts: list[str]) -> None:
     def plain(text: str) -> set[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.preparation_config import Normalization
@@ -29,7 +29,6 @@ def test_a_text_of_which_nothing_is_left_is_refused_and_others_come_back_as_they
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFKC"])
-@settings(deadline=None)
 @given(text=st.text())
 def test_twice_is_as_once(form: str, text: str) -> None:
     once = normalized(text, form)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.preparation_config import PiiConfig, PiiKind
@@ -84,7 +84,6 @@ pieces = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(pieces, max_size=12).map("".join))
 def test_masking_again_changes_nothing_and_nothing_grows_without_bound(text: str) -> None:
     (once,) = ALL.apply([text])

@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.preparation_config import C4Limits, FineWebLimits, GopherLimits, QualityConfig, RepetitionLimits
@@ -148,7 +148,6 @@ def test_duplicate_ngrams_count_no_character_twice() -> None:
     assert top_ngram_chars(["a"], 2) == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from(["a", "bb", "ccc", "d", "。", "水"]), max_size=60), max_size=6))
 def test_screened_verdicts_equal_those_of_looking_at_every_ngram(documents: list[list[str]]) -> None:
     texts = [" ".join(words) for words in documents]

@@ -43,7 +43,7 @@ def test_a_signature_does_not_depend_on_the_texts_beside_it() -> None:
     assert has_words.tolist() == [True, False, True, True, False, True]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(words=st.integers(60, 600), changed=st.floats(0.0, 0.2), seed=st.integers(0, 2**32))
 def test_the_estimate_is_near_the_similarity_of_the_shingles(words: int, changed: float, seed: int) -> None:
     chosen = random.Random(seed)

@@ -143,7 +143,7 @@ def crash(*arguments: object, **named: object) -> None:
 
 def test_two_registrars_at_once_leave_one_version(register_work: RegisterWork, tracking: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have searched, found nothing and logged the model before either creates its version."""
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=120)
     create = ModelRegistry.create_version
 
     def meet(self: ModelRegistry, *arguments: Any, **named: Any) -> int:
@@ -165,7 +165,7 @@ def test_two_registrars_at_once_leave_one_version(register_work: RegisterWork, t
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=300)
     assert errors == []
     lowest = registration_of(works[0]).version
     assert list(versions(works[0])) == [lowest] == [registration_of(works[1]).version]

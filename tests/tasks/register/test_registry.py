@@ -85,7 +85,7 @@ def test_registrars_that_create_at_once_agree_on_the_lowest(tmp_path: Path, meet
     """All of them have searched before any creates, and in the second case all have created before any searches again."""
     count = 4
     registry = FakeRegistry()
-    barrier = threading.Barrier(count, timeout=10)
+    barrier = threading.Barrier(count, timeout=60)
     met = threading.local()
 
     def meet(name: str) -> None:
@@ -101,7 +101,7 @@ def test_registrars_that_create_at_once_agree_on_the_lowest(tmp_path: Path, meet
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=120)
     assert len(results) == count
     assert {result.version for result in results} == {min(registry.existing[NAME])} == {1}
     assert list(registry.existing[NAME]) == [1]

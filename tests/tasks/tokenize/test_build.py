@@ -74,7 +74,7 @@ def lasting_site(tmp_path_factory: pytest.TempPathFactory, site_at: Any) -> SITE
     rows=st.integers(1, 9),
     layout=st.sampled_from(["fixed", "list"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_documents_come_back(lasting_site: SITE, texts: list[str], length: int, rows: int, layout: str) -> None:
     number = len(list((lasting_site.root / "validate").iterdir()))
     documents = {(7, "train"): texts}

@@ -40,7 +40,7 @@ def columns_of(*, rows: int, length: int, dtype: str, others: int) -> dict[str, 
     return columns
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 3000),
     length=st.integers(1, 300),

@@ -60,7 +60,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardManifest, np.
 
 
 @given(indices=st.lists(st.integers(0, sum(ROWS) - 1), max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_indices_in_any_order_give_their_rows(stored: tuple[ShardManifest, np.ndarray[Any, Any], Path], indices: list[int]) -> None:
     manifest, rows, folder = stored
     found = ShardReader(manifest, folder=folder, split="train").rows(np.array(indices, dtype=np.int64))

@@ -193,8 +193,10 @@ class Gang:
 
     def kill(self) -> list[int]:
         """Kills all ranks of the present epoch and returns their statuses."""
-        for pid in self.pids:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(self.pids[0], signal.SIGKILL)
+        for pid in self.pids[1:]:
+            with contextlib.suppress(ProcessLookupError):  # it ended of the lost connection, and was waited for
+                os.kill(pid, signal.SIGKILL)
         return self.server.wait()
 
     def kill_in_save(self, config: RunConfig, *, rank: int, program: str, number: int = signal.SIGKILL) -> list[int]:
@@ -204,8 +206,11 @@ class Gang:
         while not any(self.artifact_dir.glob(f"checkpoints/*.e{self.epoch:06d}/rank-{rank:04d}.bin")):
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.001)
-        for pid in pids if number == signal.SIGKILL else [pids[rank]]:
-            os.kill(pid, number)
+        os.kill(pids[rank], number)
+        for pid in pids if number == signal.SIGKILL else []:
+            if pid != pids[rank]:
+                with contextlib.suppress(ProcessLookupError):  # as in `kill_at`
+                    os.kill(pid, number)
         return self.server.wait()
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], *, rank: int, within_s: float = 120.0) -> None:

@@ -42,7 +42,7 @@ def test_every_cycle_has_every_source_in_exact_proportion(cycle: int) -> None:
 
 
 @given(start=st.integers(0, 3 * SLOTS), count=st.integers(1, 500))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_stretch_has_nearly_its_share_of_every_source(start: int, count: int) -> None:
     """Within 1 at the beginning and the end of what a cycle has of it: a plain shuffle would be off by the root of the count."""
     used = OWNERS[first(mixed(), count, start=start)]
@@ -56,7 +56,7 @@ def test_any_stretch_has_nearly_its_share_of_every_source(start: int, count: int
     seed=st.integers(0, 2**31 - 1),
     start=st.integers(0, SLOTS),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_all_sequences_of_a_source_are_used_once_before_any_is_used_twice(
     rows: list[tuple[str, int]], weights: dict[str, float], seed: int, start: int
 ) -> None:
@@ -78,7 +78,7 @@ def beginning() -> Indices:
 
 
 @given(positions=st.lists(st.integers(0, 4 * SLOTS), min_size=1, max_size=40))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_positions_alone_are_positions_together(positions: list[int]) -> None:
     order, whole = mixed(), beginning()
     assert order.at(np.array(positions)).tolist() == whole[positions].tolist()

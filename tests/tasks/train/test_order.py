@@ -8,14 +8,12 @@ from tasks.train.order import BatchOrder, GlobalOrder, global_batch, permute, ra
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
-@settings(deadline=None)
 def test_permute_is_a_bijection(size: int, key: int) -> None:
     image = permute(np.arange(size, dtype=np.int64), size=size, key=key)
     assert np.array_equal(np.sort(image), np.arange(size))
 
 
 @given(size=st.integers(10**9, 2**62), key=st.integers(0, 2**64 - 1), data=st.data())
-@settings(deadline=None)
 def test_permute_stays_in_range_and_apart_at_any_size(size: int, key: int, data: st.DataObject) -> None:
     positions = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=50))), dtype=np.int64)
     image = permute(positions, size=size, key=key)
@@ -25,7 +23,6 @@ def test_permute_stays_in_range_and_apart_at_any_size(size: int, key: int, data:
 
 
 @given(size=st.integers(1, 500), seed=st.integers(0, 2**64 - 1), positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=40))
-@settings(deadline=None)
 def test_positions_of_many_passes_at_once_are_each_passs_own(size: int, seed: int, positions: list[int]) -> None:
     order = GlobalOrder(size, seed)
     assert order.at(np.array(positions)).tolist() == [int(order.at(np.array([position]))[0]) for position in positions]
@@ -46,7 +43,7 @@ def test_the_order_of_samples_is_frozen(step: int, expected: list[int]) -> None:
 
 
 @given(num_sequences=st.integers(1, 200), batch_size=st.integers(1, 64), seed=st.integers(0, 2**31 - 1), num_passes=st.integers(1, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_pass_visits_every_sequence_once(num_sequences: int, batch_size: int, seed: int, num_passes: int) -> None:
     num_steps = -(-num_passes * num_sequences // batch_size)
     batches = [global_batch(step, num_sequences=num_sequences, global_batch_size=batch_size, seed=seed) for step in range(num_steps)]
@@ -55,7 +52,7 @@ def test_every_pass_visits_every_sequence_once(num_sequences: int, batch_size: i
 
 
 @given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=30), num_sequences=st.integers(1, 300), batch_size=st.integers(1, 50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_steps_computed_together_are_steps_computed_alone(steps: list[int], num_sequences: int, batch_size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "_AHEAD", 60)
@@ -71,7 +68,6 @@ def test_passes_have_orders_of_their_own() -> None:
 
 
 @given(batch_size=st.integers(1, 200), world_size=st.integers(1, 17), micro_batch_size=st.integers(1, 13))
-@settings(deadline=None)
 def test_slices_partition_the_batch_at_any_world_size(batch_size: int, world_size: int, micro_batch_size: int) -> None:
     batch = np.arange(batch_size, dtype=np.int64)
     slices = [rank_slice(batch, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size) for rank in range(world_size)]

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.checkpoint import QuarantineRecord
 from schemas.exit_code import ExitCode
+from tests.fakes.live_job import wait_until
 from tests.tasks.train.trained_state import PROGRAMS, MakeConfig, MakeGang, assert_equal_state, files_of, newest_commit
 
 pytestmark = pytest.mark.slow
@@ -139,12 +140,17 @@ def test_a_restart_goes_on_from_the_nodes_own_disk(gang: MakeGang, make_config: 
     killed.run(make_config(training__zero_stage=stage, training__steps=4))
     rules = {"every_steps": 1000, "local_dir": str(local), "local_every_steps": 1, "background": True}
     config = make_config(training__zero_stage=stage, training__steps=60, checkpoint=rules)
-    for lost in (0, 1):
-        killed.start(config, world_size=2)
-        killed.wait_for(lambda progress: progress["committed_step"] > 8 * (lost + 1), rank=0)  # noqa: B023  # called before the loop goes on
+
+    def held_by_both() -> set[str]:
+        first, second = ({path.stem for path in local.glob(f"killed-*/records/rank-000{rank}/*")} for rank in (0, 1))
+        return first & second
+
+    for held_at in (16, 32):  # where rank 0 waits: on a busy disk training might be over before a checkpoint is written
+        killed.start(config, world_size=2, program=f"{PROGRAMS}:held", options={"held_rank": 0, "held_at": held_at})
+        wait_until((killed.scratch / "held").exists)
+        wait_until(lambda: any(name.endswith(f".e{killed.epoch:06d}") for name in held_by_both()))
         killed.kill()
-    held = [{path.stem for path in local.glob(f"killed-*/records/rank-000{rank}/*")} for rank in (0, 1)]
-    newest = max(held[0] & held[1])
+    newest = max(held_by_both())
     killed.kill_at(config, step=1)
     assert f"goes on from step {int(newest[5:13])}, which epoch {int(newest[15:])} left" in killed.logs()
     for path in local.glob("killed-*/checkpoints/*/rank-0001.bin"):

@@ -22,7 +22,7 @@ def first(order: WindowedOrder, count: int) -> Indices:
 
 
 @given(rows=ROWS, window=st.integers(1, 200), seed=st.integers(0, 2**64 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_pass_visits_every_sequence_once(rows: list[int], window: int, seed: int) -> None:
     size = sum(rows)
     passes = first(WindowedOrder(rows, window_sequences=window, seed=seed), 3 * size).reshape(3, size)
@@ -30,7 +30,7 @@ def test_every_pass_visits_every_sequence_once(rows: list[int], window: int, see
 
 
 @given(rows=ROWS, window=st.integers(1, 200), positions=st.lists(st.integers(0, 1000), min_size=1, max_size=30))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_positions_alone_are_positions_together(rows: list[int], window: int, positions: list[int]) -> None:
     order = WindowedOrder(rows, window_sequences=window, seed=3)
     whole = first(order, 1001)

@@ -280,7 +280,7 @@ def test_memory_that_waits_for_the_decision_is_bounded(monkeypatch: pytest.Monke
     bad=st.sets(st.integers(0, 20)),
     block=st.integers(1, 40),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lines_are_those_of_one_by_one(texts: list[str], bad: set[int], block: int) -> None:
     lines = [text.encode("gb18030") + (b"\xff" if index in bad else b"") for index, text in enumerate(texts)]
     data = b"\n".join(lines) + b"\n"

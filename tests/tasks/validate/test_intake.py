@@ -87,7 +87,7 @@ def together(intake: FileIntake, records: list[Record]) -> None:
     ],
 )
 @given(fields=st.lists(FIELDS, min_size=30, max_size=60), group_bytes=st.sampled_from([1500, 10**6]))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_records_together_are_records_one_by_one(
     rules: dict[str, Any], fields: list[Any], group_bytes: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +117,7 @@ LINES = st.one_of(
     lines=st.lists(LINES, min_size=20, max_size=60),
     rules=st.sampled_from([{}, {"required_columns": {"id": "integer"}}, {"min_chars": 8}, {"drop_duplicates": False}]),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_files_of_lines_come_to_what_their_records_do_one_by_one(lines: list[bytes], rules: dict[str, Any], scan: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
@@ -132,7 +132,7 @@ def test_files_of_lines_come_to_what_their_records_do_one_by_one(lines: list[byt
     kind=st.sampled_from([pa.string(), pa.large_string(), pa.binary()]),
     rules=st.sampled_from([{}, {"required_columns": {"id": "integer"}}, {"min_chars": 8}]),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_parquet_files_come_to_what_their_records_do_one_by_one(
     texts: list[Any], kind: Any, rules: dict[str, Any], scan: Any, tmp_path: Path
 ) -> None:

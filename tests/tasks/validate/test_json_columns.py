@@ -27,7 +27,7 @@ COLUMNS = st.one_of(
 
 
 @given(kinds=st.lists(COLUMNS, max_size=4), count=st.integers(1, 6), data=st.data(), start=st.integers(0, 2))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_columns_are_written_as_rows_are(kinds: list[Any], count: int, data: Any, start: int) -> None:
     names = [f'c"{index}' for index in range(len(kinds))]
     values = [data.draw(st.lists(strategy, min_size=count + start, max_size=count + start)) for _, strategy in kinds]

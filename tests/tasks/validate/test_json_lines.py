@@ -52,7 +52,7 @@ def as_column(columns: Columns, index: int) -> tuple[Any, ...]:
 
 
 @given(lines=st.lists(LINES, min_size=1, max_size=30), part=st.integers(1, 8), cached_bytes=st.sampled_from([0, 20, 100, 1 << 17]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_lines_together_are_lines_one_by_one(lines: list[bytes], part: int, cached_bytes: int) -> None:
     run = b"\n".join(lines)
     with pytest.MonkeyPatch.context() as patch:

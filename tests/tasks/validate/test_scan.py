@@ -236,7 +236,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=RECORDS)
 def test_accepted_and_quarantined_are_what_was_read_for_any_bytes(lines: list[bytes], scan: Any, recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "any.jsonl"
@@ -253,7 +253,7 @@ def test_accepted_and_quarantined_are_what_was_read_for_any_bytes(lines: list[by
     assert total.lengths.chars == sum(map(len, scanned.texts))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(min_size=1, max_size=20, alphabet="abcdefgh"), min_size=1, max_size=40, unique=True), cut=st.integers(0, 40))
 def test_splits_do_not_change_when_documents_are_appended(texts: list[str], cut: int, scan: Any, recipe: Recipe, write_jsonl: Any) -> None:
     def splits_of(part: list[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def one_by_one(hashes: list[bytes], *, limit: int) -> tuple[list[bool], bool]:
 
 
 @given(batches=st.lists(st.lists(HASHES, max_size=40), max_size=8), limit=st.integers(1, 70))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_repeats_of_many_are_those_of_one_by_one(batches: list[list[bytes]], limit: int) -> None:
     seen, found = SeenHashes(limit), []
     for batch in batches:

@@ -28,7 +28,7 @@ def doubtful(texts: list[str], rules: RulesConfig, *, sliced: bool = False) -> l
     rules=st.builds(RulesConfig, min_chars=st.integers(0, 5), max_chars=st.integers(5, 9), min_printable_share=st.sampled_from([0.0, 0.5, 1.0])),
     sliced=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_text_that_breaks_a_rule_is_found(texts: list[str], rules: RulesConfig, sliced: bool) -> None:
     judge = DocumentRules(rules, text_column="text", kind="jsonl")
     for text, is_doubtful in zip(texts, doubtful(texts, rules, sliced=sliced), strict=True):

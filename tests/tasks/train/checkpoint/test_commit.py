@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.storage import file_entry
@@ -35,7 +35,6 @@ def test_a_commit_survives_its_bytes(commit: CommitRecord) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_every_flipped_bit_of_a_commit_is_found(commit: CommitRecord, data: st.DataObject) -> None:
     content = bytearray(commit.to_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))

@@ -219,11 +219,12 @@ def test_the_writer_dies_with_its_rank(store: CheckpointStore, make_writer: Any,
         Path(store.artifact_dir / "writer.pid").write_text(str(writer._process._process.pid))
         time.sleep(60)
         os._exit(0)
-    deadline = time.monotonic() + 30
-    while not (store.artifact_dir / "checkpoints" / "step-00000002.e000000" / "rank-0000.bin").exists():
+    deadline = time.monotonic() + 50
+    data, told = store.artifact_dir / "checkpoints" / "step-00000002.e000000" / "rank-0000.bin", store.artifact_dir / "writer.pid"
+    while not (data.exists() and told.exists() and told.read_text()):  # the writer may be faster than its rank
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    pid = int((store.artifact_dir / "writer.pid").read_text())
+    pid = int(told.read_text())
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():

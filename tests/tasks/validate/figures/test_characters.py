@@ -57,7 +57,7 @@ def test_signs_of_broken_encodings_are_counted() -> None:
     assert found.replaced == 2 + broken.count("\ufffd")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=40), max_size=8), st.integers(min_value=1, max_value=9))
 def test_every_character_is_counted_once_however_the_text_is_cut(texts: list[str], chunk: int) -> None:
     whole = counted("".join(texts))

@@ -50,7 +50,7 @@ def same(one: Columns, other: Columns) -> bool:
     return bool(a == rounded(b))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(RECORDS, RECORDS, RECORDS)
 def test_figures_of_parts_merge_to_those_of_the_whole(first: Any, second: Any, third: Any) -> None:
     whole = counted(first + second + third)
@@ -59,7 +59,7 @@ def test_figures_of_parts_merge_to_those_of_the_whole(first: Any, second: Any, t
     assert same(merge_columns([counted(third), merge_columns([counted(second), counted(first)])]), whole)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(RECORDS, RECORDS)
 def test_bounds_on_columns_and_values_merge_too(first: Any, second: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ def histogram_of(values: list[float]) -> Histogram:
     return Histogram(counts=dict(sorted(counts_of(np.array(values)).items())))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(VALUES)
 def test_every_value_is_in_its_bin(values: list[float]) -> None:
     for value, index in zip(values, bins_of(np.array(values)).tolist(), strict=True):
@@ -21,7 +21,7 @@ def test_every_value_is_in_its_bin(values: list[float]) -> None:
         assert low <= value <= high or abs(value) < 2.0**-64
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(VALUES, VALUES)
 def test_bins_of_parts_merge_to_those_of_the_whole(first: list[float], second: list[float]) -> None:
     whole = histogram_of(first + second)
@@ -29,7 +29,7 @@ def test_bins_of_parts_merge_to_those_of_the_whole(first: list[float], second: l
     assert whole.total == len(first) + len(second)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @example(values=[64], share=0.0)
 @given(st.lists(st.integers(min_value=0, max_value=10**9), min_size=1, max_size=200), st.floats(min_value=0, max_value=1))
 def test_quantiles_are_right_to_three_percent(values: list[int], share: float) -> None:

@@ -28,7 +28,7 @@ def test_languages_are_identified() -> None:
     assert language_counts(counted([*texts, "0123 4567"])) == {"en": 20, "de": 10, "zh": 10, "unknown": 1}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 400), max_size=80), st.lists(st.integers(0, 400), max_size=80), st.integers(1, 30))
 def test_samples_of_parts_merge_to_that_of_the_whole(first: list[int], second: list[int], step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

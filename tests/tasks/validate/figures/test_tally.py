@@ -29,7 +29,7 @@ def detailed(records: Any) -> list[tuple[str, int, str, str]]:
     return [(path, row, reason, f"doc_id {row % 7:032x}" if reason == "duplicate" else "") for path, row, reason in records]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(DOCUMENTS, DOCUMENTS, st.integers(1, 5))
 def test_figures_of_groups_merge_to_those_of_all_rows(first: Any, second: Any, step: int) -> None:
     def rows(documents: Any) -> pa.Table:
@@ -54,7 +54,7 @@ def test_figures_of_groups_merge_to_those_of_all_rows(first: Any, second: Any, s
         )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(RECORDS, RECORDS, st.integers(1, 5))
 def test_quarantined_records_merge_too(first: Any, second: Any, step: int) -> None:
     records = detailed(first) + [record for record in detailed(second) if record not in detailed(first)]
@@ -73,7 +73,7 @@ def test_quarantined_records_merge_too(first: Any, second: Any, step: int) -> No
     }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=120), st.integers(1, 20))
 def test_clusters_that_were_forgotten_are_within_what_is_said(copies: list[int], step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

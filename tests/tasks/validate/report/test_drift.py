@@ -12,7 +12,7 @@ from tests.tasks.validate.report.conftest import even, stats_of
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any).map(tuple)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COUNTS, COUNTS)
 def test_indexes_are_zero_for_equal_shares_and_positive_otherwise(before: tuple[int, ...], now: tuple[int, ...]) -> None:
     named = [{str(index): count for index, count in enumerate(counts)} for counts in (before, now)]

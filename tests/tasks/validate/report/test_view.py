@@ -9,7 +9,7 @@ from tasks.validate.report.view import Axis, bars_of, octave_ticks, of_bytes, of
 VALUES = st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=10)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(VALUES, st.sampled_from([1.0, 1e-3]))
 def test_positions_keep_the_order_and_stay_on_the_plot(values: list[float], unit: float) -> None:
     axis = Axis(values, unit=unit)
