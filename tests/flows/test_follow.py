@@ -1,8 +1,11 @@
 """Following a run: what people see of each event, at a terminal and elsewhere."""
 
+import contextlib
 import io
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from schemas.progress import Heartbeat, RankPhase, RankProgress
 from schemas.stage import Stage
 from schemas.view import JobProgress
 from tasks.runs import Run
-from tests.fakes.live_job import wait_until
+from tests.fakes.live_job import PATIENCE_S, wait_until
 
 INCIDENT = {"rank": 1, "step": 80, "committed_step": 76, "cause": "killed", "decision": "restart", "reason": "", "recovered_after_s": 1.9}
 
@@ -66,6 +69,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(FileStorage(tmp_path), "demo-20261122t020000-7f3a")
 
 
+@contextlib.contextmanager
+def shown(run: Run, stream: io.StringIO) -> Iterator[None]:
+    """Follows as long as the body, then waits for the end of the display: `following` itself waits ten polls, an instant here."""
+    before = set(threading.enumerate())
+    with follow.following(run, stream=stream):
+        (display,) = (thread for thread in threading.enumerate() if thread.name == "follow" and thread not in before)
+        yield
+    display.join(timeout=PATIENCE_S)
+    assert not display.is_alive()
+
+
 def play(run: Run) -> None:
     run.append(EventKind.RUN_STARTED, "demo-7f3a")
     run.append(EventKind.STAGE_STARTED, stage=Stage.VALIDATE, artifact_key="validate/demo-0123456789ab")
@@ -77,7 +91,7 @@ def play(run: Run) -> None:
 def test_elsewhere_every_event_is_a_line(run: Run) -> None:
     run.append(EventKind.NOTE, "from before", stage=Stage.VALIDATE)
     stream = io.StringIO()
-    with follow.following(run, stream=stream):
+    with shown(run, stream):
         play(run)
     assert stream.getvalue().splitlines() == ["run demo-7f3a", "validate  3 records read", "validate       1.0 s  3 documents"]
 
@@ -88,7 +102,7 @@ def test_at_a_terminal_the_same_lines_stand_above_the_bar(run: Run) -> None:
             return True
 
     stream = Terminal()
-    with follow.following(run, stream=stream):
+    with shown(run, stream):
         play(run)
     text = stream.getvalue()
     for line in ("run demo-7f3a", "validate  3 records read", "validate       1.0 s  3 documents"):
@@ -114,7 +128,7 @@ def test_storage_that_fails_for_a_moment_does_not_end_the_display(run: Run, monk
         return events(after=after)
 
     monkeypatch.setattr(run, "events", flaky)
-    with follow.following(run, stream=stream):
+    with shown(run, stream):
         play(run)
         wait_until(lambda: not failures)
     assert "3 documents" in stream.getvalue()

@@ -1,5 +1,6 @@
 """The shipped deployment on a real Kubernetes cluster: a schedule runs the whole pipeline in pods, and who is killed on the way costs nothing."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -193,7 +195,8 @@ def test_a_schedule_trains_in_pods_and_a_killed_flow_is_replaced_by_one_that_ado
         assert [pod["spec"]["serviceAccountName"] for pod in training] == ["headrace-pods"] * 2
         (flow_run,) = [each for each in site.runs(state="RUNNING", deployment=deployment) if run.name in each["tags"]]
     for process in processes_of(flow_run["id"]):  # and no worker is there that could do anything about it
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
+            process.kill()
     wait_until(lambda: len(site.lives(flow_run["id"])) == 2, what=site.said)
     with site.working():
         done = site.prefect.wait_for(flow_run["id"], told=site.said, timeout_s=400.0)
@@ -201,7 +204,8 @@ def test_a_schedule_trains_in_pods_and_a_killed_flow_is_replaced_by_one_that_ado
         others = wait_until(lambda: site.looked(deployment, done=flow_run["id"]), what=site.said)
     site.prefect.prefect("--no-prompt", "deployment", "delete", f"pretrain/{shipped()['name']}")
     assert others[0].startswith("nothing to do")
-    assert all(each.startswith(f"skipped: {run.name} is ") for each in others[1:]), others
+    for each in others[1:]:  # most looked before the run was finished; one more may have looked after it
+        assert each.startswith((f"skipped: {run.name} is ", "nothing to do")), others
     assert list_runs(site.storage) == (run.layout.run_id,)
     kinds = [event.kind for event in run.events()]
     assert (kinds.count(EventKind.RUN_STARTED), kinds.count(EventKind.RUN_RESUMED), kinds[-1]) == (1, 1, EventKind.RUN_FINISHED)

@@ -1,5 +1,6 @@
 """The whole pipeline on a real S3 server, as a user runs it: the same artifacts as on a folder, whatever the server and the machine do meanwhile."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -48,13 +49,19 @@ def project(tmp_path: Path, url: str, s3_server: S3Server, trouble: tuple[str, T
     project = make_project(tmp_path / "project", changes={**TRAINING, "storage.root": url}, secrets=environment)
     yield project
     project.end()
-    for process in processes_of(project):
-        process.kill()
+    kill_all_of(project)
 
 
 def processes_of(project: Project) -> list[psutil.Process]:
     """Everything that works for the project, but this test: all of it works in its folder, or names it."""
     return [process for process in psutil.process_iter() if process.pid != os.getpid() and works_in(process, project.folder)]
+
+
+def kill_all_of(project: Project) -> None:
+    """Kills them; those that end with another one are gone already."""
+    for process in processes_of(project):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def works_in(process: psutil.Process, folder: Path) -> bool:
@@ -81,8 +88,7 @@ def test_the_pipeline_makes_the_same_though_requests_fail_and_everything_is_kill
         return any(committed(storage, ArtifactLayout(f"train/{name}")) for name in storage.names("train"))
 
     wait_until(has_commits, patience_s=240.0)
-    for process in processes_of(project):
-        process.kill()
+    kill_all_of(project)
     run.wait()
     (run_id,) = storage.names("runs")
     done = project.headrace("resume", run_id, timeout_s=400.0)
@@ -123,13 +129,11 @@ def test_two_nodes_that_share_nothing_but_a_bucket_train_the_same_through_kills(
     try:
         wait_until(lambda: committed_steps() > 0, patience_s=240.0)
         (name,) = storage.names("train")
-        beats = read_heartbeats(storage, ArtifactLayout(f"train/{name}").attempt("", 0))
-        os.kill(next(rank.pid for beat in beats if beat.node_rank == 1 for rank in beat.ranks), signal.SIGKILL)
+        os.kill(pid_of_a_rank(storage, f"train/{name}", node_rank=1), signal.SIGKILL)
         assert run.wait(timeout=400.0) == 0, (project.folder / "output.log").read_text()
     finally:
         project.end()
-        for process in processes_of(project):
-            process.kill()
+        kill_all_of(project)
     trained = record(storage, Stage.TRAIN)
     assert trained["content_hash"] == record(open_storage(str(finished.root)), Stage.TRAIN)["content_hash"]
     (incident,) = [
@@ -141,6 +145,19 @@ def test_two_nodes_that_share_nothing_but_a_bucket_train_the_same_through_kills(
     assert_nothing_is_left(project, url)
     whole = project.headrace("verify", "tiny")
     assert whole.returncode == 0, whole.stdout + whole.stderr
+
+
+def pid_of_a_rank(storage: Storage, key: str, *, node_rank: int) -> int:
+    """The pid that a rank of a node has told: the newest heartbeat may be older than the ranks, or be replaced while it is read."""
+    found: list[int] = []
+
+    def is_told() -> bool:
+        beats = read_heartbeats(storage, ArtifactLayout(key).attempt("", 0))
+        found.extend(rank.pid for beat in beats if beat.node_rank == node_rank for rank in beat.ranks)
+        return bool(found)
+
+    wait_until(is_told)
+    return found[0]
 
 
 def assert_nothing_is_left(project: Project, url: str) -> None:

@@ -146,7 +146,7 @@ def test_an_answer_is_health_unless_the_server_says_that_it_is_ill(status: int, 
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy is not asked for our own machine
     with HTTPServer(("127.0.0.1", 0), Api) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        assert is_healthy(f"http://127.0.0.1:{server.server_port}/api") is healthy
+        assert is_healthy(f"http://127.0.0.1:{server.server_port}/api", timeout_s=30.0) is healthy
         server.shutdown()
     assert not is_healthy("not a url")
 

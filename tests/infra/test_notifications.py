@@ -1,5 +1,6 @@
 """Who is told: the automations of `infra/automations.yaml` in a real Prefect server, with a block that posts to a receiver on this machine."""
 
+import contextlib
 import json
 import os
 import re
@@ -103,7 +104,8 @@ def test_a_run_that_failed_is_posted_with_its_reason_and_others_are_not(prefect:
 
 
 def test_a_run_whose_process_is_gone_is_posted(prefect: PrefectLab, told: Receiver) -> None:
-    with start(prefect, tag="headrace", how="never") as process:
+    with start(prefect, tag="headrace", how="never") as process, contextlib.ExitStack() as end:
+        end.callback(process.kill)  # else a test that fails here waits for it for ever
         running = wait_until(lambda: prefect.flow_runs(state={"type": {"any_": ["RUNNING"]}}), what=lambda: prefect.flow_runs())[-1]
         beats = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{running['id']}"]}}
         wait_until(lambda: prefect.post("events/filter", {"filter": beats})["events"], what=lambda: "no heartbeat")

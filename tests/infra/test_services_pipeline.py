@@ -124,8 +124,9 @@ def cut_off(site: Site) -> CutOff:
             wait_until(lambda: process.poll() is not None or site.committed_step() >= 20, what=site.said)
             assert process.poll() is None, site.said()
             site.database.stop_at_once()
-            cut_at = site.committed_step()
-            wait_until(lambda: site.committed_step() >= cut_at + _STEPS_WITHOUT, what=site.said)
+            # To its end at most: the training does not wait for who cuts it off.
+            enough = min(site.committed_step() + _STEPS_WITHOUT, _TRAINING["training.steps"])
+            wait_until(lambda: site.committed_step() >= enough, what=site.said)
             site.database.start()
             codes = [process.wait(timeout=300)]
             while codes[-1] in RESUMABLE and len(codes) < 4:

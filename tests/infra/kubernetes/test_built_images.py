@@ -142,7 +142,7 @@ def test_the_pipeline_runs_in_pods_of_both(cluster: Any, images: dict[str, Built
         space = Namespace(api, "headrace", is_there=True)
         space.make("pods", restricted("flow", script, images["control"], shared=shared, **account))
         said = finishes(space, "flow")
-        assert space.pods() == ["flow"], "nothing of its jobs is left"
+        wait_until(lambda: space.pods() == ["flow"], what=space.pods)  # nothing of its jobs is left, once the nodes have heard of it
     assert said.startswith(f"headrace {images['control'].name.rpartition(':')[2]}\n")
     assert "as locked in control.txt" in said
     assert len(list(shared.glob("data/register/*/record.json"))) == 1

@@ -57,11 +57,23 @@ def test_a_service_account_may_do_what_a_role_says_and_nothing_else(space: Names
     settings = json.loads(kubernetes_nodes.service_account("reader", namespace=space.name).read_text())
     cluster, user = settings["clusters"][0]["cluster"], settings["users"][0]["user"]
     api = Api(cluster["server"], token=user["token"], ca=cluster["certificate-authority"])
+    # Who authorises hears of a new role a moment later.
+    space.wait(lambda: _may_list(api, f"{space.path}/pods"), "the right to list")
     assert api.get(f"{space.path}/pods")["items"] == []
     for refused in (lambda: api.post(f"{space.path}/pods", pod("no", "true")), lambda: api.get(f"{space.path}/secrets")):
         with pytest.raises(ApiError) as error:
             refused()
         assert error.value.status == 403
+
+
+def _may_list(api: Api, path: str) -> bool:
+    try:
+        api.get(path)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return False
+    return True
 
 
 def test_nobody_gets_in_without_a_token(kubernetes_nodes: Any) -> None:

@@ -254,19 +254,22 @@ def test_a_container_is_begun_again_when_the_pod_says_so(space: Namespace) -> No
     assert space.log("second") == space.log("second", "?previous=true") == "life\n"
 
 
-def test_init_containers_come_first_and_probes_say_when_it_is_ready(space: Namespace) -> None:
+def test_init_containers_come_first_and_probes_say_when_it_is_ready(space: Namespace, tmp_path: Path) -> None:
     scratch = {"volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]}
+    both = {"volumeMounts": [*scratch["volumeMounts"], {"name": "out", "mountPath": "/out"}]}
     probe = {"exec": {"command": ["test", "-e", "/scratch/ready"]}, "periodSeconds": 1}
     before = {"name": "before", "image": "host", "command": ["touch", "/scratch/first"], **scratch}
-    script = "ls /scratch; sleep 1; touch /scratch/ready; sleep 600"
-    spec = {"volumes": [{"name": "scratch", "emptyDir": {}}], "initContainers": [before], "terminationGracePeriodSeconds": 0}
-    space.make("pods", pod("probed", script, container={**scratch, "readinessProbe": probe}, **spec))
+    script = "ls /scratch; until [ -e /out/go ]; do sleep 0.1; done; touch /scratch/ready; sleep 600"
+    volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "out", "hostPath": {"path": str(tmp_path)}}]
+    spec = {"volumes": volumes, "initContainers": [before], "terminationGracePeriodSeconds": 0}
+    space.make("pods", pod("probed", script, container={**both, "readinessProbe": probe}, **spec))
 
     def ready() -> str:
         return str({condition["type"]: condition["status"] for condition in space.pod("probed")["status"].get("conditions", [])}.get("Ready"))
 
     space.reaches("probed", "Running")
     assert ready() == "False"
+    (tmp_path / "go").touch()
     space.wait(lambda: ready() == "True", "ready")
     assert space.log("probed") == "first\n"
     space.delete("probed")
@@ -324,11 +327,11 @@ def test_pods_go_on_and_end_while_the_control_plane_is_away(space: Namespace, ku
 
 
 def test_a_node_without_power_is_noticed_and_its_pods_are_lost(space: Namespace, kubernetes_nodes: Any) -> None:
-    space.make("pods", pod("unlucky", "sleep 600", terminationGracePeriodSeconds=1))
+    space.make("pods", pod("unlucky", "sleep 614", terminationGracePeriodSeconds=1))  # as no other pod does: some may still be ending
     node = space.reaches("unlucky", "Running")["spec"]["nodeName"]
     power = kubernetes_nodes.pids()[node]
-    space.wait(lambda: bool(_processes("sleep 600", under=power)), "a process")
-    (program,) = _processes("sleep 600", under=power)
+    space.wait(lambda: bool(_processes("sleep 614", under=power)), "a process")
+    (program,) = _processes("sleep 614", under=power)
     kubernetes_nodes.kill(node)
     assert not Path(f"/proc/{program}").exists()
 
