@@ -4,10 +4,9 @@ A run leaves the address of its storage in `{project}/.headrace/storages/`; comm
 storage, and nowhere else. `--storage` names one place and settles it.
 """
 
-import hashlib
 from pathlib import Path
 
-from cluster.storage import Storage, open_storage
+from cluster.storage import TEMPORARY_PREFIX, Storage, entries_of, open_storage, replace_local, short_hash
 from schemas.errors import InputError, UnreachableError
 from schemas.recipe import absolute, project_dir_of
 from tasks.runs import Run, list_runs
@@ -22,9 +21,9 @@ def remember_storage(project_dir: Path, root: str) -> None:
         return
     folder = project_dir / ".headrace" / "storages"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / hashlib.sha256(root.encode()).hexdigest()[:12]
-    if not path.exists():
-        path.write_text(root, encoding="utf-8")
+    path = folder / short_hash(root)
+    if not path.exists() or path.read_bytes() != root.encode():  # half written, when a disk was full
+        replace_local(path, root.encode())
 
 
 def storages(option: str | None) -> tuple[Storage, ...]:
@@ -40,8 +39,7 @@ def storages(option: str | None) -> tuple[Storage, ...]:
         return (open_storage(str(absolute(option, base=Path.cwd())) if is_folder else option),)
     project_dir = project_dir_of(Path.cwd() / "recipe")
     roots = [str(project_dir / _DEFAULT_ROOT)] if (project_dir / _DEFAULT_ROOT).is_dir() else []
-    known = project_dir / ".headrace" / "storages"
-    roots += [path.read_text(encoding="utf-8") for path in sorted(known.iterdir())] if known.is_dir() else []
+    roots += _remembered(project_dir / ".headrace" / "storages")
     found = [root for root in roots if "://" in root or Path(root).is_dir()]
     if not found:
         raise InputError(f"no runs in project {project_dir}", mend="`headrace run RECIPE` makes one; --storage names another storage root")
@@ -92,6 +90,12 @@ def find_storage_of_model(model: str, *, storage: str | None) -> Storage:
             return place
     assert problem is not None
     raise problem
+
+
+def _remembered(folder: Path) -> list[str]:
+    """Returns the addresses that runs have left. A file's name is the hash of its address: what is empty or torn does not fit."""
+    paths = [path for path in sorted(entries_of(folder)) if not path.name.startswith(TEMPORARY_PREFIX)]  # gone before they are read
+    return [root for path in paths if short_hash(root := path.read_text(encoding="utf-8", errors="replace")) == path.name]
 
 
 def _is_exact(run_id: str, name: str) -> bool:

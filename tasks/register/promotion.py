@@ -1,7 +1,8 @@
 """Alias moves, each in an append-only log of numbered immutable objects: `registry/promotions/{model}/000012.json`.
 
 The entry is written before the alias moves. A crash in between leaves an entry whose move is missing; the next start that
-wants the same move sees the entry and makes up for it, so the log holds no move twice and misses none.
+wants the same move sees the entry and makes up for it, so the log holds no move twice and misses none. Of several moves at once the one that
+is last in the log stands: whoever has set the alias looks at the log again, so whoever sets it last has seen that entry.
 """
 
 import time
@@ -73,8 +74,9 @@ def promote(
                 at=time.time(),
             ),
         )
-    if previous != version:
-        registry.set_alias(model_name, alias, version=version)
+    elif previous == version:
+        return logged
+    _point(registry, storage, logged)
     return logged
 
 
@@ -129,6 +131,16 @@ def _is_still(registry: VersionStore, model_name: str, version: int, promoted: s
 
 def _newest(storage: Storage, model_name: str, *, alias: str) -> Promotion | None:
     return next((entry for entry in reversed(history(storage, model_name)) if entry.alias == alias), None)
+
+
+def _point(registry: VersionStore, storage: Storage, logged: Promotion) -> None:
+    """Makes a logged move, and after it what others have logged meanwhile."""
+    while True:
+        registry.set_alias(logged.model_name, logged.alias, version=logged.version)
+        newest = _newest(storage, logged.model_name, alias=logged.alias)
+        if newest is None or newest.version == logged.version:
+            return
+        logged = newest
 
 
 def _append(storage: Storage, promotion: Promotion) -> Promotion:

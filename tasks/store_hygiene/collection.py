@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 32
 """Artifacts whose leases are held at a time: everything is marked again once for so many."""
+_TAKEN_OVER = ("somebody else took it over",)
 
 
 class Fate(Frozen):
@@ -133,18 +134,22 @@ class Collector:
             self.sleep(self.settle_s)
             _, marked = self._mark(held=leases)
             for key in [key for key in leases if key in marked.kept or not leases[key].still_held()]:
-                kept[key] = marked.kept.get(key, ("somebody else took it over",))
+                kept[key] = marked.kept.get(key, _TAKEN_OVER)
                 leases.pop(key).release()
             going = [fate for fate in fates if fate.key in leases]
             for fate in going:  # first, so that whoever waits for one of them learns its fate soon
-                announce_sweep(self.storage, fate.key)
+                if leases[fate.key].still_held():  # a machine that slept meanwhile may have lost it: what is there now is another's
+                    announce_sweep(self.storage, fate.key)
             for fate in going:
-                self._remove(fate, leases[fate.key])
+                if not self._remove(fate, leases[fate.key]):
+                    kept[fate.key] = _TAKEN_OVER
         return kept
 
-    def _remove(self, fate: Fate, lease: Lease) -> None:
+    def _remove(self, fate: Fate, lease: Lease) -> bool:
+        """Removes an artifact and tells what became of it; returns False when somebody else took it over, and has to say."""
         try:
-            finish_sweep(self.storage, fate.key)
+            if not finish_sweep(self.storage, fate.key, held=lease.still_held):
+                return False
         except (OSError, UnreachableError) as error:
             failure = storage_failure(error) if isinstance(error, OSError) else error
             if failure is None:
@@ -153,6 +158,7 @@ class Collector:
         else:
             self._removed.append(fate)
         lease.release()
+        return True
 
     def _clear_scratch(self, *, dry_run: bool) -> tuple[str, ...]:
         """Removes the scratch folders that ended attempts left on this machine; returns them."""
@@ -171,9 +177,9 @@ class Collector:
                     if why := may_remove(self.storage, key):
                         logger.warning("%s stays half removed: %s", key, why)
                         continue
-                    with Lease.take(self.storage, ArtifactLayout(key).leases, purpose=REMOVAL):
+                    with Lease.take(self.storage, ArtifactLayout(key).leases, purpose=REMOVAL) as lease:
                         withdraw_sweep(self.storage, key)
-                        if finish_sweep(self.storage, key):
+                        if finish_sweep(self.storage, key, held=lease.still_held):
                             completed.append(key)
                 except LeaseHeldError as error:
                     logger.info("%s", error.what)

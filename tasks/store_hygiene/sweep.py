@@ -32,15 +32,22 @@ def announce_sweep(storage: Storage, key: str) -> None:
     storage.delete(ArtifactLayout(key).record)
 
 
-def finish_sweep(storage: Storage, key: str) -> bool:
-    """Removes what a sweep has left of an artifact, all but its leases; returns whether there was one. The caller holds the lease."""
+def finish_sweep(storage: Storage, key: str, *, held: Callable[[], bool]) -> bool:
+    """Removes what a sweep has left of an artifact, all but its leases; returns whether there was one that is over now.
+
+    Args:
+        storage: where it lies.
+        key: its folder.
+        held: whether the caller still holds the lease; asked before each removal, which may take long. Who takes the lease over finishes the
+            sweep and may build there at once: nothing more may go then.
+    """
     if not storage.exists(sweep_key(key)) or storage.exists(ArtifactLayout(key).record):
         return False
     leases = ArtifactLayout(key).leases.rpartition("/")[2]
-    for name in storage.names(key):
-        if name != leases:
-            storage.delete(f"{key}/{name}")
-    storage.delete(sweep_key(key))
+    for going in (*(f"{key}/{name}" for name in storage.names(key) if name != leases), sweep_key(key)):
+        if not held():
+            return False
+        storage.delete(going)
     return True
 
 

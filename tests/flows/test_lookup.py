@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.layout import RunLayout
-from cluster.storage import FileStorage
+from cluster.storage import TEMPORARY_PREFIX, FileStorage
 from flows.lookup import all_runs, find_run, remember_storage, storages
 from schemas.canonical import canonical_json
 from schemas.errors import InputError
@@ -75,6 +75,18 @@ def test_a_storage_that_is_named_settles_it(project: Path, tmp_path: Path) -> No
     assert [run.layout.run_id for run in all_runs(storages(str(tmp_path / "elsewhere")))] == [IDS[2]]
     with pytest.raises(InputError, match="does not exist"):
         storages(str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("left", [b"", b"/", b"/tmp/\xc3"], ids=["empty", "its beginning", "half a letter"])
+def test_an_address_that_was_half_written_is_left_out_until_a_run_leaves_it_anew(project: Path, tmp_path: Path, left: bytes) -> None:
+    """A disk was full, or the power went."""
+    folder = project / ".headrace" / "storages"
+    address = next(path for path in folder.iterdir() if path.read_text() == str(tmp_path / "elsewhere"))
+    address.write_bytes(left)
+    (folder / f"{TEMPORARY_PREFIX}{address.name}-1").symlink_to("gone")  # it was given its name after it was listed
+    assert [run.layout.run_id for run in all_runs(storages(None))] == [IDS[1], IDS[0]]
+    remember_storage(project, str(tmp_path / "elsewhere"))
+    assert [run.layout.run_id for run in all_runs(storages(None))] == [IDS[1], IDS[0], IDS[2]]
 
 
 def test_a_project_without_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

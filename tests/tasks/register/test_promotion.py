@@ -183,6 +183,40 @@ def test_another_run_completes_a_move_that_was_only_logged(tmp_path: Path, regis
     assert registry.aliases[NAME, CHAMPION] == 1
 
 
+def test_of_two_moves_at_once_the_one_that_is_last_in_the_log_stands(tmp_path: Path, registry: FakeRegistry) -> None:
+    storage = FileStorage(tmp_path)
+    move(registry, storage, 1)
+
+    def be_overtaken(name: str) -> None:
+        if name == "set_alias":
+            registry.before = lambda name: None
+            move(registry, storage, 3)
+
+    registry.before = be_overtaken
+    assert move(registry, storage, 2).version == 2
+    assert moves(storage) == [(0, None, 1), (1, 1, 2), (2, 1, 3)]
+    assert registry.aliases[NAME, CHAMPION] == 3
+
+
+def test_a_move_to_where_the_alias_was_stands_although_an_earlier_one_is_made_only_then(tmp_path: Path, registry: FakeRegistry) -> None:
+    move(registry, FileStorage(tmp_path), 1)
+    registry.before = crash_before_the_move
+    with pytest.raises(CrashError):
+        move(registry, FileStorage(tmp_path), 2)
+    registry.before = lambda name: None
+
+    class Overtaken(FileStorage):
+        """The other's move is made after this one's look at the alias."""
+
+        def create_exclusive(self, key: str, data: bytes) -> None:
+            registry.set_alias(NAME, CHAMPION, version=2)
+            super().create_exclusive(key, data)
+
+    move(registry, Overtaken(tmp_path), 1, run_id="run-later")
+    assert moves(FileStorage(tmp_path)) == [(0, None, 1), (1, 1, 2), (2, 1, 1)]
+    assert registry.aliases[NAME, CHAMPION] == 1
+
+
 def crash_before_the_move(name: str) -> None:
     if name == "set_alias":
         raise CrashError(name)

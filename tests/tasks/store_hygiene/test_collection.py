@@ -254,6 +254,30 @@ def test_whoever_is_asked_to_stop_does_not_wait(chain: StoredChain) -> None:
         wait_for_sweep(chain.storage, record.key)
 
 
+@pytest.mark.parametrize("moment", ["record.json", "data"], ids=["before its record goes", "before its files go"])
+def test_what_another_took_over_and_built_during_the_removal_of_a_batch_stays(chain: StoredChain, moment: str) -> None:
+    """This machine slept at the first artifact of the batch, for longer than the leases last."""
+    records = [chain.finish(Stage.VALIDATE, variant=variant) for variant in ("1", "2")]
+    taken: list[str] = []
+
+    class Sleeping(FileStorage):
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            if not taken and key.endswith(f"/{moment}"):
+                taken.extend(record.key for record in records if not key.startswith(record.key))
+                leases = ArtifactLayout(taken[0]).leases
+                self.create_exclusive(f"{leases}/000002.json", self.read(f"{leases}/000001.json"))
+                self.create_exclusive(f"{taken[0]}/data/built.bin", b"new")
+                taken.extend(left(StoredChain(self)))
+
+    report = Collector(Sleeping(chain.storage.root), keep_runs=0).collect(dry_run=False)
+    key, *files = taken
+    assert left(chain) == [name for name in files if name.startswith(key)]
+    assert ("record.json" in {Path(name).name for name in left(chain)}) is (moment == "record.json")
+    assert key not in {fate.key for fate in report.removed}
+    assert [(fate.key, fate.why) for fate in report.kept] == [(key, ("somebody else took it over",))]
+
+
 # ---- interruptions ----------------------------------------------------------------------------------------------------
 
 
@@ -291,8 +315,8 @@ def test_after_a_kill_at_any_moment_no_half_artifact_is_used_and_the_next_call_g
         if record.key in chain.finished():
             assert set(left(chain)) >= set(whole), f"a finished artifact lacks files after {changes} changes"
         else:
-            with Lease.take(chain.storage, ArtifactLayout(record.key).leases):  # as `make` does
-                finish_sweep(chain.storage, record.key)
+            with Lease.take(chain.storage, ArtifactLayout(record.key).leases) as lease:  # as `make` does
+                finish_sweep(chain.storage, record.key, held=lease.still_held)
                 assert left(chain) == [] or set(left(chain)) >= set(whole)
         collect(chain)
         assert left(chain) == []

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.layout import ArtifactLayout, sweep_key
 from cluster.lease import REMOVAL, Lease
+from cluster.storage import FileStorage
 from cluster.unfinished import unfinished_path
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.canonical import canonical_json
@@ -85,23 +86,46 @@ def test_who_lost_the_artifact_meanwhile_touches_nothing_of_the_other_s(chain: S
 
 def test_of_what_is_removed_only_who_held_it_stays_and_that_is_no_artifact(chain: StoredChain) -> None:
     record = chain.finish(Stage.VALIDATE)
-    with Lease.take(chain.storage, ArtifactLayout(record.key).leases, purpose=REMOVAL):
+    with Lease.take(chain.storage, ArtifactLayout(record.key).leases, purpose=REMOVAL) as lease:
         announce_sweep(chain.storage, record.key)
         announce_sweep(chain.storage, record.key)
-        assert finish_sweep(chain.storage, record.key)
+        assert finish_sweep(chain.storage, record.key, held=lease.still_held)
         with pytest.raises(LeaseHeldError, match="is being removed by"):
             Lease.take(chain.storage, ArtifactLayout(record.key).leases)
     assert chain.storage.names(record.key) == ("leases",)
     assert take_inventory(chain.storage) == ()
-    assert not finish_sweep(chain.storage, record.key)
+    assert not finish_sweep(chain.storage, record.key, held=lambda: True)
 
 
 def test_a_whole_artifact_is_not_finished_off(chain: StoredChain) -> None:
     record = chain.finish(Stage.VALIDATE)
     chain.storage.create_exclusive(sweep_key(record.key), canonical_json({}))
-    assert not finish_sweep(chain.storage, record.key)
+    assert not finish_sweep(chain.storage, record.key, held=lambda: True)
     withdraw_sweep(chain.storage, record.key)
     assert (chain.finished(), chain.storage.exists(sweep_key(record.key))) == ({record.key}, False)
+
+
+@pytest.mark.parametrize("name", ["data", "shards"], ids=["at the first name", "at the last"])
+def test_who_loses_the_artifact_during_its_removal_leaves_the_rest_to_the_other(chain: StoredChain, name: str) -> None:
+    """Its machine slept for longer than the lease lasts, and another has begun to build there."""
+    record = chain.finish(Stage.VALIDATE)
+    (chain.storage.root / record.key / "shards").mkdir()
+    leases = ArtifactLayout(record.key).leases
+
+    class Sleeping(FileStorage):
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            if key == f"{record.key}/{name}":
+                self.create_exclusive(f"{leases}/000002.json", self.read(f"{leases}/000001.json"))
+                self.create_exclusive(f"{record.key}/shards/x", b"new")
+
+    storage = Sleeping(chain.storage.root)
+    with Lease.take(storage, leases, purpose=REMOVAL) as lease:
+        announce_sweep(storage, record.key)
+        swept = finish_sweep(storage, record.key, held=lease.still_held)
+    assert storage.exists(f"{record.key}/shards/x")
+    assert storage.exists(sweep_key(record.key))
+    assert not swept
 
 
 def test_a_folder_that_may_not_be_written_is_told_beforehand(chain: StoredChain, monkeypatch: pytest.MonkeyPatch) -> None:
