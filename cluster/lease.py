@@ -35,6 +35,8 @@ PATIENCE_S = 1.2 * DEFAULT_TTL_S
 """Watching a silent holder for so long tells that it is dead."""
 
 _WATCH_EVERY_S = 0.5
+_MOST_BETWEEN_LOOKS_S = 2.0
+"""What counts as watched from one look to the next: while storage rests, or this process does, nobody's silence is seen."""
 
 
 class LeaseTerm(Frozen):
@@ -87,7 +89,6 @@ class Lease:
         """Use `Lease.take`."""
         self._storage, self._folder, self._term, self._ttl_s = storage, folder, term, ttl_s
         self._beat = 0
-        self._renewed_at = time.monotonic()
         self._ending = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease {folder}", daemon=True)
@@ -111,29 +112,30 @@ class Lease:
         Raises:
             LeaseHeldError: another live process holds it.
         """
-        started = seen_at = time.monotonic()
+        started = looked_at = time.monotonic()
+        watched_s = seen_at_s = 0.0
         seen: _State | None = None
         while True:
-            looked_at = time.monotonic()
+            now = time.monotonic()
+            watched_s += min(now - looked_at, _MOST_BETWEEN_LOOKS_S)
+            looked_at = now
             state = _look(storage, folder)
             if state != seen:
-                seen, seen_at = state, time.monotonic()
+                seen, seen_at_s = state, watched_s
             holder = _holder(storage, folder, state)
-            unchanged_s = looked_at - seen_at  # from the end of one look to the beginning of another: a storage that rests is no holder that does
-            if holder is None or _has_ended(storage, folder, state, holder=holder, unchanged_s=unchanged_s):
+            if holder is None or _has_ended(storage, folder, state, holder=holder, unchanged_s=watched_s - seen_at_s):
                 with contextlib.suppress(AlreadyExistsError):  # another was faster: look again
                     storage.create_exclusive(_key(folder, state.term + 1), canonical_json(_own_term(ttl_s, purpose=purpose)))
                     _sweep(storage, folder, below=state.term + 1)
                     return cls(storage, folder, term=state.term + 1, ttl_s=ttl_s)
                 continue
-            patience_s = wait_s if _same_machine(holder) else max(wait_s, watch_s)
-            if time.monotonic() - started >= patience_s:
+            if time.monotonic() - started >= wait_s and (_same_machine(holder) or watched_s >= watch_s):
                 raise _held(folder, holder)
-            time.sleep(min(_WATCH_EVERY_S, max(0.01, patience_s)))
+            time.sleep(min(_WATCH_EVERY_S, max(0.01, wait_s, watch_s)))
 
     @property
     def lost(self) -> bool:
-        """Whether this lease is known to be lost: taken over, or not renewed in time. Who holds it must stop writing."""
+        """Whether this lease is known to be taken over. Who held it must stop writing."""
         return self._lost.is_set()
 
     def still_held(self) -> bool:
@@ -159,7 +161,7 @@ class Lease:
         self.release()
 
     def _renew(self) -> None:
-        """Renews until the lease is released or lost. A storage that does not answer is asked again until the ttl has passed."""
+        """Renews until the lease is released or taken over. A storage that does not answer is asked again: nobody can take a lease there either."""
         while not self._ending.wait(self._ttl_s / 3):
             try:
                 if not self.still_held():
@@ -168,15 +170,11 @@ class Lease:
                 with contextlib.suppress(AlreadyExistsError):  # ours, from a try whose answer was lost: the term is ours alone
                     beat = _key(self._folder, self._term, f".b{self._beat + 1:06d}")
                     self._storage.create_exclusive(beat, canonical_json(LeaseBeat(at=time.time())))
-                self._renewed_at = time.monotonic()
                 self._beat += 1
                 if self._beat > 1:
                     self._storage.delete(_key(self._folder, self._term, f".b{self._beat - 1:06d}"))
             except (OSError, HeadraceError) as error:
                 logger.warning("lease %s cannot be renewed: %s", self._folder, error)
-                if time.monotonic() - self._renewed_at > self._ttl_s:
-                    self._lost.set()
-                    return
 
 
 def holder_is_alive(storage: Storage, folder: str) -> bool:
@@ -241,8 +239,10 @@ def _has_ended(storage: Storage, folder: str, state: _State, *, holder: LeaseTer
         return True
     renewed_at = holder.at
     if state.beat:
-        with contextlib.suppress(FileNotFoundError):  # renewed meanwhile: it lives
+        try:
             renewed_at = LeaseBeat.model_validate_json(storage.read(_key(folder, state.term, f".b{state.beat:06d}"))).at
+        except FileNotFoundError:  # renewed meanwhile: it lives
+            return False
     return time.time() - renewed_at > holder.ttl_s + CLOCK_SKEW_S and not _same_machine(holder)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lease import REMOVAL, Lease, LeaseTerm, live_holder, newest_term
+from cluster import lease
+from cluster.lease import REMOVAL, Lease, LeaseBeat, LeaseTerm, live_holder, newest_term
 from cluster.process import process_table, started_at
 from cluster.storage import FileStorage
 from schemas.canonical import canonical_json
 from schemas.errors import LeaseHeldError
 from schemas.exit_code import ExitCode
+from tests.fakes.live_job import wait_until
 
 FOLDER = "train/x-0123456789ab/leases"
 
@@ -76,22 +78,66 @@ def test_a_recycled_pid_is_not_the_holder(storage: FileStorage) -> None:
 
 
 class Resting(FileStorage):
-    """Takes longer than the holder's ttl for every answer."""
+    """Takes its time for some answers to who asks what is there."""
 
-    def read(self, key: str) -> bytes:
-        time.sleep(0.2)
-        return super().read(key)
+    def __init__(self, root: Path, *rests_s: float) -> None:
+        super().__init__(root)
+        self._rests_s = list(rests_s)
+        self.looks = 0
 
     def names(self, prefix: str) -> tuple[str, ...]:
-        time.sleep(0.2)
+        self.looks += 1
+        time.sleep(self._rests_s.pop(0) if self._rests_s else 0.0)
         return super().names(prefix)
 
 
-def test_a_storage_that_rests_makes_no_holder_silent(storage: FileStorage, tmp_path: Path) -> None:
-    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(ttl_s=0.1))
+def test_a_storage_that_rests_makes_no_holder_silent(storage: FileStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_WATCH_EVERY_S", 0.05)
+    monkeypatch.setattr(lease, "_MOST_BETWEEN_LOOKS_S", 0.05)
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(ttl_s=0.4))
     with pytest.raises(LeaseHeldError):
-        Lease.take(Resting(tmp_path), FOLDER)
-    assert storage.names(FOLDER) == ("000001.json",)
+        Lease.take(Resting(tmp_path, 0.5), FOLDER)
+    watching = Resting(tmp_path, 0.0, 0.5)
+    Lease.take(watching, FOLDER, watch_s=1.0).release()
+    assert watching.looks >= 9, "it was silent in all of them"
+
+
+def test_a_holder_that_renews_while_it_is_looked_at_lives(storage: FileStorage, tmp_path: Path) -> None:
+    """Its renewal is listed, and deleted for the next one before it is read; the term itself is from long ago."""
+    storage.create_exclusive(f"{FOLDER}/000001.json", foreign_term(at=time.time() - 7200.0, ttl_s=30.0))
+    storage.create_exclusive(f"{FOLDER}/000001.b000360.json", canonical_json(LeaseBeat(at=time.time())))
+
+    class Renewed(FileStorage):
+        def read(self, key: str) -> bytes:
+            if ".b" in key:
+                raise FileNotFoundError(key)
+            return super().read(key)
+
+    with pytest.raises(LeaseHeldError):
+        Lease.take(Renewed(tmp_path), FOLDER)
+    assert live_holder(Renewed(tmp_path), FOLDER) is not None
+
+
+def test_a_holder_whose_storage_did_not_answer_for_longer_than_its_ttl_still_has_it(tmp_path: Path) -> None:
+    class Refusing(FileStorage):
+        refuses = False
+        refused = 0
+
+        def names(self, prefix: str) -> tuple[str, ...]:
+            if self.refuses:
+                self.refused += 1
+                raise OSError("it is away")
+            return super().names(prefix)
+
+    storage = Refusing(tmp_path)
+    with Lease.take(storage, FOLDER, ttl_s=0.15) as held:
+        storage.refuses = True
+        wait_until(lambda: storage.refused > 6)  # two ttls
+        storage.refuses = False
+        assert held.still_held()
+        before = storage.names(FOLDER)
+        wait_until(lambda: storage.names(FOLDER) != before)
+        assert held.still_held()
 
 
 def test_a_silent_holder_elsewhere_is_replaced_after_its_ttl_as_watched_from_here(storage: FileStorage) -> None:
