@@ -1,7 +1,7 @@
 """Manifests: what a corpus and a set of token shards consist of."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 from schemas.artifact import FileEntry
 from schemas.canonical import root_hash
@@ -23,6 +23,11 @@ class InputFile(Frozen):
     """Bytes as stored (compressed)."""
     xxh3: str
     """xxh3-128 of the stored bytes, hex."""
+
+
+def without_places(inputs: Iterable[InputFile]) -> tuple[InputFile, ...]:
+    """Returns raw files but for where they lie: equal of two lists that name the same bytes."""
+    return tuple(file.model_copy(update={"path": ""}) for file in inputs)
 
 
 def raw_hash(inputs: Iterable[InputFile]) -> str:
@@ -51,6 +56,10 @@ class CorpusPlan(Frozen):
     def raw_bytes(self) -> int:
         """Stored bytes of all inputs."""
         return sum(file.size for group in self.groups for file in group.inputs)
+
+    def without_places(self) -> Self:
+        """Returns what it says but for where raw files lie."""
+        return self.model_copy(update={"groups": tuple(group.model_copy(update={"inputs": without_places(group.inputs)}) for group in self.groups)})
 
 
 class AcceptedFile(Frozen):
@@ -104,6 +113,10 @@ class CorpusManifest(Frozen):
     """Quarantined records by reason."""
     encodings: tuple[FileEncoding, ...] = added_later(())
     """What each raw file was read as, in the order of `inputs`; none where that is UTF-8 by default, and none of Parquet files."""
+
+    def without_places(self) -> Self:
+        """Returns what it says but for where raw files lie."""
+        return self.model_copy(update={"inputs": without_places(self.inputs)})
 
     def of_split(self, split: Split) -> tuple[AcceptedFile, ...]:
         """Returns the files of one split, by group."""

@@ -60,11 +60,13 @@ class Store:
         """
         for is_own, key in reversed(self._folders_alike(identity)):
             try:
-                if (is_own or identity.stage.is_shared) and self.storage.exists(ArtifactLayout(key).record):
+                if is_own or identity.stage.is_shared:
                     record = self.read(key)
                     if record.fingerprint == identity.fingerprint:  # folders carry 48 bits of it
                         return record
-            except (FileNotFoundError, PermissionError, UnreachableError, VerificationError) as error:
+            except FileNotFoundError:  # unfinished, or removed meanwhile
+                continue
+            except (PermissionError, UnreachableError, VerificationError) as error:
                 if is_own:
                     raise
                 logger.info("%s is not taken over: %s", key, error)  # that is the affair of whoever uses that name
@@ -144,11 +146,12 @@ class Store:
             if parsed is None or parsed[0] != name or parsed[1] == but:
                 continue
             key = f"{stage.value}/{folder}"
-            if self.storage.exists(ArtifactLayout(key).record):
-                try:
-                    records.append(self.read(key))
-                except VerificationError as error:  # nobody needs it here; whoever does is told
-                    logger.warning("%s", error)
+            try:
+                records.append(self.read(key))
+            except FileNotFoundError:  # unfinished, or removed meanwhile
+                continue
+            except VerificationError as error:  # nobody needs it here; whoever does is told
+                logger.warning("%s", error)
         return tuple(sorted(records, key=lambda record: record.provenance.created_at, reverse=True))
 
     def _folders(self, identity: Identity) -> list[str]:

@@ -237,8 +237,9 @@ class Work:
             self.storage.create_exclusive(key, data)
         except AlreadyExistsError as error:
             if self.storage.read(key) != data:
-                mend = "the inputs changed under an unfinished artifact; run again with --from " + self.stage.value
-                raise VerificationError((f"{key}: is there with other content than this start made",), subject=self.key, mend=mend) from error
+                finding = f"{key}: is there with other content than this start made"
+                mend = f"nothing in {self.storage.url}/{self.key} is finished: remove that folder and run again"
+                raise VerificationError((finding,), subject=self.key, mend=mend) from error
         return FileEntry(path=name, size=len(data), xxh3=xxhash.xxh3_128(data).hexdigest())
 
     def _local(self, key: str, files: Iterable[FileEntry]) -> Path:
@@ -264,7 +265,7 @@ def make(
         if bench.storage.exists(layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
         work = Work(bench=bench, identity=identity, key=key, inputs=inputs, is_rebuild=is_rebuild, mirror=mirror)
-        finish_sweep(bench.storage, key)
+        finish_sweep(bench.storage, key, held=lease.still_held)
         for record in inputs.values():
             bench.store.check_heads(record)
         draft = build(work)

@@ -49,10 +49,12 @@ def find_donors(storage: Storage, *, key: str, name: str, facts: ShardFacts) -> 
     mine = parse_artifact_folder(key.rpartition("/")[2])
     for folder in storage.names(Stage.TOKENIZE.value):
         parsed, other = parse_artifact_folder(folder), f"{Stage.TOKENIZE.value}/{folder}"
-        if parsed is None or parsed[0] != name or (mine is not None and parsed[1] == mine[1]) or not storage.exists(ArtifactLayout(other).record):
+        if parsed is None or parsed[0] != name or (mine is not None and parsed[1] == mine[1]):
             continue
         try:
             record = ArtifactRecord.from_bytes(storage.read(ArtifactLayout(other).record))
+        except FileNotFoundError:  # unfinished, or removed meanwhile
+            continue
         except SealBrokenError as error:
             logger.warning("%s: not reused, its record is damaged: %s", other, error)
             continue

@@ -240,7 +240,7 @@ def _columns_of(manifest: ShardManifest, *, shards: Sequence[Shard]) -> dict[str
     return columns
 
 
-_MEND = "delete the damaged file and the artifact's record.json, then run again; intact shards are kept"
+_MEND = "headrace verify lists every damaged file; --from tokenize makes the shards anew"
 
 
 def _verify(shard: Shard, content: Rows, *, folder: Path) -> None:

@@ -1,11 +1,14 @@
 """The control half of `validate`: plan groups, scan them, remove duplicates across groups, judge the figures, write the manifest."""
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from cluster.layout import REPORT_NAME, ArtifactLayout, parse_artifact_folder
 from cluster.storage import Storage, file_entry, walk_files
@@ -56,7 +59,7 @@ def build(work: Work) -> Draft:
     plan = plan_groups(inputs, group_bytes=corpus.group_bytes, source_names=corpus.source_names)
     for doubt in format_doubts(work.config, inputs):
         work.note(doubt)
-    plan_entry = work.publish_json(PLAN_NAME, plan)
+    plan_entry = _publish_wherever_files_lie(work, PLAN_NAME, plan)
     judging.preload()
     sampling = sampling_of(plan.raw_bytes)
     facts = facts_of(work.identity.recipe, sampling=sampling)
@@ -67,7 +70,8 @@ def build(work: Work) -> Draft:
     figures = corpus_figures((part for group in groups for part in group.figures), source_names=corpus.source_names, sampling=sampling)
     stats = corpus_stats((part for group in groups for part in group.stats), source_names=corpus.source_names, figures=figures)
     manifest = _manifest(plan, groups=groups, stats=stats)
-    published = (plan_entry, work.publish_json("manifest.json", manifest), work.publish_json("stats.json", stats))
+    manifest_entry = _publish_wherever_files_lie(work, "manifest.json", manifest)
+    published = (plan_entry, manifest_entry, work.publish_json("stats.json", stats))
     quarantine = [*(scan.quarantine for scan in scans if scan.quarantine), *(removal.quarantine for removal in removals.values())]
     docs = _judge(work, stats=stats, groups=groups)
     _drop_superseded(work, scans=scans, removals=removals)
@@ -77,6 +81,17 @@ def build(work: Work) -> Draft:
         summary={**_summary(stats, manifest=manifest, verdict=docs.verdict), "facts": facts, "reused_groups": notes.reused_groups},
         content_hash=content_hash_of(accepted),
     )
+
+
+def _publish_wherever_files_lie(work: Work, name: str, value: CorpusPlan | CorpusManifest) -> FileEntry:
+    """Publishes what names raw files. An earlier start, which was cut short or refused the corpus, may have found the same ones elsewhere."""
+    key = f"{work.key}/{name}"
+    if work.storage.exists(key):
+        with contextlib.suppress(ValidationError):  # it is something else, which `publish_json` refuses
+            earlier = type(value).model_validate_json(work.storage.read(key))
+            if earlier != value and earlier.without_places() == value.without_places():
+                work.storage.delete(key)
+    return work.publish_json(name, value)
 
 
 @dataclass(frozen=True)
@@ -258,10 +273,12 @@ def previous_corpus(storage: Storage, *, name: str, key: str, passes_over_damage
     for folder in storage.names(Stage.VALIDATE.value):
         parsed = parse_artifact_folder(folder)
         other = f"{Stage.VALIDATE.value}/{folder}"
-        if parsed is None or parsed[0] != name or other == key or not storage.exists(ArtifactLayout(other).record):
+        if parsed is None or parsed[0] != name or other == key:
             continue
         try:
             record = store.read(other)
+        except FileNotFoundError:  # unfinished, or removed meanwhile
+            continue
         except VerificationError as error:
             if not passes_over_damage:
                 raise

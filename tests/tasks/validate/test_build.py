@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.layout import REPORT_NAME
-from cluster.storage import hash_file
+from cluster.storage import file_entry, hash_file
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
@@ -139,6 +139,39 @@ def test_a_build_that_was_stopped_goes_on_and_ends_the_same(
     repeated = build(work_on(config, key="validate/stopped-000000000000"))
     assert repeated.files == again.files
     assert [file for file in again.files if file.path != REPORT_NAME] == [file for file in calm.files if file.path != REPORT_NAME]  # it has the key
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_the_same_files_may_lie_elsewhere_when_an_unfinished_corpus_goes_on(
+    stop_after: int, tmp_path: Path, recipe: Recipe, work_on: WorkOn, lenient_judge: list[CorpusStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its plan, its manifest, and its figures: the first two say where files lie."""
+    folder, elsewhere = write_shards(tmp_path / "in"), tmp_path / "moved"
+    key, left = "validate/moved-000000000000", [stop_after]
+    work = work_on(recipe(str(folder), group_bytes=2000), key=key)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoppedError
+        return publish(*args, **kwargs)
+
+    publish = type(work).publish_json
+    with monkeypatch.context() as patch:
+        patch.setattr(type(work), "publish_json", stop)
+        patch.setattr(judging, "judge", stop)
+        with pytest.raises(StoppedError):
+            build(work)
+    folder.rename(elsewhere)
+    draft = build(work_on(recipe(str(elsewhere), group_bytes=2000), key=key))
+    for name in ("plan.json", "manifest.json"):
+        made = tmp_path / "storage" / key / name
+        assert f"{elsewhere}/" in made.read_text()
+        assert f"{folder}/" not in made.read_text()
+        assert file_entry(made, relative_to=made.parent) in draft.files
 
 
 def test_a_column_missing_in_one_shard_stops_the_stage_and_names_shard_and_column(
