@@ -69,7 +69,7 @@ class PrefectLab:
         if secret := self.env.get("PREFECT_API_AUTH_STRING"):
             headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
         request = urllib.request.Request(f"{self.url}/{path}", body, headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
 

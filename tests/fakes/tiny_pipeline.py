@@ -109,7 +109,7 @@ class Project:
 
     def left_behind(self) -> list[str]:
         """What `processes` still finds after a while: the Prefect server ends a little after its last user."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while (found := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return found

@@ -52,7 +52,7 @@ def test_without_slurm_it_says_what_to_install(start: Start, tmp_path: Path) -> 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [SLURM, KUBERNETES])
 def test_a_node_that_is_powered_off_costs_time_and_nothing_is_left(start: Start, kind: str) -> None:
-    said, _ = (process := start(kind)).communicate(timeout=600)
+    said, _ = (process := start(kind)).communicate(timeout=1200)
     assert process.returncode == 0, said
     assert "is powered off at step" in said
     screen = said.partition(f"\n{NAMES[kind]}-")[2]
