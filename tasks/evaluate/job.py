@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from tokenizers import Tokenizer
 
-from cluster.storage import TEMPORARY_PREFIX, file_entry, publish_file, write_durably
+from cluster.storage import TEMPORARY_PREFIX, AlreadyExistsError, file_entry, publish_file, write_durably
 from schemas.artifact import FileEntry
 from schemas.canonical import canonical_json
 from schemas.errors import VerificationError
@@ -34,6 +34,7 @@ from tasks.evaluate.score import score
 from tasks.evaluate.tally import Tally, length_bucket, length_bucket_names
 from tasks.export.layout import GENERATION_CONFIG_NAME, MODEL_FOLDER
 from tasks.recorded_file import verified_bytes, verified_path
+from tasks.taking_over import taken_by_other_bytes
 from tasks.tokenizer.existing import TOKENIZER_NAME
 
 logger = logging.getLogger(__name__)
@@ -74,11 +75,11 @@ def run(task: ItemTask) -> ItemOutcome:
     tally, tokens_per_s = _score(task, subject, token_ids, learned=learned)
     overall = tally.scores(documents)
     logger.info("%d documents: %.4f bits per byte at %.0f tokens/s", len(documents), overall.bits_per_byte, tokens_per_s)
-    baselines = _baselines(task, documents, token_ids)
-    report = _report(task, subject, documents, tally=tally, overall=overall, baselines=baselines)
-    files = _publish(task, subject, report=report, speed=_speed(task, subject, token_ids[0], tokens_per_s=tokens_per_s))
+    made = _report(task, subject, documents, tally=tally, overall=overall, baselines=_baselines(task, documents, token_ids))
+    report, files = _publish(task, subject, report=made, speed=_speed(task, subject, token_ids[0], tokens_per_s=tokens_per_s))
+    overall = report.overall
     figures = {"bits_per_byte": overall.bits_per_byte, "perplexity": overall.perplexity, "loss": overall.loss, "accuracy": overall.accuracy}
-    return ItemOutcome(files=files, output=figures | {"baselines": {baseline.name: baseline.bits_per_byte for baseline in baselines}})
+    return ItemOutcome(files=files, output=figures | {"baselines": {baseline.name: baseline.bits_per_byte for baseline in report.baselines}})
 
 
 def _entry(value: Any) -> FileEntry:
@@ -196,7 +197,8 @@ def _speed(task: ItemTask, subject: _Subject, prompt: npt.NDArray[np.int64], *, 
     return Speed(device=name, threads=torch.get_num_threads(), scoring_tokens_per_s=tokens_per_s, first_token_ms=first, next_token_ms=further)
 
 
-def _publish(task: ItemTask, subject: _Subject, *, report: Report, speed: Speed) -> tuple[FileEntry, ...]:
+def _publish(task: ItemTask, subject: _Subject, *, report: Report, speed: Speed) -> tuple[Report, tuple[FileEntry, ...]]:
+    """Publishes what was found. Returns the report that stands, of which pictures and figures are made, and the entries of all files."""
     config, training = task.config.evaluation, task.config.training
     samples = sample(
         subject.model,
@@ -207,16 +209,20 @@ def _publish(task: ItemTask, subject: _Subject, *, report: Report, speed: Speed)
         seed=training.seed,
         device=subject.device,
     )
-    entries = [_publish_json(task, REPORT_NAME, report), _publish_json(task, SAMPLES_NAME, samples)]
-    if not (task.output_dir / SPEED_NAME).exists():
-        entries.append(_publish_json(task, SPEED_NAME, speed))
-    else:  # an earlier start measured already, and times never repeat
-        entries.append(file_entry(task.output_dir / SPEED_NAME, relative_to=task.output_dir))
+    entries = [_publish_json(task, name, value) for name, value in ((REPORT_NAME, report), (SAMPLES_NAME, samples), (SPEED_NAME, speed))]
+    report = _standing_report(task.output_dir / REPORT_NAME)
     for name in plot_names(report):
         temporary = task.temporary(f"{PLOTS_FOLDER}/{name}")
         draw(name, report, path=temporary)
         entries.append(_publish_file(task, temporary, name=f"{PLOTS_FOLDER}/{name}"))
-    return tuple(sorted(entries, key=lambda entry: entry.path))
+    return report, tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def _standing_report(path: Path) -> Report:
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise taken_by_other_bytes(path, subject="evaluation") from error
 
 
 def _publish_json(task: ItemTask, name: str, value: BaseModel) -> FileEntry:
@@ -226,7 +232,18 @@ def _publish_json(task: ItemTask, name: str, value: BaseModel) -> FileEntry:
 
 
 def _publish_file(task: ItemTask, temporary: Path, *, name: str) -> FileEntry:
-    return publish_file(temporary, task.output_dir / name).model_copy(update={"path": name})
+    """Publishes a file, unless an earlier start did that was killed before its record: its file stands then, and its entry is returned.
+
+    Last digits follow from the cores and the device, and times never repeat, so a later start may find others. It replaces nothing all the same:
+    a start that was taken for dead may still write its record, which must fit the files.
+    """
+    final = task.output_dir / name
+    try:
+        publish_file(temporary, final)
+    except AlreadyExistsError:
+        logger.info("%s: an earlier start's stays, other bytes were found now", name)
+        temporary.unlink()
+    return file_entry(final, relative_to=task.output_dir)
 
 
 if __name__ == "__main__":

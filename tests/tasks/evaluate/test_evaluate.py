@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from cluster.storage import file_entry
+from schemas.canonical import canonical_json
 from schemas.errors import InputError, VerificationError
 from schemas.stage import Stage
 from tasks.evaluate.build import build
 from tasks.evaluate.document import read_test_split, select
+from tasks.evaluate.plot import draw
 from tasks.evaluate.report import Report, Samples, Speed
-from tests.fakes.in_process_work import write_corpus
+from tests.fakes.in_process_work import InProcessWork, write_corpus
 from tests.fakes.model_chain import LENGTH, PROMPTS, Chain, chain_config, make_chain
 
 pytestmark = pytest.mark.slow
@@ -114,6 +117,58 @@ def test_a_start_after_a_kill_makes_the_same_and_keeps_the_times(chain: Chain, f
     assert {name: (again.output_dir / name).read_bytes() for name in kept} == kept
 
 
+def killed_while_drawing(chain: Chain, root: Path) -> InProcessWork:
+    """Returns the work after a start that counted with other cores, or on another device, and was killed before its pictures were there."""
+    shutil.copytree(chain.root, root)
+    work = Chain(root, chain.config, chain.records).work(Stage.EVALUATE, key=KEY)
+    (root / work.layout.item("evaluate", 0)).unlink()
+    shutil.rmtree(work.output_dir / "plots")
+    report = read_report(work)
+    overall = report.overall.model_copy(update={"bits_per_byte": report.overall.bits_per_byte + 0.001})  # so much that pictures show it
+    (work.output_dir / "report.json").write_bytes(canonical_json(report.model_copy(update={"overall": overall})))
+    return work
+
+
+def read_report(work: InProcessWork) -> Report:
+    return Report.model_validate_json((work.output_dir / "report.json").read_bytes())
+
+
+def contents(work: InProcessWork) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in work.output_dir.rglob("*") if path.is_file()}
+
+
+def test_a_start_after_a_kill_goes_on_from_files_with_other_last_digits(chain: Chain, folder: Path, tmp_path: Path) -> None:
+    work = killed_while_drawing(chain, tmp_path / "root")
+    left, before = read_report(work), contents(work)
+    draft = build(work)
+    after = contents(work)
+    assert {path: after[path] for path in before} == before
+    assert draft.files == tuple(file_entry(work.output_dir / entry.path, relative_to=work.output_dir) for entry in draft.files)
+    assert {work.output_dir / entry.path for entry in draft.files} == after.keys() - {work.root / work.layout.item("evaluate", 0)}
+    assert draft.summary["bits_per_byte"] == left.overall.bits_per_byte
+    draw("bits_per_byte.png", left, path=tmp_path / "drawn.png")
+    assert (work.output_dir / "plots/bits_per_byte.png").read_bytes() == (tmp_path / "drawn.png").read_bytes()
+
+
+def test_a_forgotten_start_that_ends_after_the_record_replaces_nothing(
+    chain: Chain, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = killed_while_drawing(chain, tmp_path / "root")
+    recorded = build(work).files
+    before = contents(work)
+    monkeypatch.setattr(work.storage, "exists", lambda _: False)  # it looked before the record was there
+    assert build(work).files == recorded
+    assert work.items_run == [0, 0]
+    assert contents(work) == before
+
+
+def test_a_report_of_a_killed_start_that_cannot_be_read_is_told(chain: Chain, folder: Path, tmp_path: Path) -> None:
+    work = killed_while_drawing(chain, tmp_path / "root")
+    (work.output_dir / "report.json").write_bytes(b"{")
+    with pytest.raises(VerificationError, match=r"report\.json: is there with other bytes"):
+        build(work)
+
+
 def test_sampling_is_seeded(chain: Chain) -> None:
     drawn = []
     for number in range(2):
@@ -151,8 +206,6 @@ def test_a_flipped_bit_in_any_input_is_found(chain: Chain, tmp_path: Path, stage
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(chain: Chain, tmp_path: Path) -> None:
     """Transformers itself would go on with random weights where names are missing."""
-    from cluster.storage import file_entry
-
     copy = tmp_path / "root"
     shutil.copytree(chain.root, copy)
     export = chain.records[Stage.EXPORT]
