@@ -244,9 +244,10 @@ def publish_file(temporary: Path, path: Path, *, xxh3: str | None = None) -> Fil
     entry = FileEntry(path=path.name, size=temporary.stat().st_size, xxh3=xxh3)
     try:
         link_exclusive(temporary, path)
-    except AlreadyExistsError:
+    except AlreadyExistsError as error:
         if hash_file(path) != entry.xxh3:
-            raise
+            why = "an earlier start left it, which was cut short and had other versions of libraries; or it is damaged"
+            raise AlreadyExistsError(f"{path}: is there with other bytes", why=why, mend="delete this file and run again; the others are kept") from error
     temporary.unlink()
     return entry
 
