@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,22 @@ class S3Storage:
 
         Raises:
             AlreadyExistsError: the key holds other bytes.
+            UnreachableError: the storage fails, or somebody ended the upload; another try may succeed.
         """
+        in_parts = entry.size > 2 * _BLOCK_BYTES
         try:
-            if entry.size <= 2 * _BLOCK_BYTES:
-                self._put(key, path.read_bytes())
-            else:
+            if in_parts:
                 self._put_parts(key, path, size=entry.size)
+            else:
+                self._put(key, path.read_bytes())
         except AlreadyExistsError:
             if self.size(key) != entry.size or self.hash(key) != entry.xxh3:
                 raise
+        if in_parts:
+            # Of starts that were killed, and of a node that runs the same item. Not before the object is there: that node's upload is alive,
+            # and may be the one that comes to an end. From now on none can, and who is still at it finds these bytes.
+            name = self._name(key)
+            self._abort(upload for upload in self._uploads(name) if upload["Key"] == name)
 
     def download(self, key: str, path: Path, *, size: int) -> None:
         """Writes the object's first `size` bytes into the new file `path`, several blocks at once. Checks nothing. Raises FileNotFoundError."""
@@ -151,10 +158,8 @@ class S3Storage:
 
     def abandon_uploads(self, prefix: str) -> int:
         """Ends the uploads in parts of objects whose keys begin with `prefix`, which somebody did not finish, and returns how many there were."""
-        found = self._s3.call("list_multipart_uploads", Prefix=self._name(prefix)).get("Uploads") or ()
-        for upload in found:
-            with contextlib.suppress(FileNotFoundError):  # it has just ended
-                self._s3.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+        found = self._uploads(self._name(prefix))
+        self._abort(found)
         return len(found)
 
     # ---- requests -----------------------------------------------------------------------------------------------------
@@ -169,6 +174,15 @@ class S3Storage:
         except FileNotFoundError:
             return None
 
+    def _uploads(self, prefix: str) -> Sequence[Mapping[str, Any]]:
+        """Returns the uploads in parts that are under way, of objects whose names in the bucket begin with `prefix`."""
+        return self._s3.call("list_multipart_uploads", Prefix=prefix).get("Uploads") or ()
+
+    def _abort(self, uploads: Iterable[Mapping[str, Any]]) -> None:
+        for upload in uploads:
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                self._s3.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+
     def _block(self, key: str, start: int, *, size: int) -> bytes:
         """Returns a block of an object of `size` bytes; fewer where the object is shorter."""
         return self._s3.get(self._name(key), start=start, stop=min(start + _BLOCK_BYTES, size))
@@ -179,22 +193,37 @@ class S3Storage:
 
     def _put_parts(self, key: str, path: Path, *, size: int) -> None:
         """Puts a large file in parts: the object appears when all are there, or never."""
-        self.abandon_uploads(key)  # of a start that was killed
         name, mark, block = self._name(key), secrets.token_hex(8), max(_BLOCK_BYTES, -(-size // _MOST_PARTS))
         upload = {"Key": name, "UploadId": self._s3.call("create_multipart_upload", Key=name, Metadata={_MARK: mark})["UploadId"]}
         try:
-            with open_regular(path) as file, ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="upload") as pool:
+            with open_regular(path) as file, self._ended_by_others(key), ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="upload") as pool:
 
                 def send(number: int) -> dict[str, Any]:
                     data = os.pread(file.fileno(), block, (number - 1) * block)
                     return {"PartNumber": number, "ETag": self._s3.call("upload_part", **upload, PartNumber=number, Body=data)["ETag"]}
 
                 parts = {"Parts": list(pool.map(send, range(1, -(-size // block) + 1)))}
-            self._claim(key, mark, lambda: self._s3.once("complete_multipart_upload", **upload, MultipartUpload=parts, IfNoneMatch="*"))
+                self._claim(key, mark, lambda: self._s3.once("complete_multipart_upload", **upload, MultipartUpload=parts, IfNoneMatch="*"))
         except BaseException:
-            with contextlib.suppress(OSError, HeadraceError):  # what failed is told; an upload that stays is ended by the next start
+            with contextlib.suppress(OSError, HeadraceError):  # what failed is told; an upload that stays is ended by the next one that succeeds
                 self._s3.call("abort_multipart_upload", **upload)
             raise
+
+    @contextlib.contextmanager
+    def _ended_by_others(self, key: str) -> Iterator[None]:
+        """Says what it means that an upload in parts is not there any more: callers take FileNotFoundError for a local file that is gone.
+
+        Raises:
+            AlreadyExistsError: another writer's object is there.
+            UnreachableError: it is not, and the file may be uploaded again.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            if self.exists(key):
+                raise AlreadyExistsError(f"{key} exists") from error
+            mend = "headrace resume; if it happens again, see what ends unfinished uploads in this bucket"
+            raise UnreachableError(f"{self.url}/{key}: its upload was ended before all was there", why=str(error), mend=mend) from error
 
     def _claim(self, key: str, mark: str, put: Callable[[], Any]) -> None:
         """Runs a conditional put until it is answered. Raises AlreadyExistsError when the object that is there is not the one with this mark."""

@@ -44,7 +44,10 @@ class PodWatch:
         self._version = -1
         """Newest resource version that was heard; -1: never listed."""
         self._heard_at: float | None = None
-        """When the server was heard last; None: it has been silent since, or something was changed."""
+        """When the server was heard last; None: it has been silent since."""
+        self._num_changes, self._num_listed_changes = 0, 0
+        """Changes that `expire` and `forget` told of, and how many of them had been told of when the newest list was asked for. Only a list
+        makes up for a change: what the watch hears next may be of another pod. A list that was under way already does not, hence no flag."""
         self._silent_tries, self._ask_again_at = 0, 0.0
         self._closed, self._thread = threading.Event(), None
 
@@ -63,14 +66,14 @@ class PodWatch:
     def expire(self) -> None:
         """Makes the next question a fresh one: something was changed."""
         with self._lock:
-            self._heard_at = None
+            self._num_changes += 1
             self._ask_again_at = 0.0
 
     def forget(self, key: str) -> None:
-        """Forgets the removed pods of an attempt."""
+        """Forgets the removed pods of an attempt. Those that are there are found again by the next question, which is a fresh one."""
         with self._lock:
             self._pods = {name: pod for name, pod in self._pods.items() if pod.key != key}
-            self._heard_at = None
+            self._num_changes += 1
 
     def close(self) -> None:
         """Ends the thread soon."""
@@ -81,7 +84,8 @@ class PodWatch:
     def _is_fresh(self) -> bool:
         with self._lock:
             bound = SILENT_S if self._thread is not None and self._thread.is_alive() else _GOOD_FOR_S
-            return self._heard_at is not None and self._clock() - self._heard_at < bound
+            is_listed = self._num_listed_changes == self._num_changes
+            return is_listed and self._heard_at is not None and self._clock() - self._heard_at < bound
 
     def _ask(self) -> bool:
         """Lists; returns whether there was an answer. While there is none it is asked ever more rarely."""
@@ -114,6 +118,8 @@ class PodWatch:
         """Replaces what is known. Consistent: no `resourceVersion`, so that no cache that lags behind answers."""
         found: dict[str, Pod] = {}
         version = -1
+        with self._lock:
+            num_changes = self._num_changes
         for page in self._pages():
             version = int(page["metadata"]["resourceVersion"])
             found |= {pod.name: pod for manifest in page["items"] if (pod := pod_of(manifest)) is not None}
@@ -126,6 +132,7 @@ class PodWatch:
             gone = {} if went_back else {name: removed(pod) for name, pod in self._pods.items() if name not in found}
             self._pods = {**dict(list(gone.items())[-_MOST_REMOVED:]), **found}
             self._version, self._heard_at, self._silent_tries = version, self._clock(), 0
+            self._num_listed_changes = num_changes
 
     def _pages(self) -> Iterator[Mapping[str, Any]]:
         api, more = self._api(), ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import s3_storage
+from cluster.patience import PatientStorage
 from cluster.s3_requests import S3Requests
 from cluster.s3_storage import S3Storage
 from cluster.storage import AlreadyExistsError, file_entry, open_storage
@@ -142,6 +143,76 @@ def test_an_upload_that_was_killed_leaves_no_object_and_the_next_one_ends_it(sto
     storage.upload(path, "large", entry=entry)
     assert unfinished_uploads(url) == []
     assert storage.hash("large") == entry.xxh3
+    requests.call("create_multipart_upload", Key=name)  # one that was killed after its object was there, before it ended this one
+    storage.upload(path, "large", entry=entry)
+    assert unfinished_uploads(url) == []
+
+
+@pytest.mark.slow
+def test_of_two_that_upload_one_file_at_once_the_slower_finds_the_others_object(
+    storage: S3Storage, trouble: Trouble, large: tuple[Path, FileEntry], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes run one item (decision 37), and both upload what it made."""
+    monkeypatch.setattr(s3_storage, "_AT_A_TIME", 1)  # else all parts are there before the other one begins
+    path, entry = large
+    ended = []
+
+    def upload_whole() -> None:
+        S3Storage(url).upload(path, "large", entry=entry)
+        ended.append(url)
+
+    trouble.stalled = ("/large", upload_whole)  # between the first part and the second
+    storage.upload(path, "large", entry=entry)
+    assert ended == [url]
+    assert (storage.size("large"), storage.hash("large")) == (entry.size, entry.xxh3)
+    assert unfinished_uploads(url) == []
+
+
+@pytest.mark.slow
+def test_an_upload_that_fails_ends_nobody_elses(
+    storage: S3Storage, trouble: Trouble, large: tuple[Path, FileEntry], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_storage, "_AT_A_TIME", 1)
+    path, entry = large
+    failures: list[type[Exception]] = []
+
+    def fail() -> None:
+        try:
+            S3Storage(url).upload(tmp_path / "gone", "large", entry=entry)
+        except FileNotFoundError as error:
+            failures.append(type(error))
+
+    trouble.stalled = ("/large", fail)
+    storage.upload(path, "large", entry=entry)
+    assert failures == [FileNotFoundError]
+    assert storage.hash("large") == entry.xxh3
+    assert unfinished_uploads(url) == []
+
+
+@pytest.mark.slow
+def test_uploads_of_longer_names_go_on(storage: S3Storage, large: tuple[Path, FileEntry], url: str) -> None:
+    path, entry = large
+    name = f"{url.removeprefix(f's3://{BUCKET}/')}/large.idx"
+    S3Requests(BUCKET, url=url).call("create_multipart_upload", Key=name)
+    storage.upload(path, "large", entry=entry)
+    assert unfinished_uploads(url) == [name]
+    assert storage.abandon_uploads("large") == 1
+    assert unfinished_uploads(url) == []
+
+
+@pytest.mark.slow
+def test_an_upload_that_was_ended_without_an_object_may_be_tried_again(
+    storage: S3Storage, trouble: Trouble, large: tuple[Path, FileEntry], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is told from a local file that is missing, which nobody has to try again."""
+    monkeypatch.setattr(s3_storage, "_AT_A_TIME", 1)
+    path, entry = large
+    ended: list[int] = []
+    trouble.stalled = ("/large", lambda: ended.append(S3Storage(url).abandon_uploads("large")))
+    PatientStorage(storage, patience_s=1.0, sleep=lambda _seconds: None).patiently(lambda: storage.upload(path, "large", entry=entry))
+    assert ended == [1]
+    assert storage.hash("large") == entry.xxh3
+    assert unfinished_uploads(url) == []
 
 
 @pytest.mark.exhaustive

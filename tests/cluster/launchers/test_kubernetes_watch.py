@@ -94,6 +94,38 @@ def test_a_pod_that_was_removed_is_remembered_with_its_last_words(scene: Scene) 
     assert state(watch) is None
 
 
+@pytest.mark.parametrize("change", [lambda watch: watch.forget("a"), PodWatch.expire])
+def test_after_a_change_only_a_list_answers_whatever_the_watch_has_heard_since(scene: Scene, change: Callable[[PodWatch], None]) -> None:
+    """The event that told of a pod may have come before the change, and no other follows while the pod waits in the queue."""
+    watch = scene.watching()
+    lists = scene.lists()
+    change(watch)
+    scene.add("b")
+    wait_until(lambda: "b" in watch._pods)
+    assert state(watch, "a") is JobState.RUNNING
+    assert scene.lists() == lists + 1
+    assert state(watch, "b") is JobState.RUNNING
+    assert scene.lists() == lists + 1, "from then on the watch answers again"
+
+
+def test_a_list_that_was_asked_for_before_a_change_does_not_answer_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = scene.watching()
+    pages = watch._pages
+
+    def overtaken() -> Iterator[Any]:
+        monkeypatch.setattr(watch, "_pages", pages)
+        yield from pages()
+        scene.add("b")
+        watch.forget("b")
+
+    monkeypatch.setattr(watch, "_pages", overtaken)
+    watch.expire()
+    watch.pods()
+    lists = scene.lists()
+    assert state(watch, "b") is JobState.RUNNING
+    assert scene.lists() == lists + 1
+
+
 def test_history_that_is_gone_is_made_up_for_by_a_list(scene: Scene) -> None:
     """410, in the answer's place and in the midst of a watch."""
     watch = scene.watching()
