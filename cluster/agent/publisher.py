@@ -211,12 +211,12 @@ class Publisher:
         with self._lock:
             epochs = dict(self._epochs)
         for number, epoch in epochs.items():
-            whole = everything or epoch.ended
-            if whole or time.monotonic() >= epoch.next_at:
+            ended = epoch.ended  # read first: what ends from here on may write behind what is read now, and is published the next time
+            if everything or ended or time.monotonic() >= epoch.next_at:
                 age_s = time.monotonic() - epoch.started_at
                 epoch.next_at = time.monotonic() + min(_MOST_SEGMENT_PAUSE_S, max(1.0, age_s / 60))
                 self._publish_files(number, epoch)
-            if epoch.ended:
+            if ended:
                 shutil.rmtree(epoch.scratch.folder, ignore_errors=True)  # published; what is left is only disk space
                 with self._lock:
                     del self._epochs[number]

@@ -37,13 +37,18 @@ class Tail:
     _offset: int = 0
     _mark: bytes = field(default=b"", repr=False)
     _known: tuple[int, ...] = ()
+    _piece: bytes = field(default=b"", repr=False)
+    """What was yielded and is not taken yet."""
 
     def pieces(self) -> Iterator[bytes]:
         """Yields what is new. A piece counts as taken when the next one is asked for: who fails to store one gets it again.
+        The same bytes, whatever the file holds by then: they may be stored under this number already, though no answer said so.
 
         Raises:
             OSError: the file cannot be read.
         """
+        if self._piece:
+            yield from self._offer()
         state = _state(self.path)
         if state and state == self._known:
             return
@@ -63,10 +68,15 @@ class Tail:
                 data = data[: data.rfind(b"\n") + 1]
             if not data:
                 return
-            yield data
-            self._offset += len(data)
-            self._mark = (self._mark + data)[-_MARK_BYTES:]
-            self.sequence += 1
+            self._piece = data
+            yield from self._offer()
+
+    def _offer(self) -> Iterator[bytes]:
+        yield self._piece
+        self._offset += len(self._piece)
+        self._mark = (self._mark + self._piece)[-_MARK_BYTES:]
+        self._piece = b""
+        self.sequence += 1
 
     def _goes_on(self, path: Path) -> bool:
         """Whether a file is the one from before, and holds what was read of it."""

@@ -32,8 +32,8 @@ class UsageMeter:
                     memory += process.memory_info().rss
                     counters = process.io_counters()
                     self._io[pid] = (counters.read_bytes, counters.write_bytes)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue  # it ended between listing and asking
+            except (psutil.NoSuchProcess, psutil.AccessDenied, RuntimeError, ValueError):
+                continue  # it ended between listing and asking; as it ends, its files in /proc may be empty, for which psutil 7.2 has no error
         return NodeUsage(
             cpu_percent=cpu_percent,
             memory_used_bytes=memory,

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.agent import nursery as nursery_module
 from cluster.agent.nursery import Nursery, Program
 from cluster.agent.preload import recorded_modules
 from cluster.environment import MODULES_FILE, compute_environment
@@ -136,6 +137,42 @@ def test_killing_reaches_what_a_process_has_started(nursery: Nursery, tmp_path: 
     grandchild = int(log.read_text().split()[-1])
     nursery.kill_all()
     wait_until(lambda: started_at(grandchild) is None)
+
+
+def outlive(nursery: Nursery) -> None:
+    """Lets the processes that run outlive `kill_all`, as what hangs in the kernel does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(nursery_module, "_VANISH_S", 0.0)
+        patched.setattr(nursery, "signal", lambda *_: None)
+        nursery.kill_all()
+
+
+def test_what_outlives_its_kill_is_not_heard_of_again(nursery: Nursery, tmp_path: Path) -> None:
+    """Else the next epoch would meet a process that is none of its ranks."""
+    old = nursery.start(program(tmp_path, "child"))
+    log = tmp_path / "child.log"
+    wait_until(lambda: log.exists() and "\nchild " in log.read_text())
+    grandchild = int(log.read_text().split()[-1])
+    outlive(nursery)
+    assert nursery.running == {}
+    new = nursery.start(program(tmp_path, "sleep"))
+    os.kill(old, signal.SIGTERM)
+    wait_until(lambda: not psutil.pid_exists(old))  # its end is told before the other's
+    os.kill(new, signal.SIGTERM)
+    assert [end.pid for end in nursery.wait(30.0)] == [new]
+    wait_until(lambda: started_at(grandchild) is None)
+
+
+def test_what_outlives_its_kill_is_not_heard_of_when_its_zygote_dies(nursery: Nursery, tmp_path: Path) -> None:
+    old = nursery.start(program(tmp_path, "sleep"))
+    outlive(nursery)
+    new = nursery.start(program(tmp_path, "sleep"))
+    zygote = psutil.Process(new).parent()
+    assert zygote is not None
+    zygote.kill()
+    assert [(end.pid, end.zygote_died) for end in nursery.wait(30.0)] == [(new, True)]
+    wait_until(lambda: started_at(old) is None)
+    assert status_of(nursery, tmp_path, "exit", "3") == 3
 
 
 def test_waiting_returns_without_an_end(nursery: Nursery, tmp_path: Path) -> None:

@@ -29,12 +29,15 @@ class Moody(FileStorage):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.refused = threading.Event()
+        self.after_first: dict[str, Callable[[], None]] = {}
+        """Key → what happens once it is written, before the writer hears of it."""
 
     def create_exclusive(self, key: str, data: bytes) -> None:
         if self.refuse:
             self.refused.set()
             raise OSError(errno.EIO, "Input/output error")
         super().create_exclusive(key, data)
+        self.after_first.pop(key, lambda: None)()
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +134,34 @@ def test_an_ended_epoch_is_published_whole_before_its_files_go(publisher: Publis
     publisher.finish(2)
     wait_until(lambda: not scratch.epoch(2).folder.exists())
     assert len(segments(storage, ATTEMPT.logs)) == 3 << 20
+
+
+def test_what_is_written_while_an_epoch_is_published_and_ends_is_published_too(publisher: Publisher, storage: Moody, scratch: NodeScratch) -> None:
+    def end() -> None:
+        with scratch.epoch(2).log(0).open("ab") as file:  # it has been read in this round
+            file.write(b"last\n")
+        publisher.finish(2)
+
+    storage.after_first[ATTEMPT.log_segment(epoch=2, rank=1, sequence=0)] = end
+    scratch.epoch(2).log(0).write_bytes(b"one\n")
+    scratch.epoch(2).log(1).write_bytes(b"two\n")
+    publisher.follow(2, scratch.epoch(2))
+    wait_until(lambda: not scratch.epoch(2).folder.exists())
+    assert storage.read(ATTEMPT.log_segment(epoch=2, rank=0, sequence=1)) == b"last\n"
+
+
+def test_what_is_written_before_an_unclear_answer_is_cleared_up_is_not_lost(publisher: Publisher, storage: Moody, scratch: NodeScratch) -> None:
+    def fall_silent() -> None:
+        with scratch.epoch(2).log(0).open("ab") as file:
+            file.write(b"two\n")
+        raise OSError(errno.EIO, "Input/output error")
+
+    storage.after_first[ATTEMPT.log_segment(epoch=2, rank=0, sequence=0)] = fall_silent
+    scratch.epoch(2).log(0).write_bytes(b"one\n")
+    publisher.follow(2, scratch.epoch(2))
+    publisher.finish(2)
+    wait_until(lambda: not scratch.epoch(2).folder.exists())
+    assert segments(storage, ATTEMPT.logs) == b"one\ntwo\n"
 
 
 def test_heartbeats_carry_progress_and_only_the_newest_are_kept(publisher: Publisher, storage: Moody, scratch: NodeScratch) -> None:

@@ -47,6 +47,26 @@ def test_a_piece_that_could_not_be_stored_comes_again(tail: Tail, log: Path) -> 
     assert (new(tail), tail.sequence) == ("one\n", 1)
 
 
+def test_a_piece_comes_again_as_it_was_though_the_file_has_grown(tail: Tail, log: Path) -> None:
+    """The first try may have stored it under its number: then nobody stores what a second one holds beyond it."""
+    write(log, "one\n")
+    assert next(tail.pieces()) == b"one\n"
+    write(log, "two\n")
+    assert next(tail.pieces()) == b"one\n"
+    assert [piece.decode() for piece in tail.pieces()] == ["one\n", "two\n"]
+    assert tail.sequence == 2
+
+
+@pytest.mark.parametrize("after", ["", "a new beginning that is longer\n"])
+def test_a_piece_comes_again_though_the_file_was_cut(tail: Tail, log: Path, after: str) -> None:
+    write(log, "one\n")
+    assert next(tail.pieces()) == b"one\n"
+    log.write_text(after)
+    assert new(tail) == "one\n" + after
+    write(log, "more\n")
+    assert new(tail) == "more\n"
+
+
 def test_a_line_without_its_end_waits_where_lines_count(log: Path) -> None:
     tail = Tail(path=log, key=lambda *, sequence: "", whole_lines=True)
     write(log, '{"a": 1}\n{"b"')

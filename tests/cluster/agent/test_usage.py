@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from cluster.agent.usage import UsageMeter
 from tests.fakes.child_process import running
 from tests.fakes.live_job import wait_until
@@ -24,3 +26,13 @@ def test_children_are_measured_and_what_they_wrote_is_not_forgotten() -> None:
     assert after.memory_used_bytes < busy.memory_used_bytes
     assert after.written_bytes >= busy.written_bytes
     assert after.read_bytes >= busy.read_bytes
+
+
+@pytest.mark.parametrize(("call", "error"), [("io_counters", RuntimeError("file was empty")), ("memory_info", ValueError("not enough values"))])
+def test_a_process_whose_files_are_empty_as_it_ends_is_left_out(monkeypatch: pytest.MonkeyPatch, call: str, error: Exception) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    with running(sys.executable, "-c", "input()", stdin=subprocess.PIPE):
+        monkeypatch.setattr(f"psutil._pslinux.Process.{call}", fail)
+        assert UsageMeter().measure().written_bytes == 0
