@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,16 +104,36 @@ class Mirror:
         except SealBrokenError as error:
             raise VerificationError((f"{path}: {error}",), subject=key) from error
 
-    def send(self, key: str, entries: Iterable[FileEntry]) -> None:
+    def send(self, key: str, entries: Iterable[FileEntry], *, source: Path | None = None) -> None:
         """Uploads files that were made in an artifact's local folder. Files that storage has already, with the same content, are success.
+
+        Args:
+            key: the artifact's.
+            entries: the files.
+            source: the folder in which they are found; default: the artifact's.
 
         Raises:
             VerificationError: a local file is not what its entry says.
             AlreadyExistsError: storage holds other bytes under a file's name.
         """
-        folder = self.folder(key)
+        folder = source or self.folder(key)
         with ThreadPoolExecutor(_FILES_AT_A_TIME, thread_name_prefix="send") as pool:
             list(pool.map(lambda entry: self._send(key, entry, folder=folder), entries))
+
+    def send_held(self, key: str, entries: Iterable[FileEntry]) -> None:
+        """Uploads files as `send` does, by further names of them: they may be removed meanwhile, and where that is the rule, none would ever arrive.
+
+        Raises:
+            FileNotFoundError: one was gone before it began; nothing was sent.
+        """
+        entries = tuple(entries)
+        # what cannot be removed of it goes with the mirror
+        with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.root, ignore_cleanup_errors=True) as name:
+            for entry in entries:
+                link = path_below(Path(name), entry.path)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path_below(self.root, f"{key}/{entry.path}"), link)
+            self.send(key, entries, source=Path(name))
 
     def send_anew(self, key: str, entry: FileEntry) -> None:
         """Uploads a file in place of one that no record names. Raises as `send`."""

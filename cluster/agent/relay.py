@@ -1,8 +1,9 @@
 """Carries the checkpoints of a training between a node's mirror and object storage: ranks write and commit locally, as on a folder.
 
 A local commit becomes true for everybody when its files are in storage and its commit object is created there, exclusively; never before. What ranks
-withdraw or retention removes locally goes in storage too, commits first. On several nodes this one is node 0's: the others send their ranks' files
-when they are asked (`cluster.agent.offers`), and node 0 commits once all of them are there.
+withdraw or retention removes locally goes in storage too, commits first; what retention removes only once storage has a newer one, so that it never
+lacks one. On several nodes this one is node 0's: the others send their ranks' files when they are asked (`cluster.agent.offers`), and node 0 commits
+once all of them are there.
 """
 
 import contextlib
@@ -10,26 +11,29 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.acts import add_act, read_acts
 from cluster.agent.inbound import Inbound
 from cluster.agent.offers import Offers
 from cluster.agent.rounds import Rounds
-from cluster.attempt import committed
+from cluster.attempt import committed, newest_commit
 from cluster.epoch import newest_epoch, read_epoch
-from cluster.layout import ArtifactLayout, step_name
+from cluster.layout import ArtifactLayout
 from cluster.mirror import Mirror
 from cluster.patience import PatientStorage
 from cluster.storage import FileStorage
+from schemas.attempt import EpochRecord
 from schemas.checkpoint import CommitRecord
-from schemas.errors import VerificationError
+from schemas.errors import UnreachableError, VerificationError
 from schemas.sealed import SealBrokenError
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 _FOLDER = re.compile(r"^step-(?P<step>\d+)\.e(?P<epoch>\d+)$")
+_MARKER = re.compile(r"^step-(?P<step>\d+)\.e(?P<epoch>\d+)\.json$")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class _Part:
     """What node 0 has sent of a checkpoint."""
 
     commit: CommitRecord
+    data: bytes
+    """The commit as written."""
     files: frozenset[str]
     """Paths below the checkpoint's folder."""
 
@@ -59,13 +65,17 @@ class CheckpointRelay:
         self._inbound = Inbound(mirror, storage=storage, layout=layout, spare_commits=spare_commits)
         self._local = FileStorage(mirror.root)
         self._known: dict[int, bytes] = {}
-        """Step → commit, as it came from storage or was sent there."""
+        """Step → commit, as it came from storage or was sent there. Also those that were refused there, or not whole."""
+        self._stored: set[int] = set()
+        """Those of them that storage has, whole."""
         self._pending: dict[int, _Part] = {}
         """Step → what this node has sent of it, while it waits for the others."""
         self._leaving: set[str] = set()
         """Folders of commits that were withdrawn while retention, or a rank that was killed in its midst, has them here still."""
         self._sent: set[str] = set()
         """Small objects that storage has."""
+        self._fenced = False
+        """Whether another attempt was seen to have started ranks since `begin`: nothing is carried any more."""
         self._acts_lock = threading.Lock()
         self._rounds = Rounds(self._forward, name="relay")
 
@@ -73,7 +83,7 @@ class CheckpointRelay:
         """Brings what the next start of ranks goes on from: acts, epochs, and the newest checkpoint that verifies.
 
         On one node, a later start of the same attempt goes on from what is here: the upload of its newest commit may still be under way. On
-        several, that is finished first, and all nodes take what storage has.
+        several, that is finished first, and all nodes take what storage has. So does one node that lost its commits: ranks would begin at step 0.
 
         Raises:
             UnreachableError: storage fails.
@@ -82,15 +92,19 @@ class CheckpointRelay:
         is_first = not self._rounds.begun
         if not (is_first or self._offers.alone):
             self._drain()
+        self._fenced = False
         with self._acts_lock:
             self._settle_acts()
         epoch = self._inbound.bring_epoch()
-        if is_first:
+        has_nothing = is_first or self._is_lost()
+        if has_nothing:
             self._sent.update(self._inbound.bring_names(f"{self._layout.key}/quarantine"))
+        if is_first:
             self._sweep()
-        if is_first or not self._offers.alone:
+        if has_nothing or not self._offers.alone:
             with self._rounds.lock:
                 self._known = self._inbound.bring_commits(committed(self._storage, self._layout))
+                self._stored = self._known.keys() - self._inbound.damaged
         if not self._offers.alone:
             self._offers.announce(epoch, self._known)
         if is_first:
@@ -108,7 +122,7 @@ class CheckpointRelay:
         while True:
             with self._rounds.lock:
                 self._forward()
-                if not self._pending:
+                if self._fenced or not self._pending:
                     return
                 if self._offers.hopeless:
                     logger.error("steps %s are not committed in storage: a node that holds part of them is gone", sorted(self._pending))
@@ -146,25 +160,89 @@ class CheckpointRelay:
     # ---- to storage ---------------------------------------------------------------------------------------------------
 
     def _forward(self) -> None:
-        """Carries what is new here: acts and markers first, which commits rely on, then commits, the newest first."""
+        """Carries what is new here: acts and markers first, which commits rely on, then commits, the newest first.
+
+        What ranks withdrew goes at once. What retention removed waits for what is sent now: it may be the only commit that storage has.
+        """
+        if self._fenced:
+            return
         with self._acts_lock:
             self._send_names(self._layout.acts)
         self._send_names(f"{self._layout.key}/quarantine")
         here = {step: commit for step in committed(self._local, self._layout) if (commit := self._commit_here(step)) is not None}
-        for step in [step for step, data in self._known.items() if here.get(step) != data]:
+        if self._is_lost():
+            what = f"{self._mirror.root / self._layout.commits} is gone"
+            raise UnreachableError(what, why="ranks remove commits, never their folder", mend="keep what cleans up away from the scratch folder")
+        newest = newest_commit(self._local, self._layout)  # after `here`: retention removes a commit when a newer one is there
+        gone = [step for step, data in self._known.items() if here.get(step) != data]
+        superseded = [step for step in gone if step not in here and step < newest and self._is_good(step)]
+        withdrawn = [step for step in gone if step not in superseded]
+        if withdrawn and self._is_fenced():
+            return
+        for step in withdrawn:
             self._withdraw(step)
-        for folder in [folder for folder in self._leaving if not (self._mirror.root / folder).exists()]:
+        self._send_new(here, newest=newest)
+        self._remove_old([step for step in superseded if self._has_newer(step, here)])
+
+    def _send_new(self, here: Mapping[int, bytes], *, newest: int) -> None:
+        """Sends what storage does not have; what retention removed after this node had sent its part stays wanted until a newer one is there."""
+        for step, part in list(self._pending.items()):
+            is_superseded = step not in here and step < newest and not self._has_newer(step, here)
+            if here.get(step) != part.data and not is_superseded:
+                self._give_up(part.commit)
+        fresh = {step: part.data for step, part in self._pending.items()} | {step: here[step] for step in here.keys() - self._known.keys()}
+        steps = sorted(fresh, reverse=True)
+        if not self._offers.alone:
+            for step in steps:
+                if step not in self._pending:
+                    self._offers.offer(CommitRecord.from_bytes(fresh[step]), fresh[step])
+        for step in steps:
+            self._send(step, fresh[step])
+
+    def _remove_old(self, steps: list[int]) -> None:
+        """Removes commits that retention removed here, and the data of removed commits once they are not here either."""
+        if (steps or self._left()) and self._is_fenced():  # asked again: to send may have taken long
+            return
+        for step in steps:
+            self._withdraw(step)
+        for folder in self._left():
             self._storage.delete(folder)
             self._leaving.discard(folder)
-        for step in self._pending.keys() - here.keys():  # retention was faster
-            self._give_up(self._pending[step].commit)
-        fresh = sorted(here.keys() - self._known.keys(), reverse=True)
-        if not self._offers.alone:
-            for step in fresh:
-                if step not in self._pending:
-                    self._offers.offer(CommitRecord.from_bytes(here[step]), here[step])
-        for step in fresh:
-            self._send(step, here[step])
+
+    def _left(self) -> list[str]:
+        return [folder for folder in self._leaving if not (self._mirror.root / folder).exists()]
+
+    def _is_lost(self) -> bool:
+        """Whether something else than ranks removed the commits here: to be gone means nothing then."""
+        return bool(self._known) and not (self._mirror.root / self._layout.commits).is_dir()
+
+    def _is_fenced(self) -> bool:
+        """Whether ranks of another attempt have started: it goes on from what storage has, and that is no longer this one's to remove."""
+        newest = self._newest_start()
+        self._fenced = newest.key != self._key
+        if self._fenced:
+            logger.error("nothing is carried to storage any more: another attempt has begun epoch %d", newest.epoch)
+        return self._fenced
+
+    def _newest_start(self) -> EpochRecord:
+        return read_epoch(self._storage, self._layout, newest_epoch(self._storage, self._layout))
+
+    def _has_newer(self, step: int, here: Mapping[int, bytes]) -> bool:
+        """Whether storage has a newer commit that ranks have not withdrawn either."""
+        return any(other > step for other in self._stored & here.keys())
+
+    def _is_good(self, step: int) -> bool:
+        """Whether storage has this commit and ranks did not find it damaged. They mark a damaged one in a later epoch than the one that wrote it."""
+        try:
+            epoch = CommitRecord.from_bytes(self._known[step]).epoch
+        except SealBrokenError:
+            return False
+        return step in self._stored and all(found_in <= epoch for found_in in self._marks(step))
+
+    def _marks(self, step: int) -> list[int]:
+        """Returns the epochs in which commits of a step were found damaged."""
+        matches = (_MARKER.match(name) for name in self._local.names(f"{self._layout.key}/quarantine"))
+        return [int(match["epoch"]) for match in matches if match is not None and int(match["step"]) == step]
 
     def _send_names(self, folder: str) -> None:
         for name in self._local.names(folder):
@@ -188,7 +266,7 @@ class CheckpointRelay:
         commit = CommitRecord.from_bytes(data)
         if step not in self._pending:
             try:
-                self._pending[step] = self._send_own(commit)
+                self._pending[step] = self._send_own(commit, data)
             except FileNotFoundError:  # retention was faster
                 self._give_up(commit)
                 return
@@ -205,21 +283,23 @@ class CheckpointRelay:
             self._commit(commit, data)
         self._close(commit, data)
 
-    def _send_own(self, commit: CommitRecord) -> _Part:
+    def _send_own(self, commit: CommitRecord, data: bytes) -> _Part:
         """Uploads what this node has of a checkpoint: on one node all of it. Raises FileNotFoundError, VerificationError."""
         folder, own = f"{self._layout.key}/{commit.folder}", commit.files
         if not self._offers.alone:
             own = tuple(entry for entry in own if (self._mirror.root / folder / entry.path).exists())
-        self._mirror.send(folder, own)
-        return _Part(commit, files=frozenset(entry.path for entry in own))
+        self._mirror.send_held(folder, own)
+        return _Part(commit, data=data, files=frozenset(entry.path for entry in own))
 
     def _commit(self, commit: CommitRecord, data: bytes) -> None:
         """Commits in storage, unless a newer start of ranks exists elsewhere."""
         key = self._layout.commit(commit.step)
-        newest = read_epoch(self._storage, self._layout, newest_epoch(self._storage, self._layout))
+        newest = self._newest_start()
         if newest.key != self._key:
             logger.error("step %d of epoch %d is not committed: another attempt has begun epoch %d", commit.step, commit.epoch, newest.epoch)
-        elif not self._mirror.create(key, data) and self._storage.read(key) != data:
+        elif self._mirror.create(key, data) or self._storage.read(key) == data:
+            self._stored.add(commit.step)
+        else:
             logger.error("step %d is committed already by another start; this one's copy is not", commit.step)
 
     def _close(self, commit: CommitRecord, data: bytes) -> None:
@@ -231,6 +311,7 @@ class CheckpointRelay:
 
     def _give_up(self, commit: CommitRecord) -> None:
         """Removes what was uploaded of a checkpoint that is not here any more."""
+        logger.warning("step %d is not committed in storage: it was removed here before it was sent", commit.step)
         self._pending.pop(commit.step, None)
         if not self._offers.alone:
             self._offers.close(commit)
@@ -242,7 +323,8 @@ class CheckpointRelay:
         A checkpoint that was damaged here alone stays in storage: the next attempt goes on from it.
         """
         data = self._known.pop(step)
-        marked = any(name.startswith(f"{step_name(step)}.") for name in self._local.names(f"{self._layout.key}/quarantine"))
+        self._stored.discard(step)
+        marked = bool(self._marks(step))
         if marked and step not in self._inbound.damaged:
             return
         if self._storage.exists(self._layout.commit(step)) and self._storage.read(self._layout.commit(step)) == data:

@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cluster.storage import FileStorage, file_entry
 from schemas.act import Act, ActKind
 from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord, QuarantineRecord
+from schemas.errors import UnreachableError
 from tests.fakes.job_request import gang_request
 from tests.fakes.live_job import wait_until
 from tests.fakes.s3_faults import troubled
@@ -45,6 +47,7 @@ class Start:
         self.relay = CheckpointRelay(self.mirror, storage=self.storage, layout=LAYOUT, key=self.key, spare_commits=spare, offers=offers)
         self.local = FileStorage(self.mirror.root)
         self.epoch = -1
+        self.ended = False
 
     def begin(self) -> None:
         self.epoch = take_epoch(self.storage, LAYOUT, attempt=0, key=self.key, world_size=1, rendezvous="", reason="test").epoch
@@ -80,6 +83,23 @@ class Start:
     def end(self) -> None:
         self.relay.settle()
         self.mirror.close()
+        self.ended = True
+
+
+class Gate:
+    """Holds back calls of a method until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Mirror | S3Storage, method: str, *, names: str) -> None:
+        """Args: names: what the key of a call that waits contains."""
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self._names, self._call = names, getattr(owner, method)
+        monkeypatch.setattr(owner, method, self._pass)
+
+    def _pass(self, *args: Any, **options: Any) -> Any:
+        if any(self._names in value for value in args if isinstance(value, str)):
+            self.reached.set()
+            assert self.opened.wait(60.0)
+        return self._call(*args, **options)
 
 
 @pytest.fixture
@@ -101,7 +121,8 @@ def start(storage: S3Storage, tmp_path: Path) -> Iterator[Callable[..., Start]]:
 
     yield start
     for each in starts:
-        each.relay.settle()
+        if not each.ended:
+            each.relay.settle()
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["same machine", "another machine"])
@@ -145,6 +166,127 @@ def test_data_of_which_storage_lost_the_commit_first_go_once_retention_has_remov
     first.end()
 
 
+def test_the_only_commit_of_storage_stays_until_a_newer_one_is_there(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention is faster than the upload: a node that is lost meanwhile must not take the training back to step 0."""
+    first = start()
+    old = first.commit(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    gate = Gate(monkeypatch, first.mirror, "send", names=step_name(10))
+    with first.relay._rounds.lock:  # or a round may fall between the two
+        first.commit(10)
+        first.remove(5)
+    wait_until(gate.reached.is_set)
+    assert committed(storage, LAYOUT) == (5,)
+    assert storage.names(f"{LAYOUT.key}/{old.folder}") != ()
+    gate.opened.set()
+    wait_until(lambda: committed(storage, LAYOUT) == (10,))
+    first.end()
+    assert storage.names(f"{LAYOUT.key}/{old.folder}") == ()
+
+
+def test_a_step_that_was_made_again_after_damage_stays_until_a_newer_one_is_there(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker of its damaged predecessor says nothing about it."""
+    first = start()
+    damaged = first.commit(5)
+    first.end()
+    storage.delete(f"{LAYOUT.key}/{damaged.folder}/rank-0000.bin")
+    second = start(cold=True)
+    second.quarantine(5)
+    wait_until(lambda: committed(storage, LAYOUT) == ())
+    second.commit(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    gate = Gate(monkeypatch, second.mirror, "send", names=step_name(10))
+    with second.relay._rounds.lock:
+        second.commit(10)
+        second.remove(5)
+    wait_until(gate.reached.is_set)
+    assert committed(storage, LAYOUT) == (5,)
+    gate.opened.set()
+    wait_until(lambda: committed(storage, LAYOUT) == (10,))
+
+
+def test_a_damaged_commit_goes_at_once_also_where_a_newer_one_is_on_its_way(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    damaged = first.commit(5)
+    first.end()
+    storage.delete(f"{LAYOUT.key}/{damaged.folder}/rank-0000.bin")
+    second = start(cold=True)
+    gate = Gate(monkeypatch, second.mirror, "send", names=step_name(10))
+    with second.relay._rounds.lock:
+        second.commit(10)
+        second.quarantine(5)
+    wait_until(gate.reached.is_set)
+    assert committed(storage, LAYOUT) == ()
+    gate.opened.set()
+    wait_until(lambda: committed(storage, LAYOUT) == (10,))
+
+
+def test_a_checkpoint_that_retention_removes_while_it_is_sent_is_committed_all_the_same(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where uploads always take longer than retention keeps, storage would never get a commit."""
+    first = start()
+    monkeypatch.setattr("cluster.mirror._FILES_AT_A_TIME", 1)
+    upload, newer = Gate(monkeypatch, first.mirror.storage, "upload", names="rank-0000"), Gate(monkeypatch, first.mirror, "send", names=step_name(15))
+    commit = first.commit(10)
+    wait_until(upload.reached.is_set)
+    first.commit(15)
+    first.remove(10)
+    upload.opened.set()
+    wait_until(newer.reached.is_set)
+    assert committed(storage, LAYOUT) == (10,)
+    for file in commit.files:
+        assert storage.hash(f"{LAYOUT.key}/{commit.folder}/{file.path}") == file.xxh3
+    newer.opened.set()
+    wait_until(lambda: committed(storage, LAYOUT) == (15,))
+    assert not list(first.mirror.root.glob(".sending-*")), "what held the files is gone"
+
+
+def test_a_checkpoint_that_was_removed_before_its_upload_began_is_given_up_aloud(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = start()
+    gate = Gate(monkeypatch, first.mirror, "send", names=step_name(15))
+    with first.relay._rounds.lock:
+        first.commit(10)
+        first.commit(15)
+    wait_until(gate.reached.is_set)
+    first.remove(10)
+    gate.opened.set()
+    wait_until(lambda: "step 10 is not committed in storage: it was removed here before it was sent" in caplog.text)
+    first.end()
+    assert committed(storage, LAYOUT) == (15,)
+
+
+def test_a_checkpoint_that_was_sent_is_committed_although_retention_removes_it_before_storage_answers(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    create, tried, created, go_on = first.mirror.create, threading.Event(), list[str](), threading.Event()
+
+    def late(name: str, data: bytes) -> bool:
+        if name == LAYOUT.commit(10) and not tried.is_set():
+            tried.set()
+            assert go_on.wait(60.0)
+            raise UnreachableError("storage is away", why="test", mend="wait")
+        created.append(name)
+        return create(name, data)
+
+    monkeypatch.setattr(first.mirror, "create", late)
+    first.commit(10)
+    wait_until(tried.is_set)
+    first.commit(15)
+    first.remove(10)
+    go_on.set()
+    wait_until(lambda: committed(storage, LAYOUT) == (15,) and LAYOUT.commit(10) in created)
+
+
 def test_a_checkpoint_that_is_damaged_in_storage_is_passed_over_and_withdrawn_where_ranks_withdraw_it(
     start: Callable[..., Start], storage: S3Storage
 ) -> None:
@@ -182,6 +324,64 @@ def test_an_attempt_that_was_taken_for_dead_commits_nothing(start: Callable[...,
     forgotten.commit(5)
     forgotten.end()
     assert committed(storage, LAYOUT) == ()
+
+
+def test_an_attempt_that_was_taken_for_dead_removes_nothing(start: Callable[..., Start], storage: S3Storage) -> None:
+    """The next one goes on from what storage has."""
+    forgotten = start()
+    commits = [forgotten.commit(step) for step in (5, 10)]
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    start()
+    forgotten.remove(5)
+    forgotten.local.delete(LAYOUT.commit(10))  # as ranks do that go back
+    forgotten.end()
+    assert committed(storage, LAYOUT) == (5, 10)
+    for commit in commits:
+        assert len(storage.names(f"{LAYOUT.key}/{commit.folder}")) == 2
+
+
+def test_an_attempt_that_is_taken_for_dead_while_it_sends_removes_nothing_afterwards(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = start()
+    forgotten.commit(5)
+    forgotten.commit(10)
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    gate = Gate(monkeypatch, forgotten.mirror, "send", names=step_name(15))
+    with forgotten.relay._rounds.lock:
+        forgotten.commit(15)
+        forgotten.remove(5)
+    wait_until(gate.reached.is_set)
+    start()
+    gate.opened.set()
+    forgotten.end()
+    assert committed(storage, LAYOUT) == (5, 10)
+
+
+def test_a_mirror_that_something_else_removed_takes_nothing_from_storage(
+    storage: S3Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Start(storage, tmp_path / "cache")
+    first.begin()
+    commits = [first.commit(step) for step in (5, 10)]
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    shutil.rmtree(first.mirror.root)
+    wait_until(lambda: caplog.text.count("/commits is gone") >= 2)
+    with pytest.raises(UnreachableError, match="/commits is gone"):
+        first.end()
+    assert committed(storage, LAYOUT) == (5, 10)
+    for commit in commits:
+        assert len(storage.names(f"{LAYOUT.key}/{commit.folder}")) == 2
+
+
+def test_a_later_start_on_a_node_that_lost_its_mirror_finds_what_storage_has(start: Callable[..., Start], storage: S3Storage) -> None:
+    first = start()
+    first.commit(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    shutil.rmtree(first.mirror.root)
+    first.begin()
+    assert committed(first.local, LAYOUT) == (5,)
+    assert first.has_data(5)
 
 
 @pytest.mark.exhaustive
