@@ -161,7 +161,7 @@ class Lease:
         self.release()
 
     def _renew(self) -> None:
-        """Renews until the lease is released or taken over. A storage that does not answer is asked again: nobody can take a lease there either."""
+        """Renews until the lease is released or taken over. A storage that does not answer is asked again: whether somebody took it is known then."""
         while not self._ending.wait(self._ttl_s / 3):
             try:
                 if not self.still_held():

@@ -6,6 +6,7 @@ answer was lost: equal bytes alone would not tell it from another writer's.
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
@@ -23,6 +24,8 @@ from cluster.storage import AlreadyExistsError, open_regular
 from schemas.artifact import FileEntry
 from schemas.errors import ConfigError, HeadraceError, Problem, UnreachableError
 from schemas.reference import resolve_secrets
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 8 << 20
 """What one request carries of a large file. S3 takes no smaller parts than 5 MiB."""
@@ -120,10 +123,7 @@ class S3Storage:
             if self.size(key) != entry.size or self.hash(key) != entry.xxh3:
                 raise
         if in_parts:
-            # Of starts that were killed, and of a node that runs the same item. Not before the object is there: that node's upload is alive,
-            # and may be the one that comes to an end. From now on none can, and who is still at it finds these bytes.
-            name = self._name(key)
-            self._abort(upload for upload in self._uploads(name) if upload["Key"] == name)
+            self._end_other_uploads(self._name(key))
 
     def download(self, key: str, path: Path, *, size: int) -> None:
         """Writes the object's first `size` bytes into the new file `path`, several blocks at once. Checks nothing. Raises FileNotFoundError."""
@@ -177,6 +177,15 @@ class S3Storage:
     def _uploads(self, prefix: str) -> Sequence[Mapping[str, Any]]:
         """Returns the uploads in parts that are under way, of objects whose names in the bucket begin with `prefix`."""
         return self._s3.call("list_multipart_uploads", Prefix=prefix).get("Uploads") or ()
+
+    def _end_other_uploads(self, name: str) -> None:
+        """Ends what others began of an object that is there now: starts that were killed, and a node that runs the same item. Not before: that node's
+        upload is alive, and may be the one that comes to an end. From now on none can, and who is still at it finds these bytes.
+        """
+        try:
+            self._abort(upload for upload in self._uploads(name) if upload["Key"] == name)
+        except (OSError, HeadraceError) as error:  # what was asked for is done
+            logger.warning("unfinished uploads of %s may be left: %s", name, error)
 
     def _abort(self, uploads: Iterable[Mapping[str, Any]]) -> None:
         for upload in uploads:

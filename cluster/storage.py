@@ -247,7 +247,9 @@ def publish_file(temporary: Path, path: Path, *, xxh3: str | None = None) -> Fil
     except AlreadyExistsError as error:
         if hash_file(path) != entry.xxh3:
             why = "an earlier start left it, which was cut short and had other versions of libraries; or it is damaged"
-            raise AlreadyExistsError(f"{path}: is there with other bytes", why=why, mend="delete this file and run again; the others are kept") from error
+            raise AlreadyExistsError(
+                f"{path}: is there with other bytes", why=why, mend="once nothing works on it, delete this file and run again; the others are kept"
+            ) from error
     temporary.unlink()
     return entry
 

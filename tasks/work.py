@@ -83,6 +83,8 @@ class Work:
     """Whether somebody asked to make it anew (`--from`)."""
     mirror: Mirror | None = None
     """Where this process finds files of object storage; None: storage is a folder."""
+    still_held: Callable[[], bool] = lambda: True
+    """Whether this process still holds the artifact's lease."""
     layout: ArtifactLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +130,16 @@ class Work:
     def note(self, message: str) -> None:
         """Tells people one line: task log, terminal, journal."""
         self.bench.note(self.stage, message)
+
+    def check_lease(self) -> None:
+        """Makes sure that nobody else makes, or has made, this artifact: a machine may sleep, or be cut off, for longer than its lease lasts.
+
+        Raises:
+            LeaseHeldError: another process has taken it over.
+        """
+        if not self.still_held():
+            why = "this one was silent for longer than its lease"
+            raise LeaseHeldError(f"{self.key} was taken over by another process", why=why, mend="headrace resume goes on")
 
     def publish_json(self, name: str, value: BaseModel | Mapping[str, Any]) -> FileEntry:
         """Writes a JSON file of the artifact exclusively and returns its entry. Equal bytes that are there already are success.
@@ -237,6 +249,7 @@ class Work:
             self.storage.create_exclusive(key, data)
         except AlreadyExistsError as error:
             if self.storage.read(key) != data:
+                self.check_lease()
                 finding = f"{key}: is there with other content than this start made"
                 mend = f"nothing in {self.storage.url}/{self.key} is finished: remove that folder and run again"
                 raise VerificationError((finding,), subject=self.key, mend=mend) from error
@@ -264,14 +277,13 @@ def make(
     with Lease.take(bench.storage, layout.leases, watch_s=PATIENCE_S) as lease, _mirror_of(bench) as mirror:
         if bench.storage.exists(layout.record):  # another process finished it while we waited for the lease
             return bench.store.read(key)
-        work = Work(bench=bench, identity=identity, key=key, inputs=inputs, is_rebuild=is_rebuild, mirror=mirror)
+        work = Work(bench=bench, identity=identity, key=key, inputs=inputs, is_rebuild=is_rebuild, mirror=mirror, still_held=lease.still_held)
         finish_sweep(bench.storage, key, held=lease.still_held)
+        work.check_lease()
         for record in inputs.values():
             bench.store.check_heads(record)
         draft = build(work)
-        if not lease.still_held():
-            why = "this one was silent for longer than its lease"
-            raise LeaseHeldError(f"{key} was taken over by another process", why=why, mend="headrace resume goes on")
+        work.check_lease()
         if (folder := bench.storage.local_path(key)) is not None:
             remove_unfinished(folder)  # of items of killed jobs; a job that is over has no other
         record = ArtifactRecord(

@@ -136,7 +136,7 @@ class Nursery:
             self.wait(0.1)
         if self.running:
             logger.error("processes %s do not end after SIGKILL; they hang in the kernel", sorted(self.running))
-            self.running.clear()  # killed already: whoever starts next does not know them
+            self.running.clear()  # killed already: whoever starts next does not know them, though they may hold devices still
 
     def warm_up(self, recorded: Path) -> None:
         """Lets the zygote import what a rank wrote down in `recorded`; later zygotes too."""

@@ -21,13 +21,11 @@ from cluster.environment import STACKS_FILE
 from cluster.watchdog import ProcessFacts, ProcessState
 
 ANSWER_S = 2.0
-"""Longest wait for stacks. Ranks are replaced afterwards, so every second of it is lost."""
+"""Longest wait for stacks, three times: for py-spy, for ranks that run, for stopped ones. Ranks are replaced afterwards, so every second is lost."""
 
 _SIGNAL = signal.SIGRTMIN + 6 if sys.platform == "linux" else signal.SIGUSR2
 """A real-time signal: schedulers and libraries use SIGUSR1 and SIGUSR2 themselves."""
 _QUIET_S = 0.05
-_AT_LEAST_S = 2.0
-"""They are waited for so long, however long py-spy took."""
 _STATES: Mapping[str, ProcessState] = {
     "R": ProcessState.RUNNING,
     "S": ProcessState.SLEEPING,
@@ -86,7 +84,7 @@ def waits_for_disk(pid: int) -> bool:
 
 
 def collect_stacks(processes: Iterable[RankProcess]) -> dict[int, str]:
-    """Returns each rank's stacks as text, after at most some `ANSWER_S`: of those that run before those that are stopped.
+    """Returns each rank's stacks as text, after at most three times `ANSWER_S`: of those that run before those that are stopped.
 
     Stopped processes of which py-spy tells nothing are woken to answer, and then go on: the caller ends them all afterwards.
     """
@@ -100,13 +98,13 @@ def collect_stacks(processes: Iterable[RankProcess]) -> dict[int, str]:
     stopped = [process for process in waking if _is_frozen(process.pid)]
     for process in waking:
         _send(process.pid, _SIGNAL)
-    deadline = max(deadline, time.monotonic() + _AT_LEAST_S)  # py-spy may have used it up
+    deadline = time.monotonic() + ANSWER_S
     for process in waking:
         if process not in stopped:
             answers[process.rank] = _answer(process, deadline=deadline)
     for process in stopped:  # only now: it goes on with its work, and then those that wait for it do
         _send(process.pid, signal.SIGCONT)
-    deadline = max(deadline, time.monotonic() + _AT_LEAST_S)
+    deadline = time.monotonic() + ANSWER_S
     for process in stopped:
         answers[process.rank] = _answer(process, deadline=deadline)
     return {

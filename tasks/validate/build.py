@@ -90,6 +90,7 @@ def _publish_wherever_files_lie(work: Work, name: str, value: CorpusPlan | Corpu
         with contextlib.suppress(ValidationError):  # it is something else, which `publish_json` refuses
             earlier = type(value).model_validate_json(work.storage.read(key))
             if earlier != value and earlier.without_places() == value.without_places():
+                work.check_lease()  # else it is that of whoever goes on
                 work.storage.delete(key)
     return work.publish_json(name, value)
 

@@ -169,6 +169,20 @@ def test_of_two_that_upload_one_file_at_once_the_slower_finds_the_others_object(
 
 
 @pytest.mark.slow
+def test_an_object_that_is_there_is_there_though_nobody_may_list_uploads(
+    storage: S3Storage, large: tuple[Path, FileEntry], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_self: S3Storage, prefix: str) -> None:
+        raise PermissionError(prefix)
+
+    monkeypatch.setattr(S3Storage, "_uploads", refuse)
+    path, entry = large
+    storage.upload(path, "large", entry=entry)
+    assert storage.hash("large") == entry.xxh3
+    assert "unfinished uploads" in caplog.text
+
+
+@pytest.mark.slow
 def test_an_upload_that_fails_ends_nobody_elses(
     storage: S3Storage, trouble: Trouble, large: tuple[Path, FileEntry], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

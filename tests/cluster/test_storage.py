@@ -126,7 +126,7 @@ def test_a_published_file_keeps_its_bytes_and_equal_ones_are_success(tmp_path: P
         assert (entry.path, entry.size, entry.xxh3) == ("part.parquet", 4, hash_file(final))
         assert not temporary.exists()
     temporary.write_bytes(b"other")
-    with pytest.raises(AlreadyExistsError, match="other bytes(?s:.*)cut short(?s:.*)delete this file and run again"):
+    with pytest.raises(AlreadyExistsError, match=r"other bytes(?s:.*)cut short(?s:.*)delete this file and run again"):
         publish_file(temporary, final)
     assert final.read_bytes() == b"same"
 

@@ -1,7 +1,7 @@
 """A stand-in for `tasks.work.Work` that runs a stage's items in this process, and makers of the corpora that token stages read."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tasks.entry import run_item
 from tasks.file_hashes import FileHashes
 from tasks.identity import identity_of
 from tasks.store import Identity
-from tasks.work import Draft
+from tasks.work import Draft, Work
 from tests.fakes.plain_hashes import PlainHashes
 
 Documents = Mapping[tuple[int, Split], Sequence[str]]
@@ -98,6 +98,7 @@ class InProcessWork:
     items_run: list[int] = field(default_factory=list)
     mirror: None = None
     is_rebuild: bool = False
+    still_held: Callable[[], bool] = lambda: True
 
     def __post_init__(self) -> None:
         self.key = self.key or f"{self.stage.value}/test-000000000000"
@@ -125,6 +126,8 @@ class InProcessWork:
 
     def note(self, message: str) -> None:
         self.notes.append(message)
+
+    check_lease = Work.check_lease
 
     def publish_json(self, name: str, value: BaseModel | Mapping[str, Any]) -> FileEntry:
         data = canonical_json(value)

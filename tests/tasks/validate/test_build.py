@@ -14,7 +14,7 @@ from cluster.storage import file_entry, hash_file
 from schemas.artifact import ArtifactRecord, Provenance
 from schemas.canonical import canonical_json
 from schemas.config import RunConfig
-from schemas.errors import DataVerdictError, InputError
+from schemas.errors import DataVerdictError, InputError, LeaseHeldError
 from schemas.exit_code import ExitCode
 from schemas.manifest import CorpusManifest, CorpusPlan
 from schemas.stage import Stage
@@ -172,6 +172,21 @@ def test_the_same_files_may_lie_elsewhere_when_an_unfinished_corpus_goes_on(
         assert f"{elsewhere}/" in made.read_text()
         assert f"{folder}/" not in made.read_text()
         assert file_entry(made, relative_to=made.parent) in draft.files
+
+
+def test_who_lost_its_lease_leaves_the_plan_of_whoever_goes_on(
+    tmp_path: Path, recipe: Recipe, work_on: WorkOn, lenient_judge: list[CorpusStats]
+) -> None:
+    """Its machine slept, and the other one found the same files elsewhere."""
+    folder, elsewhere, key = write_shards(tmp_path / "in"), tmp_path / "moved", "validate/moved-000000000000"
+    draft = build(work_on(recipe(str(folder), group_bytes=2000), key=key))
+    folder.rename(elsewhere)
+    late = work_on(recipe(str(elsewhere), group_bytes=2000), key=key)
+    late.still_held = lambda: False
+    with pytest.raises(LeaseHeldError, match=f"{key} was taken over by another process"):
+        build(late)
+    for file in draft.files:
+        assert file_entry(tmp_path / "storage" / key / file.path, relative_to=tmp_path / "storage" / key) == file
 
 
 def test_a_column_missing_in_one_shard_stops_the_stage_and_names_shard_and_column(
