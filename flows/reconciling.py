@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from anyio.to_thread import run_sync
 from prefect.client.orchestration import PrefectClient
@@ -54,8 +54,20 @@ on. `interrupted`: ended in order at a signal, jobs and all. `stopped`: somebody
 Decision = Literal["leave", "reschedule", "crash", "cancelled", "stop run", "end job"]
 """Nothing; a new process; the flow run has crashed, or is cancelled; the run's own jobs are asked to stop; the flow run's job is ended."""
 
-Watch = dict[str, tuple[tuple[str, ...], float]]
-"""Run → what its control lease looked like, and since when (monotonic seconds): one that is not renewed any more has no live holder."""
+
+class Watched(NamedTuple):
+    """What was seen of a control lease: one that is not renewed any more has no live holder."""
+
+    names: tuple[str, ...]
+    """What it looked like."""
+    silent_s: float
+    """How long it was watched looking so."""
+    looked_at: float
+    """The last look, monotonic seconds."""
+
+
+Watch = dict[str, Watched]
+"""Run → what was seen of its control lease."""
 
 SETTLING_S: Mapping[StateType, float] = {**dict.fromkeys(StateType, 10.0), StateType.PENDING: 60.0}
 """A younger state is left alone. Pending: between this state and its `sbatch` a worker resolves blocks and waits for Slurm."""
@@ -67,6 +79,9 @@ MOST_RESCHEDULED = 100
 """So many times in all is a flow run given a new process."""
 RESCHEDULED = "AwaitingRetry: its Slurm job is over"
 """How the message of such a state begins; states are counted by it."""
+_MOST_BETWEEN_LOOKS_S = 15.0
+"""What counts as watched from one look to the next: while storage rests, or this process does, nobody's silence is seen. A worker looks with every
+heartbeat, by default every 30 s. A rest, with a holder's 10 s between two renewals before it and after it, must stay within `PATIENCE_S`."""
 _BY_LIMIT = "Deployment concurrency"
 """How Prefect begins to say that a limit cancelled a flow run."""
 _LOOK_BACK = timedelta(days=1)
@@ -142,9 +157,10 @@ def journal_says(run: Run, *, watch: Watch, now: float) -> Journal:
         now: seconds, monotonic.
     """
     names = tuple(run.storage.names(run.layout.control))
-    if watch.get(run.layout.run_id, ((), 0.0))[0] != names:
-        watch[run.layout.run_id] = (names, now)
-    if holder_is_alive(run.storage, run.layout.control) and now - watch[run.layout.run_id][1] <= PATIENCE_S:
+    before = watch.get(run.layout.run_id)
+    silent_s = before.silent_s + min(now - before.looked_at, _MOST_BETWEEN_LOOKS_S) if before is not None and before.names == names else 0.0
+    watch[run.layout.run_id] = Watched(names, silent_s, looked_at=now)
+    if holder_is_alive(run.storage, run.layout.control) and silent_s <= PATIENCE_S:
         return "held"
     events = run.events()
     starts = [event for event in events if event.kind in (EventKind.RUN_STARTED, EventKind.RUN_RESUMED)]

@@ -11,7 +11,7 @@ from tasks.runs import Run
 
 
 def roll_back(model: str, *, alias: str | None, storage: str | None, as_json: bool) -> None:
-    """Points the alias back to the version it had before, and says so.
+    """Points the alias back to the version it had before, and says so; as JSON the log's entry of that move.
 
     Raises:
         InputError: no such model, or nothing to go back to.
@@ -28,8 +28,12 @@ def roll_back(model: str, *, alias: str | None, storage: str | None, as_json: bo
     entry = rollback(registry, run.storage, model_name=name, who=f"{user_name()}@{socket.gethostname()}", alias=alias)
     if as_json:
         show_json(entry)
-    else:
-        show([f"{name}@{alias} is version {entry.version} again; it was version {entry.previous}", f"all moves: headrace rollback {name} --history"])
+        return
+    stands = registry.alias(name, alias)
+    told = f"{name}@{alias} is version {entry.version} again; it was version {entry.previous}"
+    if stands != entry.version:
+        told = f"{name}@{alias} was moved back to version {entry.version}, and is version {stands} now: somebody else moved it meanwhile"
+    show([told, f"all moves: headrace rollback {name} --history"])
 
 
 def show_moves(model: str, *, alias: str | None, storage: str | None, as_json: bool) -> None:

@@ -234,8 +234,8 @@ def _publish_json(task: ItemTask, name: str, value: BaseModel) -> FileEntry:
 def _publish_file(task: ItemTask, temporary: Path, *, name: str) -> FileEntry:
     """Publishes a file, unless an earlier start did that was killed before its record: its file stands then, and its entry is returned.
 
-    Last digits follow from the cores and the device, and times never repeat, so a later start may find others. It replaces nothing here all the same (agents of a bucket decide for themselves):
-    a start that was taken for dead may still write its record, which must fit the files.
+    Last digits follow from the cores and the device, and times never repeat, so a later start may find others. Here it replaces nothing all the same
+    (what becomes of it in a bucket is the agent's affair): a start that was taken for dead may still write its record, which must fit the files.
     """
     final = task.output_dir / name
     try:

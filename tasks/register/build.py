@@ -163,7 +163,7 @@ def _promote(work: Work, subject: _Subject, *, registry: ModelRegistry, version:
             run_id=work.bench.run_id,
             reason=reason,
         )
-        work.note(f"{work.config.model_name}@{alias} is version {version} ({reason})")
+        work.note(f"{work.config.model_name}@{alias} was given to version {version} ({reason})")  # a move made meanwhile may have taken it on
     if not subject.verdict.passed:
         work.note("the gate said no: " + "; ".join(subject.verdict.reasons))
     return tuple(alias for alias, _ in wanted)

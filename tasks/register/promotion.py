@@ -28,7 +28,7 @@ class Promotion(Frozen):
     alias: str
     """The alias."""
     version: int
-    """Where it points now."""
+    """Where it was to point from then on."""
     previous: int | None
     """Where it pointed before; null: nowhere."""
     root_hash: str
@@ -55,7 +55,10 @@ def history(storage: Storage, model_name: str) -> tuple[Promotion, ...]:
 def promote(
     registry: VersionStore, storage: Storage, *, model_name: str, alias: str, version: int, root_hash: str, run_id: str, reason: str
 ) -> Promotion:
-    """Points `alias` to `version` and returns the log's entry of that move; a move that is logged already is only completed."""
+    """Points `alias` to `version` and returns the log's entry of that move; a move that is logged already is only completed.
+
+    The entry is this move's also when a later one has overtaken it: where the alias points now, the registry tells.
+    """
     logged = _newest(storage, model_name, alias=alias)
     previous = registry.alias(model_name, alias)
     # An alias that still points where the newest entry says it came from is a move cut short; anywhere else, somebody moved it.
@@ -81,7 +84,7 @@ def promote(
 
 
 def rollback(registry: VersionStore, storage: Storage, *, model_name: str, who: str, alias: str = CHAMPION) -> Promotion:
-    """Points `alias` back to the version it had before the version it has now, logs the move and returns the entry.
+    """Points `alias` back to the version it had before the version it has now, logs the move and returns the entry, as `promote` does.
 
     Again goes further back: never forward to a version that was rolled back from. Passed over are versions that the registry has no more, or under
     whose number it has another model than was promoted: a registry that was lost and begun anew gives numbers a second time.

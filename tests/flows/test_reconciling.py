@@ -20,6 +20,7 @@ from flows.reconciling import (
     Decision,
     Job,
     Journal,
+    Watch,
     decide,
     journal_says,
     since_running,
@@ -163,11 +164,27 @@ def test_an_interruption_is_told_from_a_wish(run: Run, exit_code: int) -> None:
 
 def test_a_holder_that_renews_is_alive_and_a_silent_one_is_not(run: Run) -> None:
     run.append(EventKind.RUN_STARTED)
-    watch: dict[str, tuple[tuple[str, ...], float]] = {}
+    watch: Watch = {}
     with Lease.take(run.storage, run.layout.control):
-        assert journal_says(run, watch=watch, now=0.0) == "held"
-        assert journal_says(run, watch=watch, now=PATIENCE_S) == "held"
+        for looks in range(5):
+            assert journal_says(run, watch=watch, now=looks * PATIENCE_S / 4) == "held"
         assert journal_says(run, watch=watch, now=PATIENCE_S + 1) == "open", "no renewal was seen in that time"
         run.storage.create_exclusive(f"{run.layout.control}/000001.b000001.json", b'{"at": 1.0}')
         assert journal_says(run, watch=watch, now=PATIENCE_S + 2) == "held"
     assert journal_says(run, watch=watch, now=PATIENCE_S + 3) == "open", "given back"
+
+
+def test_while_nobody_looks_no_silence_is_seen(run: Run) -> None:
+    """Storage or the worker rested for an hour: the holder has its 10 s to the next renewal before that and after it."""
+    run.append(EventKind.RUN_STARTED)
+    watch: Watch = {}
+    with Lease.take(run.storage, run.layout.control):
+        for now in (0.0, 5.0, 10.0, 3610.0, 3615.0, 3620.0):
+            assert journal_says(run, watch=watch, now=now) == "held"
+
+
+def test_a_silent_holder_is_found_with_a_worker_s_usual_heartbeat(run: Run) -> None:
+    run.append(EventKind.RUN_STARTED)
+    watch: Watch = {}
+    with Lease.take(run.storage, run.layout.control):
+        assert [journal_says(run, watch=watch, now=now) for now in (0.0, 30.0, 60.0, 90.0)] == ["held", "held", "held", "open"]

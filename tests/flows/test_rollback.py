@@ -62,6 +62,23 @@ def test_one_command_goes_back(registry: FakeRegistry, tmp_path: Path, monkeypat
     assert "no earlier version" in capsys.readouterr().err
 
 
+def test_a_move_that_overtakes_the_rollback_is_told(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.create_version("demo", model_id="m", tags={"headrace.root_hash": "a"}, description="")
+
+    def be_overtaken(operation: str) -> None:
+        if operation == "set_alias":
+            registry.before = lambda name: None
+            storage = FileStorage(tmp_path)
+            promote(registry, storage, model_name="demo", alias=CHAMPION, version=3, root_hash="a", run_id=RUN_ID, reason="gate")
+
+    registry.before = be_overtaken
+    assert call(monkeypatch, "demo", "--storage", str(tmp_path)) == 0
+    assert registry.aliases["demo", CHAMPION] == 3
+    assert "demo@champion was moved back to version 1, and is version 3 now" in capsys.readouterr().out
+
+
 def test_the_history_moves_nothing(
     registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
