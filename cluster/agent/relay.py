@@ -24,6 +24,7 @@ from cluster.layout import ArtifactLayout
 from cluster.mirror import Mirror
 from cluster.patience import PatientStorage
 from cluster.storage import FileStorage
+from schemas.act import standing_of
 from schemas.attempt import EpochRecord
 from schemas.checkpoint import CommitRecord
 from schemas.errors import UnreachableError, VerificationError
@@ -74,8 +75,8 @@ class CheckpointRelay:
         """Folders of commits that were withdrawn while retention, or a rank that was killed in its midst, has them here still."""
         self._sent: set[str] = set()
         """Small objects that storage has."""
-        self._fenced = False
-        """Whether another attempt was seen to have started ranks since `begin`: nothing is carried any more."""
+        self._begins, self._fenced_in = 0, -1
+        """Calls of `begin`, and in which of them another attempt was seen to have started ranks. No lock: a round may last as long as an upload."""
         self._acts_lock = threading.Lock()
         self._rounds = Rounds(self._forward, name="relay")
 
@@ -92,7 +93,7 @@ class CheckpointRelay:
         is_first = not self._rounds.begun
         if not (is_first or self._offers.alone):
             self._drain()
-        self._fenced = False
+        self._begins += 1
         with self._acts_lock:
             self._settle_acts()
         epoch = self._inbound.bring_epoch()
@@ -122,7 +123,9 @@ class CheckpointRelay:
         while True:
             with self._rounds.lock:
                 self._forward()
-                if self._fenced or not self._pending:
+                if self._fenced:
+                    self._pending.clear()
+                if not self._pending:
                     return
                 if self._offers.hopeless:
                     logger.error("steps %s are not committed in storage: a node that holds part of them is gone", sorted(self._pending))
@@ -157,12 +160,20 @@ class CheckpointRelay:
                 self._storage.delete(f"{self._layout.checkpoints}/{name}")
         self._storage.patiently(lambda: self._mirror.storage.abandon_uploads(self._layout.checkpoints))
 
+    def _is_lost(self) -> bool:
+        """Whether something else than ranks removed all commits here. Waits for the round under way only when none is here."""
+        if committed(self._local, self._layout):
+            return False
+        with self._rounds.lock:
+            return self._lost_folder() or bool(self._unexplained())
+
     # ---- to storage ---------------------------------------------------------------------------------------------------
 
     def _forward(self) -> None:
         """Carries what is new here: acts and markers first, which commits rely on, then commits, the newest first.
 
-        What ranks withdrew goes at once. What retention removed waits for what is sent now: it may be the only commit that storage has.
+        What ranks withdrew goes at once. What retention removed waits for what is sent now: it may be the only commit that storage has. So does
+        what went without a reason when no commit is left here: a cleaner of old files leaves folders.
         """
         if self._fenced:
             return
@@ -170,12 +181,13 @@ class CheckpointRelay:
             self._send_names(self._layout.acts)
         self._send_names(f"{self._layout.key}/quarantine")
         here = {step: commit for step in committed(self._local, self._layout) if (commit := self._commit_here(step)) is not None}
-        if self._is_lost():
+        if self._lost_folder():
             what = f"{self._mirror.root / self._layout.commits} is gone"
             raise UnreachableError(what, why="ranks remove commits, never their folder", mend="keep what cleans up away from the scratch folder")
         newest = newest_commit(self._local, self._layout)  # after `here`: retention removes a commit when a newer one is there
         gone = [step for step, data in self._known.items() if here.get(step) != data]
-        superseded = [step for step in gone if step not in here and step < newest and self._is_good(step)]
+        kept = self._unexplained() if newest < 0 else frozenset[int]()
+        superseded = [step for step in gone if step not in here and (step in kept or (step < newest and self._is_good(step)))]
         withdrawn = [step for step in gone if step not in superseded]
         if withdrawn and self._is_fenced():
             return
@@ -189,7 +201,7 @@ class CheckpointRelay:
         for step, part in list(self._pending.items()):
             is_superseded = step not in here and step < newest and not self._has_newer(step, here)
             if here.get(step) != part.data and not is_superseded:
-                self._give_up(part.commit)
+                self._give_up(part.commit, part.data)
         fresh = {step: part.data for step, part in self._pending.items()} | {step: here[step] for step in here.keys() - self._known.keys()}
         steps = sorted(fresh, reverse=True)
         if not self._offers.alone:
@@ -212,17 +224,33 @@ class CheckpointRelay:
     def _left(self) -> list[str]:
         return [folder for folder in self._leaving if not (self._mirror.root / folder).exists()]
 
-    def _is_lost(self) -> bool:
+    def _lost_folder(self) -> bool:
         """Whether something else than ranks removed the commits here: to be gone means nothing then."""
         return bool(self._known) and not (self._mirror.root / self._layout.commits).is_dir()
 
+    def _unexplained(self) -> frozenset[int]:
+        """Returns the good commits of storage that no rewind left behind: ranks have no reason to withdraw all of them."""
+        good = [CommitRecord.from_bytes(self._known[step]) for step in self._known if self._is_good(step)]
+        if not good:
+            return frozenset()
+        with self._acts_lock:
+            standing = standing_of(read_acts(self._local, self._layout))
+        return frozenset(commit.step for commit in good if not standing.voids(step=commit.step, epoch=commit.epoch))
+
+    @property
+    def _fenced(self) -> bool:
+        """Whether another attempt was seen to have started ranks since `begin`: nothing is carried any more."""
+        return self._fenced_in == self._begins
+
     def _is_fenced(self) -> bool:
         """Whether ranks of another attempt have started: it goes on from what storage has, and that is no longer this one's to remove."""
+        begins = self._begins  # what is read now says nothing about a `begin` that comes meanwhile
         newest = self._newest_start()
-        self._fenced = newest.key != self._key
-        if self._fenced:
-            logger.error("nothing is carried to storage any more: another attempt has begun epoch %d", newest.epoch)
-        return self._fenced
+        if newest.key == self._key:
+            return False
+        self._fenced_in = begins
+        logger.error("nothing is carried to storage any more: another attempt has begun epoch %d", newest.epoch)
+        return True
 
     def _newest_start(self) -> EpochRecord:
         return read_epoch(self._storage, self._layout, newest_epoch(self._storage, self._layout))
@@ -232,12 +260,14 @@ class CheckpointRelay:
         return any(other > step for other in self._stored & here.keys())
 
     def _is_good(self, step: int) -> bool:
-        """Whether storage has this commit and ranks did not find it damaged. They mark a damaged one in a later epoch than the one that wrote it."""
-        try:
-            epoch = CommitRecord.from_bytes(self._known[step]).epoch
-        except SealBrokenError:
-            return False
-        return step in self._stored and all(found_in <= epoch for found_in in self._marks(step))
+        """Whether storage has this commit and ranks did not find it damaged."""
+        data = self._known[step]
+        return step in self._stored and _epoch_of(data) is not None and not self._is_marked(step, data)
+
+    def _is_marked(self, step: int, data: bytes) -> bool:
+        """Whether ranks found this commit damaged: in a later epoch than its own. An older marker is of one that was made before it."""
+        epoch = _epoch_of(data)
+        return any(epoch is None or found_in > epoch for found_in in self._marks(step))
 
     def _marks(self, step: int) -> list[int]:
         """Returns the epochs in which commits of a step were found damaged."""
@@ -268,7 +298,7 @@ class CheckpointRelay:
             try:
                 self._pending[step] = self._send_own(commit, data)
             except FileNotFoundError:  # retention was faster
-                self._give_up(commit)
+                self._give_up(commit, data)
                 return
             except VerificationError as error:  # ranks will find that, too, when they go on from it
                 logger.error("step %d is not committed in storage: %s", step, error)
@@ -309,9 +339,12 @@ class CheckpointRelay:
         if not self._offers.alone:
             self._offers.close(commit)
 
-    def _give_up(self, commit: CommitRecord) -> None:
-        """Removes what was uploaded of a checkpoint that is not here any more."""
+    def _give_up(self, commit: CommitRecord, data: bytes) -> None:
+        """Removes what was uploaded of a checkpoint that is not here any more; also its commit, if storage has it but its answer was lost."""
+        if self._is_fenced():
+            return
         logger.warning("step %d is not committed in storage: it was removed here before it was sent", commit.step)
+        self._remove_commit(commit.step, data)
         self._pending.pop(commit.step, None)
         if not self._offers.alone:
             self._offers.close(commit)
@@ -324,11 +357,24 @@ class CheckpointRelay:
         """
         data = self._known.pop(step)
         self._stored.discard(step)
-        marked = bool(self._marks(step))
+        marked = self._is_marked(step, data)
         if marked and step not in self._inbound.damaged:
             return
-        if self._storage.exists(self._layout.commit(step)) and self._storage.read(self._layout.commit(step)) == data:
-            self._storage.delete(self._layout.commit(step))
+        self._remove_commit(step, data)
         if not marked:
             with contextlib.suppress(SealBrokenError):  # then nobody knows which they are
                 self._leaving.add(f"{self._layout.key}/{CommitRecord.from_bytes(data).folder}")
+
+    def _remove_commit(self, step: int, data: bytes) -> None:
+        """Removes a commit from storage, unless another one has taken its place."""
+        key = self._layout.commit(step)
+        if self._storage.exists(key) and self._storage.read(key) == data:
+            self._storage.delete(key)
+
+
+def _epoch_of(data: bytes) -> int | None:
+    """Returns the epoch that wrote a commit; None when the commit is damaged."""
+    try:
+        return CommitRecord.from_bytes(data).epoch
+    except SealBrokenError:
+        return None

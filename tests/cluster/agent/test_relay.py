@@ -20,6 +20,7 @@ from cluster.patience import PatientStorage
 from cluster.s3_storage import S3Storage
 from cluster.storage import FileStorage, file_entry
 from schemas.act import Act, ActKind
+from schemas.attempt import EpochRecord
 from schemas.canonical import canonical_json
 from schemas.checkpoint import CommitRecord, QuarantineRecord
 from schemas.errors import UnreachableError
@@ -100,6 +101,13 @@ class Gate:
             self.reached.set()
             assert self.opened.wait(60.0)
         return self._call(*args, **options)
+
+
+def remove_files(folder: Path) -> None:
+    """Removes all files below a folder, and leaves the folders."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
 
 
 @pytest.fixture
@@ -197,7 +205,7 @@ def test_a_step_that_was_made_again_after_damage_stays_until_a_newer_one_is_ther
     second = start(cold=True)
     second.quarantine(5)
     wait_until(lambda: committed(storage, LAYOUT) == ())
-    second.commit(5)
+    again = second.commit(5)
     wait_until(lambda: committed(storage, LAYOUT) == (5,))
     gate = Gate(monkeypatch, second.mirror, "send", names=step_name(10))
     with second.relay._rounds.lock:
@@ -207,6 +215,9 @@ def test_a_step_that_was_made_again_after_damage_stays_until_a_newer_one_is_ther
     assert committed(storage, LAYOUT) == (5,)
     gate.opened.set()
     wait_until(lambda: committed(storage, LAYOUT) == (10,))
+    second.end()
+    assert storage.names(f"{LAYOUT.key}/{again.folder}") == ()
+    assert storage.names(f"{LAYOUT.key}/{damaged.folder}") != (), "evidence stays"
 
 
 def test_a_damaged_commit_goes_at_once_also_where_a_newer_one_is_on_its_way(
@@ -287,6 +298,77 @@ def test_a_checkpoint_that_was_sent_is_committed_although_retention_removes_it_b
     wait_until(lambda: committed(storage, LAYOUT) == (15,) and LAYOUT.commit(10) in created)
 
 
+def without_answer(monkeypatch: pytest.MonkeyPatch, mirror: Mirror, name: str) -> threading.Event:
+    """Storage creates an object, and its answers are lost; returns what is set once it was asked to."""
+    create, created = mirror.create, threading.Event()
+
+    def lost(key: str, data: bytes) -> bool:
+        if key != name:
+            return create(key, data)
+        create(key, data)
+        created.set()
+        raise UnreachableError("storage is away", why="test", mend="wait")
+
+    monkeypatch.setattr(mirror, "create", lost)
+    return created
+
+
+def test_a_checkpoint_that_is_given_up_goes_with_the_commit_whose_answer_was_lost(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No commit may name data that are gone."""
+    first = start()
+    created = without_answer(monkeypatch, first.mirror, LAYOUT.commit(10))
+    old = first.commit(10)
+    wait_until(created.is_set)
+    with first.relay._rounds.lock:
+        first.commit(15)
+        first.remove(10)
+    wait_until(lambda: storage.names(f"{LAYOUT.key}/{old.folder}") == ())
+    assert committed(storage, LAYOUT) == (15,)
+
+
+def test_an_attempt_that_was_taken_for_dead_gives_nothing_up(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = start()
+    created = without_answer(monkeypatch, forgotten.mirror, LAYOUT.commit(10))
+    commit = forgotten.commit(10)
+    wait_until(created.is_set)
+    with forgotten.relay._rounds.lock:
+        start()
+        forgotten.remove(10)
+    forgotten.end()
+    assert committed(storage, LAYOUT) == (10,)
+    assert len(storage.names(f"{LAYOUT.key}/{commit.folder}")) == 2
+    assert not forgotten.relay._pending
+
+
+def test_a_later_start_is_not_fenced_by_what_a_round_read_before_it_and_does_not_wait_for_that_round(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    first.commit(5)
+    first.commit(10)
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    start()
+    read, has_read, go_on = first.relay._newest_start, threading.Event(), threading.Event()
+
+    def late() -> EpochRecord:
+        newest = read()
+        has_read.set()
+        assert go_on.wait(60.0)
+        return newest
+
+    monkeypatch.setattr(first.relay, "_newest_start", late)
+    first.remove(5)
+    wait_until(has_read.is_set)
+    first.begin()
+    go_on.set()
+    first.commit(15)
+    wait_until(lambda: 15 in committed(storage, LAYOUT))
+
+
 def test_a_checkpoint_that_is_damaged_in_storage_is_passed_over_and_withdrawn_where_ranks_withdraw_it(
     start: Callable[..., Start], storage: S3Storage
 ) -> None:
@@ -329,13 +411,13 @@ def test_an_attempt_that_was_taken_for_dead_commits_nothing(start: Callable[...,
 def test_an_attempt_that_was_taken_for_dead_removes_nothing(start: Callable[..., Start], storage: S3Storage) -> None:
     """The next one goes on from what storage has."""
     forgotten = start()
-    commits = [forgotten.commit(step) for step in (5, 10)]
-    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    commits = [forgotten.commit(step) for step in (5, 10, 15)]
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10, 15))
     start()
     forgotten.remove(5)
-    forgotten.local.delete(LAYOUT.commit(10))  # as ranks do that go back
+    forgotten.local.delete(LAYOUT.commit(15))  # as ranks do that go back
     forgotten.end()
-    assert committed(storage, LAYOUT) == (5, 10)
+    assert committed(storage, LAYOUT) == (5, 10, 15)
     for commit in commits:
         assert len(storage.names(f"{LAYOUT.key}/{commit.folder}")) == 2
 
@@ -365,7 +447,8 @@ def test_a_mirror_that_something_else_removed_takes_nothing_from_storage(
     first.begin()
     commits = [first.commit(step) for step in (5, 10)]
     wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
-    shutil.rmtree(first.mirror.root)
+    with first.relay._rounds.lock:  # or a round may find half of it
+        shutil.rmtree(first.mirror.root)
     wait_until(lambda: caplog.text.count("/commits is gone") >= 2)
     with pytest.raises(UnreachableError, match="/commits is gone"):
         first.end()
@@ -374,11 +457,44 @@ def test_a_mirror_that_something_else_removed_takes_nothing_from_storage(
         assert len(storage.names(f"{LAYOUT.key}/{commit.folder}")) == 2
 
 
-def test_a_later_start_on_a_node_that_lost_its_mirror_finds_what_storage_has(start: Callable[..., Start], storage: S3Storage) -> None:
+def test_commits_that_something_else_removed_from_their_folder_stay_in_storage_until_a_newer_one_is_there(
+    start: Callable[..., Start], storage: S3Storage
+) -> None:
+    """Cleaners of old files leave folders in place."""
+    first = start()
+    commits = [first.commit(step) for step in (5, 10)]
+    wait_until(lambda: committed(storage, LAYOUT) == (5, 10))
+    with first.relay._rounds.lock:
+        remove_files(first.mirror.root)
+        first.relay._forward()
+    assert committed(storage, LAYOUT) == (5, 10)
+    for commit in commits:
+        assert len(storage.names(f"{LAYOUT.key}/{commit.folder}")) == 2
+    first.commit(15)
+    wait_until(lambda: committed(storage, LAYOUT) == (15,))
+    first.end()
+
+
+def test_the_only_commits_go_at_once_where_a_rewind_left_them_behind(start: Callable[..., Start], storage: S3Storage) -> None:
     first = start()
     first.commit(5)
     wait_until(lambda: committed(storage, LAYOUT) == (5,))
-    shutil.rmtree(first.mirror.root)
+    act = Act(kind=ActKind.REWIND, epoch=first.epoch, step=7, detail="test", at=0.0, back_to_step=0)
+    with first.relay._rounds.lock:
+        first.local.create_exclusive(LAYOUT.act(0), act.sealed().to_bytes())
+        first.local.delete(LAYOUT.commit(5))
+    wait_until(lambda: committed(storage, LAYOUT) == ())
+
+
+@pytest.mark.parametrize("remove", [shutil.rmtree, remove_files], ids=["folders, too", "files alone"])
+def test_a_later_start_on_a_node_that_lost_its_mirror_finds_what_storage_has(
+    start: Callable[..., Start], storage: S3Storage, remove: Callable[[Path], None]
+) -> None:
+    first = start()
+    first.commit(5)
+    wait_until(lambda: committed(storage, LAYOUT) == (5,))
+    with first.relay._rounds.lock:
+        remove(first.mirror.root)
     first.begin()
     assert committed(first.local, LAYOUT) == (5,)
     assert first.has_data(5)
