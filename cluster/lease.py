@@ -16,7 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from cluster.liveness import CLOCK_SKEW_S
 from cluster.process import ProcessId, is_dead, is_own, owner_here, this_process
@@ -69,6 +69,17 @@ class LeaseBeat(Frozen):
 
     at: float
     """Seconds since the Unix epoch by the holder's clock."""
+
+
+class Watched(NamedTuple):
+    """What somebody who looks now and then saw of a lease: one that is not renewed any more has no live holder."""
+
+    names: tuple[str, ...]
+    """What its folder held."""
+    silent_s: float
+    """How long it was watched holding just that."""
+    looked_at: float
+    """The last look, monotonic seconds."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 from prefect.client.orchestration import PrefectClient
@@ -32,7 +32,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from cluster.launchers.protocol import JobReport, JobState
 from cluster.layout import flow_run_link
-from cluster.lease import PATIENCE_S, holder_is_alive
+from cluster.lease import PATIENCE_S, Watched, holder_is_alive
 from cluster.storage import open_storage
 from flows.cancellation import request_cancel
 from schemas.errors import HeadraceError
@@ -53,18 +53,6 @@ on. `interrupted`: ended in order at a signal, jobs and all. `stopped`: somebody
 
 Decision = Literal["leave", "reschedule", "crash", "cancelled", "stop run", "end job"]
 """Nothing; a new process; the flow run has crashed, or is cancelled; the run's own jobs are asked to stop; the flow run's job is ended."""
-
-
-class Watched(NamedTuple):
-    """What was seen of a control lease: one that is not renewed any more has no live holder."""
-
-    names: tuple[str, ...]
-    """What it looked like."""
-    silent_s: float
-    """How long it was watched looking so."""
-    looked_at: float
-    """The last look, monotonic seconds."""
-
 
 Watch = dict[str, Watched]
 """Run → what was seen of its control lease."""
