@@ -194,15 +194,20 @@ def test_the_only_commit_of_storage_stays_until_a_newer_one_is_there(
     assert storage.names(f"{LAYOUT.key}/{old.folder}") == ()
 
 
-def test_a_step_that_was_made_again_after_damage_stays_until_a_newer_one_is_there(
-    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The marker of its damaged predecessor says nothing about it."""
+def after_damage_in_storage(start: Callable[..., Start], storage: S3Storage) -> tuple[Start, CommitRecord]:
+    """Returns a start that knows of one commit, of step 5, of which a file is gone in storage, and that commit."""
     first = start()
     damaged = first.commit(5)
     first.end()
     storage.delete(f"{LAYOUT.key}/{damaged.folder}/rank-0000.bin")
-    second = start(cold=True)
+    return start(cold=True), damaged
+
+
+def test_a_step_that_was_made_again_after_damage_stays_until_a_newer_one_is_there(
+    start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker of its damaged predecessor says nothing about it."""
+    second, damaged = after_damage_in_storage(start, storage)
     second.quarantine(5)
     wait_until(lambda: committed(storage, LAYOUT) == ())
     again = second.commit(5)
@@ -223,11 +228,7 @@ def test_a_step_that_was_made_again_after_damage_stays_until_a_newer_one_is_ther
 def test_a_damaged_commit_goes_at_once_also_where_a_newer_one_is_on_its_way(
     start: Callable[..., Start], storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = start()
-    damaged = first.commit(5)
-    first.end()
-    storage.delete(f"{LAYOUT.key}/{damaged.folder}/rank-0000.bin")
-    second = start(cold=True)
+    second, _ = after_damage_in_storage(start, storage)
     gate = Gate(monkeypatch, second.mirror, "send", names=step_name(10))
     with second.relay._rounds.lock:
         second.commit(10)
